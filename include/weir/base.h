@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_BASE_H
+#define WEIR_BASE_H
+
+/*
+ * base - what every header of weir shares
+ *
+ * Errors are negative errno values with one meaning each in the whole library;
+ * an outcome that is no failure is a typed enum and never shares a return value
+ * with an error:
+ *
+ *      -EINVAL            an argument lies outside its documented range;
+ *                         nothing was tried
+ *      -EDQUOT            a limit of ours: bytes_max, slots_max, hard budget
+ *      -ENOSPC            a limit of the file system
+ *      -ENOMEM            the kernel refused memory or address space
+ *      -ESTALE            the object of this handle is gone
+ *      -EBADMSG           bytes read back fail their checksum or their shape
+ *      -EPROTONOSUPPORT   a file of a version that we do not read
+ *      -EAGAIN            no progress now; the call says what to wait for
+ *      -EBUSY             in use: children alive, or held by another process
+ *      -ENOENT            there is nothing there: a gap, an empty queue
+ *      -EEXIST            it is there already: a duplicate
+ *      -ERANGE            outside the window: past, or too far ahead
+ *      -EFBIG             larger than the largest item
+ *      -ETIMEDOUT         the deadline passed
+ *      -EOPNOTSUPP        this file system or kernel cannot give the promise
+ *      -ECANCELED         the worker is stopping, or the waiter was cancelled
+ *
+ * Any other code comes unchanged from the system call that a header names. A
+ * call that fails has changed nothing: neither the object nor its ret_
+ * arguments.
+ *
+ * Configurations are filled by designated initialisers; a field that is zero
+ * means its documented default. Every configuration ends in reserved words that
+ * must be zero, else -EINVAL.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+# define WEIR_EXTERN_BEGIN extern "C" {
+# define WEIR_EXTERN_END   }
+#else
+# define WEIR_EXTERN_BEGIN
+# define WEIR_EXTERN_END
+#endif
+
+#define WEIR_API        __attribute__((visibility("default")))
+#define WEIR_MUST_CHECK __attribute__((warn_unused_result))
+
+#define WEIR_VERSION "0.1.0"
+
+WEIR_EXTERN_BEGIN
+
+/* weir_version() - the version of the library that runs, as "major.minor.patch" */
+WEIR_API const char *weir_version(void);
+
+/*
+ * struct weir_slot - the stable name of an item in a region
+ *
+ * Keep slots, never pointers. All zero means none.
+ */
+struct weir_slot {
+    uint32_t index;
+    uint32_t generation;
+};
+
+/* struct weir_label - the user's own words, kept with a slot and shown by weir-dump */
+struct weir_label {
+    uint64_t key;
+    uint16_t owner;
+};
+
+/* weir_slot_is_none() - whether @slot names nothing */
+static inline bool weir_slot_is_none(struct weir_slot slot)
+{
+    return slot.index == 0 && slot.generation == 0;
+}
+
+/*
+ * struct weir_books - who is told when a module's own memory grows or shrinks
+ * @charge:  called with the change in bytes, negative for less; must not fail
+ *           and must not call back into the module. NULL: nobody is told.
+ *
+ * Tables and buffers are counted this way (payload is charged by whoever owns
+ * it). weir_account_books() gives the books of an account.
+ */
+struct weir_books {
+    void (*charge)(void *context, int64_t bytes);
+    void *context;
+};
+
+/*
+ * struct weir_ring - an io_uring, its completions routed to their operations
+ *
+ * Opaque. A worker has one; where a configuration has a ring, NULL means that
+ * the object opens its own.
+ */
+struct weir_ring;
+
+/*
+ * struct weir_operation - one thing under way in a ring
+ * @complete:  called on the ring's own thread, from its poll, with what the
+ *             kernel answered: a result or a negative errno, and the flags of
+ *             the completion (IORING_CQE_F_MORE: more will come)
+ *
+ * Embedded by whoever starts the operation, and alive until its last
+ * completion.
+ */
+struct weir_operation {
+    void (*complete)(struct weir_operation *operation, int32_t result, uint32_t flags);
+};
+
+WEIR_EXTERN_END
+
+#endif

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_GOVERNOR_H
+#define WEIR_GOVERNOR_H
+
+/*
+ * governor - one truth about memory
+ *
+ * A governor has one limit; accounts charge it before they use memory. Each
+ * charge is answered by one of four verdicts:
+ *
+ *      verdict      charged?   what the caller does
+ *      WEIR_ADMIT   yes        goes on
+ *      WEIR_FLUSH   yes        goes on, and starts a flush of the bytes that
+ *                              weir_account_flush_bytes() tells; given once per
+ *                              episode above soft, not with each charge
+ *      WEIR_SPILL   no         puts this item into its overflow region
+ *      WEIR_WAIT    no         queues: weir_account_wait(), or passes the
+ *                              back-pressure on
+ *
+ *      0 ............ soft 80 % ...... spill 90 % ...... hard 100 %
+ *        admit          flush once       spill             wait
+ *
+ * Each level has a leave level below it: it ends only when use has fallen
+ * there. SPILL is answered only to accounts that are spillable and whose
+ * has_room says yes; without room a charge is admitted up to hard and waits
+ * there. Granted charges never pass hard; forced ones may.
+ *
+ * Units    bytes, nanoseconds of CLOCK_MONOTONIC
+ * Thread   the governor: any. An account: the thread that opened it, except
+ *          where a call says Thread: any.
+ * Errors   0 on success, negative errno on failure; a call that fails has
+ *          charged nothing.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <weir/base.h>
+
+WEIR_EXTERN_BEGIN
+
+struct weir_governor;
+struct weir_account;
+
+enum weir_verdict {
+    WEIR_ADMIT,
+    WEIR_FLUSH,
+    WEIR_SPILL,
+    WEIR_WAIT,
+};
+
+enum weir_level {
+    WEIR_LEVEL_CALM,
+    WEIR_LEVEL_SOFT,
+    WEIR_LEVEL_SPILL,
+    WEIR_LEVEL_HARD,
+};
+
+/*
+ * struct weir_governor_config - how a governor is made
+ * @bytes_max:      the limit (hard = 100 %); 0: @percent of the machine
+ * @percent:        of the smallest of cgroup limit (v2, v1) and RAM, when
+ *                  @bytes_max is 0; 0: 60; at most 100
+ * @soft_percent:   0: 80    @soft_leave_percent:   0: 70
+ * @spill_percent:  0: 90    @spill_leave_percent:  0: 85
+ * @hard_leave_percent:      0: 97
+ * @dwell_ns:       how long a level lasts at least before it is left downwards;
+ *                  0: none
+ *
+ * soft_leave < soft < spill_leave < spill < hard_leave < 100 need not hold
+ * between neighbours' leave levels, but soft < spill < 100 by at least 2 points
+ * each, and each leave level at least 1 point below its own level: else -EINVAL.
+ */
+struct weir_governor_config {
+    uint64_t bytes_max;
+    uint32_t percent;
+    uint32_t soft_percent;
+    uint32_t soft_leave_percent;
+    uint32_t spill_percent;
+    uint32_t spill_leave_percent;
+    uint32_t hard_leave_percent;
+    uint64_t dwell_ns;
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_governor_create() - one limit for all accounts of this process
+ * @config:  NULL: all defaults
+ *
+ * Return: 0, -EINVAL, -ENOMEM.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_governor_create(const struct weir_governor_config *config,
+                                                  struct weir_governor **ret_governor);
+
+/* weir_governor_destroy() - takes NULL; all accounts must be closed */
+WEIR_API void weir_governor_destroy(struct weir_governor *governor);
+
+/*
+ * weir_governor_machine_bytes() - the smallest of cgroup limit (v2, v1) and RAM
+ *
+ * What percentages are taken of. Thread: any.
+ */
+WEIR_API uint64_t weir_governor_machine_bytes(void);
+
+/*
+ * struct weir_account_config - who charges
+ * @name:           shown in holders and figures; copied, at most 31 bytes kept
+ * @bytes_max:      its own cap; 0: none. At the cap the verdict is WEIR_WAIT
+ *                  (WEIR_SPILL to a spillable account with room).
+ * @reserve_bytes:  a working set: charged at open, kept until close
+ * @spillable:      may be answered WEIR_SPILL
+ * @transient:      its charges end by themselves (requests), so that waiting
+ *                  for them makes sense
+ * @has_room:       whether the overflow takes @bytes now; NULL: always. Called
+ *                  from charge, on the owner's thread; must not charge.
+ * @notify:         memory was granted to a waiter of this account: call
+ *                  weir_account_poll() on the owner's thread soon. Called from
+ *                  any thread that refunds, under no lock; must not block.
+ *                  NULL: the owner polls anyway.
+ * @context:        passed to both
+ */
+struct weir_account_config {
+    const char *name;
+    uint64_t bytes_max;
+    uint64_t reserve_bytes;
+    bool spillable;
+    bool transient;
+    bool (*has_room)(void *context, size_t bytes);
+    void (*notify)(void *context);
+    void *context;
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_account_open() - an account for this thread
+ *
+ * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve does not fit under hard).
+ */
+WEIR_API WEIR_MUST_CHECK int weir_account_open(struct weir_governor *governor,
+                                               const struct weir_account_config *config,
+                                               struct weir_account **ret_account);
+
+/* weir_account_close() - takes NULL; refunds what is still charged; no waiter may be queued */
+WEIR_API void weir_account_close(struct weir_account *account);
+
+/* ---- Charging --------------------------------------------------------------- */
+
+/*
+ * weir_account_charge() - take @bytes of the budget, or learn what to do instead
+ * @ret_verdict:  always set on 0; WEIR_SPILL and WEIR_WAIT have charged nothing
+ *
+ * Cost:    some nanoseconds; no syscall.
+ *
+ * Return: 0; -EINVAL: no sum can ever fit @bytes (larger than the limit or than
+ *         the account's own cap).
+ */
+WEIR_API WEIR_MUST_CHECK int weir_account_charge(struct weir_account *account, size_t bytes,
+                                                 enum weir_verdict *ret_verdict);
+
+/*
+ * weir_account_charge_forced() - account for what is there already
+ *
+ * Never refused, may pass hard; shown apart in the figures.
+ */
+WEIR_API void weir_account_charge_forced(struct weir_account *account, size_t bytes);
+
+/*
+ * weir_account_refund() - give @bytes back
+ *
+ * More than is charged is our caller's bug: counted as over_refund_count, and
+ * only what is charged comes back.
+ */
+WEIR_API void weir_account_refund(struct weir_account *account, size_t bytes);
+
+/* weir_account_refund_remote() - the same from another thread; Thread: any, while it is open */
+WEIR_API void weir_account_refund_remote(struct weir_account *account, size_t bytes);
+
+/* weir_account_flush_bytes() - how much a flush should free now to reach soft's leave level */
+WEIR_API uint64_t weir_account_flush_bytes(const struct weir_account *account);
+
+/*
+ * weir_account_delay_ns() - what a producer should pause before its next item
+ *
+ * 0 up to soft, growing to 10 ms at hard.
+ */
+WEIR_API uint64_t weir_account_delay_ns(const struct weir_account *account);
+
+/* weir_account_books() - charge_forced and refund, for tables and buffers of a module */
+WEIR_API struct weir_books weir_account_books(struct weir_account *account);
+
+/* ---- Waiting ---------------------------------------------------------------- */
+
+/*
+ * struct weir_waiter - one place in the queue; embedded by the caller
+ * @wake:  called once on the owner's thread, from weir_account_poll(), with 0:
+ *         the bytes are charged already; or -ETIMEDOUT. NULL: the thread sleeps
+ *         in weir_account_wait() itself.
+ *
+ * The fields below belong to the governor from wait until wake or cancel.
+ */
+struct weir_waiter {
+    void (*wake)(struct weir_waiter *waiter, int result);
+    struct weir_account *account;
+    struct weir_waiter *next;
+    struct weir_waiter *previous;
+    uint64_t bytes;
+    uint64_t deadline_ns;
+    uint64_t since_ns;
+    uint32_t state;
+    uint32_t bypassed_count;
+};
+
+/*
+ * weir_account_wait() - queue for @bytes
+ * @deadline_ns:  absolute; UINT64_MAX: none
+ *
+ * First come, first served, except that a small waiter may pass a large one a
+ * bounded number of times. Memory is charged before the wake.
+ *
+ * Return: with @waiter->wake: 0, it is queued and will be woken once. Without:
+ *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT:
+ *         nothing that is charged is reclaimable or transient, so waiting would
+ *         never end: weir_governor_holders() tells who has it.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_account_wait(struct weir_account *account,
+                                               struct weir_waiter *waiter, size_t bytes,
+                                               uint64_t deadline_ns);
+
+/*
+ * weir_account_cancel() - leave the queue
+ *
+ * Return: 0: left, wake will not be called; -ENOENT: it was not queued, or was
+ *         granted already and wake is still to come from the next poll.
+ */
+WEIR_API int weir_account_cancel(struct weir_account *account, struct weir_waiter *waiter);
+
+/* weir_account_poll() - wake granted and late waiters of this account; returns how many */
+WEIR_API int weir_account_poll(struct weir_account *account);
+
+/* ---- Figures ---------------------------------------------------------------- */
+
+struct weir_account_stats {
+    char name[32];
+    uint64_t charged_bytes; /* reserve included */
+    uint64_t peak_bytes;
+    uint64_t forced_bytes; /* ever forced */
+    uint64_t admit_count;
+    uint64_t flush_count;
+    uint64_t spill_count;
+    uint64_t wait_count;
+    uint64_t over_refund_count;
+    uint64_t waiter_count; /* queued now */
+    bool spillable;
+    bool transient;
+    uint64_t reserved[8];
+};
+
+struct weir_governor_stats {
+    uint64_t bytes_max;
+    uint64_t charged_bytes;
+    uint64_t peak_bytes;
+    uint64_t soft_bytes; /* levels, as configured */
+    uint64_t spill_bytes;
+    enum weir_level level;
+    uint32_t account_count;
+    uint64_t level_change_count;
+    uint64_t level_since_ns; /* when the present level began */
+    uint64_t waiter_count;
+    uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
+    uint64_t timeout_count;
+    uint64_t reserved[8];
+};
+
+/* weir_account_stats() - a snapshot; Thread: any, while it is open */
+WEIR_API void weir_account_stats(const struct weir_account *account,
+                                 struct weir_account_stats *ret_stats);
+
+/* weir_governor_stats() - a snapshot; Thread: any */
+WEIR_API void weir_governor_stats(const struct weir_governor *governor,
+                                  struct weir_governor_stats *ret_stats);
+
+/*
+ * weir_governor_holders() - the accounts that hold most, largest first
+ *
+ * Thread: any.
+ *
+ * Return: how many of @ret_holders were filled.
+ */
+WEIR_API size_t weir_governor_holders(const struct weir_governor *governor,
+                                      struct weir_account_stats *ret_holders, size_t holder_count);
+
+WEIR_EXTERN_END
+
+#endif

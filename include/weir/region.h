@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_REGION_H
+#define WEIR_REGION_H
+
+/*
+ * region - the overflow file of one core
+ *
+ * A region is one file, mapped by one thread, which puts items there when the
+ * governor says SPILL and frees them in any order. What is not needed in memory
+ * goes cold: it stays in the file and leaves the memory. So keep slots, not
+ * pointers:
+ *
+ *      struct weir_slot  --- weir_region_at() --->  const void *
+ *      lives until freed                            lives until the next put,
+ *                                                   alloc, write, free, poll
+ *                                                   or fetch on the region
+ *
+ * At most resident_bytes_max of the file are in memory, and fetched items are
+ * part of it: a region is one fixed charge, made once by its owner. Its tables
+ * come on top and are told to config.books.
+ *
+ * Items enter by copy (put) or in pieces (alloc, write, commit) and leave by
+ * address (at, pin), by copy (read, may block) or through the ring (fetch,
+ * fetch_into). A cold item is never read through the mapping.
+ *
+ * A region that has its own ring (config.ring is NULL) waits in put, alloc and
+ * write where a chunk must first be written out; one on a worker's ring answers
+ * -EAGAIN there and goes on in poll. Where the kernel forbids io_uring, all of
+ * it is done by plain system calls.
+ *
+ * Units    bytes
+ * Thread   the thread that opened the region, and no other
+ * Errors   0 on success, negative errno on failure. A call that fails has
+ *          changed nothing: not the region, not its ret_ arguments.
+ *
+ *          -EINVAL   an argument is outside its stated range
+ *          -EDQUOT   the region is at bytes_max or at slots_max
+ *          -ENOSPC   the file system is full, or at the floor of free space
+ *          -ENOMEM   the kernel refused the memory
+ *          -ESTALE   the slot was freed earlier
+ *          -EAGAIN   not now: the call says what to wait for
+ *          -EFBIG    larger than this way in or out takes; another does
+ *          -EBADMSG  the bytes on disk are not those that were put
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <weir/base.h>
+
+WEIR_EXTERN_BEGIN
+
+struct weir_region;
+
+/*
+ * struct weir_region_config - how a region is opened
+ * @directory:           where the file lives; required
+ * @name:                NULL: anonymous, nothing is left of it after a crash.
+ *                       Named regions are not there yet: -EOPNOTSUPP.
+ * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
+ * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB
+ * @resident_bytes_max:  what of it may be in memory, fetched items included;
+ *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
+ * @disk_floor_bytes:    free space of the file system that growth leaves alone
+ * @ring:                the ring of a worker, or NULL for one of its own
+ * @books:               who is told how large the tables are
+ * @memory_backed:       accept a directory on tmpfs, where every byte is memory
+ */
+struct weir_region_config {
+    const char *directory;
+    const char *name;
+    uint64_t bytes_initial;
+    uint64_t bytes_max;
+    uint64_t resident_bytes_max;
+    uint64_t disk_floor_bytes;
+    struct weir_ring *ring;
+    struct weir_books books;
+    bool memory_backed;
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_region_open() - make a region in @config->directory
+ * @ret_region:  set on success only; give back with weir_region_close()
+ *
+ * Writes one chunk, drops it and asks the kernel whether it left the memory;
+ * where it did not, stats.bounded is false and resident_bytes_max is a wish.
+ *
+ * Cost:    some milliseconds and one chunk of I/O.
+ *
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE is too small), -ENOMEM,
+ *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
+ *         reserve blocks), or what open(2) says.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
+                                              struct weir_region **ret_region);
+
+/*
+ * weir_region_close() - wait for what is under way, and give the file back
+ *
+ * Takes NULL. No item may be pinned. Calls back nothing: fetches that are under
+ * way are forgotten once the kernel has let go of their buffers.
+ */
+WEIR_API void weir_region_close(struct weir_region *region);
+
+/* ---- Items in --------------------------------------------------------------- */
+
+/*
+ * weir_region_put() - copy an item in
+ * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
+ * @label:  yours, kept with the slot and shown by weir-dump
+ *
+ * Touches no cold page and allocates nothing.
+ *
+ * Cost:    O(log free extents); no syscall, but at worst one growth step.
+ *
+ * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back is
+ *         behind: poll, then try again.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
+                                             size_t bytes, struct weir_label label,
+                                             struct weir_slot *ret_slot);
+
+/*
+ * weir_region_alloc() - room for an item that comes in pieces
+ * @bytes:  its whole length, 0 .. stats.item_bytes_max
+ *
+ * Until weir_region_commit() the slot can only be written, committed or freed.
+ *
+ * Return: as weir_region_put().
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_t bytes,
+                                               struct weir_label label, struct weir_slot *ret_slot);
+
+/*
+ * weir_region_write() - the next piece of an item under construction
+ * @offset:  where the piece before it ended: pieces come in order
+ * @bytes:   at most stats.put_bytes_max
+ *
+ * Return: 0, -EINVAL, -ESTALE, or -EAGAIN while write-back is behind: nothing of
+ *         this piece was taken; poll, then try again.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
+                                               uint64_t offset, const void *data, size_t bytes);
+
+/* weir_region_commit() - the item is whole; 0, -ESTALE, or -EINVAL if bytes are missing */
+WEIR_API WEIR_MUST_CHECK int weir_region_commit(struct weir_region *region, struct weir_slot slot);
+
+/*
+ * weir_region_free() - give @slot back
+ *
+ * A pinned item is stale at once, its space comes back with the last unpin. A
+ * fetch of it that is under way answers -ESTALE.
+ *
+ * Return: 0, or -ESTALE if it is not live.
+ */
+WEIR_API int weir_region_free(struct weir_region *region, struct weir_slot slot);
+
+/*
+ * weir_region_free_owner() - give back all slots with this owner tag
+ * @ret_slot_count:  how many there were; may be NULL
+ *
+ * Cost: O(slots of the region).
+ */
+WEIR_API void weir_region_free_owner(struct weir_region *region, uint16_t owner,
+                                     uint64_t *ret_slot_count);
+
+/* ---- Items out -------------------------------------------------------------- */
+
+/*
+ * weir_region_at() - the address of an item that is in memory
+ * @ret_bytes:  its exact length, as it was put in; may be NULL
+ *
+ * Return: 0, -ESTALE, or -EAGAIN if the item is cold: weir_region_fetch() it.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct weir_slot slot,
+                                            const void **ret_data, size_t *ret_bytes);
+
+/*
+ * weir_region_pin() - like at(), and keep slot and address until unpin
+ *
+ * Pins count. Pinned bytes stay in memory: pin little, and not for long.
+ *
+ * Return: 0, -ESTALE, -EAGAIN if the item is cold, or -ENOMEM.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_pin(struct weir_region *region, struct weir_slot slot,
+                                             const void **ret_data, size_t *ret_bytes);
+
+/* weir_region_unpin() - let go of one pin; @slot must be pinned */
+WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slot);
+
+/*
+ * weir_fetch_fn - an item that was asked for is there, or is not
+ * @result:  0: weir_region_at() and weir_region_pin() answer for @slot, until
+ *           the next fetch or poll; -ESTALE, -EBADMSG, -ENOMEM or what the read
+ *           said: -EIO, ...
+ *
+ * Called once per slot, in any order, from weir_region_poll() and never from
+ * weir_region_fetch() itself. May call the region, poll and close excepted.
+ */
+typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
+
+/*
+ * weir_region_fetch() - bring cold items in, through the ring
+ * @slots:       need not outlive the call; items that are in memory are called
+ *               back too
+ * @slot_count:  1 .. 1024; a slot that cannot be fetched is told by its own call
+ *
+ * Neighbours in the file are read together. What is fetched lies in buffers
+ * that count as resident, never in the mapping, and is verified against the
+ * checksum.
+ *
+ * Return: 0: each slot will be called back once; -EINVAL; -EFBIG: an item is
+ *         larger than stats.fetch_bytes_max (weir_region_fetch_into() or
+ *         weir_region_read() it in pieces); -EAGAIN: too much is pinned or under
+ *         way: poll or unpin, then try again.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
+                                               const struct weir_slot *slots, size_t slot_count,
+                                               weir_fetch_fn *done, void *context);
+
+/*
+ * weir_region_fetch_into() - one piece of an item into the caller's buffer
+ * @offset:     into the item; @offset + @bytes must not pass its end
+ * @buffer:     filled until @operation completes; the caller's charge
+ * @operation:  completed from poll, never from this call, with @bytes or a
+ *              negative errno (-ESTALE: freed meanwhile)
+ *
+ * For items too large for memory. Pieces are not verified one by one; the
+ * checksum of the whole is in the slot.
+ *
+ * Return: 0, -EINVAL, -ESTALE, or -EAGAIN: too much is under way, poll first.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
+                                                    struct weir_slot slot, uint64_t offset,
+                                                    void *buffer, size_t bytes,
+                                                    struct weir_operation *operation);
+
+/*
+ * weir_region_read() - copy an item, or a piece of it, out
+ * @offset:        into the item
+ * @buffer_bytes:  room in @buffer
+ * @ret_bytes:     how many were copied: less than asked for only at the end
+ *
+ * Blocks while a cold item is read. The whole item at once is verified.
+ *
+ * Return: 0, -ESTALE, -EBADMSG, -ENOMEM, or what pread(2) says.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_read(struct weir_region *region, struct weir_slot slot,
+                                              uint64_t offset, void *buffer, size_t buffer_bytes,
+                                              size_t *ret_bytes);
+
+/* ---- Slots ------------------------------------------------------------------ */
+
+/* struct weir_slot_info - what is known of a live slot without its bytes */
+struct weir_slot_info {
+    uint64_t bytes;
+    struct weir_label label;
+    bool resident;  /* at() would answer */
+    bool committed; /* false: still under construction */
+};
+
+/* weir_region_slot() - what @slot is; 0 or -ESTALE */
+WEIR_API WEIR_MUST_CHECK int weir_region_slot(const struct weir_region *region,
+                                              struct weir_slot slot,
+                                              struct weir_slot_info *ret_info);
+
+/*
+ * weir_region_next() - the next live slot after @slot, in no useful order
+ * @slot:  all zero to begin
+ *
+ * Slots put or freed meanwhile may or may not be seen.
+ *
+ * Return: true and @slot, or false at the end.
+ */
+WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slot *slot);
+
+/* ---- Background work -------------------------------------------------------- */
+
+/*
+ * weir_region_poll() - one tick of background work
+ *
+ * Takes completions (of its own ring), calls back fetches, starts write-back,
+ * drops clean chunks, grows tables ahead, gives the empty tail of the file back.
+ * Never blocks.
+ *
+ * Return: how many completions were handled, or a negative errno: the write-back
+ *         or the read that failed (stats.degraded; nothing in memory was lost).
+ */
+WEIR_API int weir_region_poll(struct weir_region *region);
+
+/*
+ * weir_region_wait() - poll, but sleep until there is something to handle
+ * @timeout_ns:  at most this long
+ *
+ * For a region that has its own ring; on a worker's ring the worker sleeps.
+ *
+ * Return: as weir_region_poll(); 0 also when nothing is under way.
+ */
+WEIR_API int weir_region_wait(struct weir_region *region, uint64_t timeout_ns);
+
+/* ---- Statistics ------------------------------------------------------------- */
+
+struct weir_region_stats {
+    uint64_t bytes_max;
+    uint64_t resident_bytes_max;
+    uint64_t item_bytes_max;  /* largest item, in pieces */
+    uint64_t put_bytes_max;   /* largest item at once, and largest piece */
+    uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
+    uint64_t live_bytes;      /* lengths of live items */
+    uint64_t live_bytes_peak;
+    uint64_t file_bytes;     /* length of the file */
+    uint64_t disk_bytes;     /* blocks really allocated to it */
+    uint64_t mark_bytes;     /* space ever handed out, less the tail given back */
+    uint64_t free_bytes;     /* in free extents under the mark */
+    uint64_t resident_bytes; /* chunks in memory and fetched items */
+    uint64_t dirty_bytes;    /* of these, not yet on disk */
+    uint64_t fetched_bytes;  /* of these, in fetch buffers */
+    uint64_t pinned_bytes;
+    uint64_t metadata_bytes; /* tables and indexes; told to config.books */
+    uint64_t slot_count;
+    uint64_t free_extent_count;
+    uint64_t put_count;
+    uint64_t put_bytes;     /* ever put */
+    uint64_t written_bytes; /* ever written back */
+    uint64_t fetch_count;
+    uint64_t read_bytes;  /* ever read back */
+    uint64_t late_faults; /* touches of a chunk that the books called cold */
+    uint64_t write_error_count;
+    uint64_t read_error_count; /* checksums too */
+    uint64_t growth_error_count;
+    bool bounded;     /* the kernel lets go of what is dropped */
+    bool degraded;    /* a write-back failed and has not succeeded since */
+    bool synchronous; /* no io_uring: plain system calls */
+    bool movable;     /* no address space reserved: growth may move the mapping */
+    uint64_t reserved[8];
+};
+
+/* weir_region_stats() - a snapshot; one fstat(2) */
+WEIR_API void weir_region_stats(const struct weir_region *region,
+                                struct weir_region_stats *ret_stats);
+
+/*
+ * weir_region_audit() - walk all tables and check every invariant
+ *
+ * A violation is our bug and stops the process with a report. For tests.
+ *
+ * Cost: O(extents).
+ */
+WEIR_API void weir_region_audit(const struct weir_region *region);
+
+/*
+ * weir_region_fd() - the descriptor of the tables, for weir_view_open()
+ *
+ * Owned by the region; good until close.
+ */
+WEIR_API int weir_region_fd(const struct weir_region *region);
+
+WEIR_EXTERN_END
+
+#endif

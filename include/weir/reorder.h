@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_REORDER_H
+#define WEIR_REORDER_H
+
+/*
+ * reorder - in order, whatever arrives
+ *
+ * Items come with sequence numbers in any order and leave strictly in order.
+ * What waits long is kept in the overflow region as slot handles: on
+ * WEIR_SPILL those furthest from delivery go first, the hot zone right behind
+ * `next` last. As `next` nears spilled items they are fetched ahead.
+ *
+ *      next     hot zone         in memory        spilled, as slots
+ *      |--------------------|------------------|---------------------|
+ *      gap? the head is always let in           furthest goes first
+ *
+ * Memory is bounded whatever the gap: an item far ahead costs what it holds and
+ * a bounded index, not the distance. An item is written at most once.
+ *
+ * Units    bytes, items
+ * Thread   the thread that owns account and region
+ * Errors   0 on success, negative errno on failure. A call that fails has
+ *          changed nothing; what it was given stays with the caller.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <weir/base.h>
+
+WEIR_EXTERN_BEGIN
+
+struct weir_account;
+struct weir_region;
+struct weir_reorder;
+
+/*
+ * struct weir_reorder_config - how a reorder buffer is made
+ * @account:           charged with payload and tables; NULL: unbounded by bytes
+ * @region:            where to spill; NULL: never spills
+ * @first_sequence:    the first to be delivered
+ * @window_items_max:  how far ahead of next a sequence may be; 0: 2^32
+ * @window_bytes_max:  payload held, in memory and spilled; 0: no limit
+ * @hot_items:         this many behind next spill last; 0: 16
+ * @working_bytes:     charged at create and kept: the missing head and fetches
+ *                     live on it, whatever the level; 0: 64 KiB
+ * @owner:             the owner tag of its slots in the region
+ * @ready:             an item that weir_reorder_pop() answered -EAGAIN for has
+ *                     come back, or failed to: pop again. From poll; may be NULL.
+ * @context:           passed to @ready
+ */
+struct weir_reorder_config {
+    struct weir_account *account;
+    struct weir_region *region;
+    uint64_t first_sequence;
+    uint64_t window_items_max;
+    uint64_t window_bytes_max;
+    uint32_t hot_items;
+    uint16_t owner;
+    uint64_t working_bytes;
+    void (*ready)(void *context);
+    void *context;
+    uint64_t reserved[8];
+};
+
+/* weir_reorder_create() - 0, -EINVAL, -ENOMEM, -EDQUOT: the working set does not fit */
+WEIR_API WEIR_MUST_CHECK int weir_reorder_create(const struct weir_reorder_config *config,
+                                                 struct weir_reorder **ret_reorder);
+
+/* weir_reorder_destroy() - takes NULL; frees what it holds, slots too; nothing may be popped */
+WEIR_API void weir_reorder_destroy(struct weir_reorder *reorder);
+
+/* ---- In --------------------------------------------------------------------- */
+
+/*
+ * weir_reorder_push() - an item of this sequence, by copy
+ *
+ * The head (sequence == next) is always let in. Any other is charged: on
+ * WEIR_SPILL the furthest items go to the region, this one too if it is among
+ * them.
+ *
+ * Cost:    O(log of the distance); spills may cost a region put each.
+ *
+ * Return: 0; -EEXIST: this sequence is here already; -ERANGE: delivered already,
+ *         or too far ahead; -EAGAIN: no memory now and no room in the region:
+ *         wait for the account (or poll the region), then push again; -EFBIG:
+ *         larger than the region takes at once: weir_reorder_push_slot();
+ *         -EDQUOT, -ENOSPC: the region is full, and memory too; -ENOMEM.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence,
+                                               const void *data, size_t bytes);
+
+/*
+ * weir_reorder_push_slot() - an item that is in the region already
+ * @take_slot:  committed, of this buffer's region; ours on success
+ *
+ * For items that came in pieces. Charges no payload.
+ *
+ * Return: 0, -EEXIST, -ERANGE, -ESTALE, -ENOMEM.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
+                                                    struct weir_slot take_slot);
+
+/*
+ * weir_reorder_spill() - move up to @bytes of payload to the region, furthest first
+ *
+ * What a flush (WEIR_FLUSH) asks for. The hot zone stays.
+ *
+ * Return: how many bytes of memory came free; 0 also when the region took none.
+ */
+WEIR_API uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes);
+
+/* ---- Out -------------------------------------------------------------------- */
+
+/*
+ * struct weir_item - an item on its way out
+ * @data:  NULL for an item of no bytes, and for one that is larger than
+ *         stats.fetch_bytes_max of the region: read @slot in pieces, by
+ *         weir_region_fetch_into() or weir_region_read()
+ * @slot:  all zero unless the item lies in the region
+ */
+struct weir_item {
+    uint64_t sequence;
+    const void *data;
+    size_t bytes;
+    struct weir_slot slot;
+    void *hold; /* the buffer's own */
+};
+
+/*
+ * weir_reorder_pop() - the next item, in order
+ * @ret_item:  its bytes stay until weir_reorder_release()
+ *
+ * Return: 0; -ENOENT: a gap, or empty; -EAGAIN: it is being fetched, config.ready
+ *         will tell; -EBADMSG, -EIO, ...: it could not be read back: pop again to
+ *         try again, or weir_reorder_skip() it.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_reorder_pop(struct weir_reorder *reorder,
+                                              struct weir_item *ret_item);
+
+/* weir_reorder_release() - done with a popped or taken item: memory, charge and slot come back */
+WEIR_API void weir_reorder_release(struct weir_reorder *reorder, struct weir_item *item);
+
+/*
+ * weir_reorder_skip() - give up the head: next moves on by one
+ *
+ * A gap is stepped over, a head that is there is dropped.
+ *
+ * Return: 0, or -EAGAIN: the head is being fetched right now.
+ */
+WEIR_API int weir_reorder_skip(struct weir_reorder *reorder);
+
+/* ---- Statistics ------------------------------------------------------------- */
+
+struct weir_reorder_stats {
+    uint64_t next_sequence;
+    uint64_t last_sequence; /* the furthest that is here; valid if item_count */
+    uint64_t item_count;    /* here: in memory, spilled or being fetched */
+    uint64_t memory_count;  /* of these, payload in memory */
+    uint64_t spilled_count; /* of these, in the region */
+    uint64_t payload_bytes; /* of all that are here */
+    uint64_t memory_bytes;  /* payload in memory; equals what is charged for it */
+    uint64_t spilled_bytes; /* payload in the region */
+    uint64_t popped_count;  /* out, not yet released */
+    uint64_t pushed_count;  /* ever */
+    uint64_t delivered_count;
+    uint64_t skipped_count;
+    uint64_t spill_count; /* items ever written to the region */
+    uint64_t fetch_count; /* items ever fetched back */
+    uint64_t duplicate_count;
+    uint64_t range_count; /* refused with -ERANGE */
+    uint64_t failed_spill_count;
+    uint64_t failed_fetch_count;
+    uint64_t stall_ns; /* time with items here and the head missing, this stall included */
+    uint64_t metadata_bytes;
+    uint64_t reserved[8];
+};
+
+WEIR_API void weir_reorder_stats(const struct weir_reorder *reorder,
+                                 struct weir_reorder_stats *ret_stats);
+
+/* weir_reorder_audit() - walk all and check every invariant; for tests */
+WEIR_API void weir_reorder_audit(const struct weir_reorder *reorder);
+
+WEIR_EXTERN_END
+
+#endif

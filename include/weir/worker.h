@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_WORKER_H
+#define WEIR_WORKER_H
+
+/*
+ * worker - a core and what it owns
+ *
+ * A worker is one thread, pinned if asked, with one io_uring, one region, one
+ * account and a mailbox. weir runs the loop: completions, messages, the region's
+ * background work and granted waiters, then the user's tick.
+ *
+ *      producers        mesh: a bounded single-producer queue per pair
+ *          |         worker 0 <---------------------> worker 1
+ *          v            |  ring, region, account        |
+ *
+ * Units    bytes, nanoseconds of CLOCK_MONOTONIC
+ * Thread   the worker's own, except where a call says Thread: any
+ * Errors   0 on success, negative errno on failure
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <weir/base.h>
+#include <weir/governor.h>
+#include <weir/region.h>
+
+WEIR_EXTERN_BEGIN
+
+struct io_uring_sqe;
+struct weir_mesh;
+struct weir_worker;
+
+/*
+ * weir_mesh_create() - the queues between @worker_count workers
+ * @messages_max:  in each queue; 0: 1024; rounded up to a power of two
+ *
+ * Thread: any.
+ *
+ * Return: 0, -EINVAL, -ENOMEM.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_mesh_create(uint32_t worker_count, uint32_t messages_max,
+                                              struct weir_mesh **ret_mesh);
+
+/* weir_mesh_destroy() - takes NULL; all its workers must have stopped */
+WEIR_API void weir_mesh_destroy(struct weir_mesh *mesh);
+
+/*
+ * struct weir_worker_config - what a core gets
+ * @name:           of the thread and its account; at most 15 bytes kept
+ * @pinned, @cpu:   run on this cpu only
+ * @mesh, @index:   its place among the others; NULL: alone, no messages
+ * @governor:       NULL: none, and no account
+ * @account:        of the worker's account; name, notify and context are set by
+ *                  the worker
+ * @region:         .directory NULL: no region; ring and books are set by the
+ *                  worker; resident_bytes_max is charged at start
+ * @ring_entries:   0: 256
+ * @tick_ns:        sleeps no longer than this; 0: 10 ms
+ * @on_start:       first thing on the thread; an error ends the worker
+ * @on_tick:        after each turn of the loop; may be NULL
+ * @on_stop:        last thing on the thread, the region and the account are
+ *                  still there; may be NULL. Until it returns true the loop goes
+ *                  on, so that what is under way can end.
+ */
+struct weir_worker_config {
+    const char *name;
+    bool pinned;
+    uint32_t cpu;
+    struct weir_mesh *mesh;
+    uint32_t index;
+    struct weir_governor *governor;
+    struct weir_account_config account;
+    struct weir_region_config region;
+    uint32_t ring_entries;
+    uint64_t tick_ns;
+    int (*on_start)(struct weir_worker *worker, void *context);
+    void (*on_tick)(struct weir_worker *worker, void *context);
+    bool (*on_stop)(struct weir_worker *worker, void *context);
+    void *context;
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_worker_start() - a new thread with all of it
+ *
+ * Returns when on_start has returned. Thread: any.
+ *
+ * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the region does not fit under the
+ *         governor's hard level), -EOPNOTSUPP (the kernel forbids io_uring), what
+ *         weir_region_open() or on_start say, or what pthread_create(3) says.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_worker_start(const struct weir_worker_config *config,
+                                               struct weir_worker **ret_worker);
+
+/*
+ * weir_worker_attach() - the same on the caller's thread, who then polls
+ *
+ * Return: as weir_worker_start().
+ */
+WEIR_API WEIR_MUST_CHECK int weir_worker_attach(const struct weir_worker_config *config,
+                                                struct weir_worker **ret_worker);
+
+/*
+ * weir_worker_stop() - ask it to end and wait until it has
+ *
+ * Takes NULL. Of a started worker: from any thread but its own. Of an attached
+ * one: its own thread.
+ */
+WEIR_API void weir_worker_stop(struct weir_worker *worker);
+
+/*
+ * weir_worker_poll() - one turn of the loop, for attached workers
+ * @timeout_ns:  sleep at most this long when there is nothing to do; 0: do not
+ *
+ * Return: how many completions and messages were handled.
+ */
+WEIR_API int weir_worker_poll(struct weir_worker *worker, uint64_t timeout_ns);
+
+/* weir_worker_wake() - end its sleep, if it sleeps; Thread: any */
+WEIR_API void weir_worker_wake(struct weir_worker *worker);
+
+WEIR_API struct weir_ring *weir_worker_ring(struct weir_worker *worker);
+WEIR_API struct weir_region *weir_worker_region(struct weir_worker *worker);
+WEIR_API struct weir_account *weir_worker_account(struct weir_worker *worker);
+WEIR_API uint32_t weir_worker_index(const struct weir_worker *worker);
+
+/*
+ * weir_worker_sqe() - a submission entry of the ring, for any operation
+ * @operation:  completed from the loop; alive until its last completion
+ *
+ * Fill it with an io_uring_prep_*() of liburing, which leaves user_data alone;
+ * it is submitted with the next turn of the loop at the latest. Never NULL: a
+ * full queue is submitted first.
+ */
+WEIR_API struct io_uring_sqe *weir_worker_sqe(struct weir_worker *worker,
+                                              struct weir_operation *operation);
+
+/* ---- Messages --------------------------------------------------------------- */
+
+/*
+ * struct weir_message - embedded by whoever sends it
+ * @receive:  called on the receiving worker, which then owns the message
+ */
+struct weir_message {
+    void (*receive)(struct weir_worker *worker, struct weir_message *message);
+};
+
+/*
+ * weir_worker_send() - pass @message to another worker of the mesh
+ * @worker:   the sender; its own thread
+ * @index:    of the receiver; may be the sender itself
+ *
+ * In order per pair. A receiver that sleeps is woken through its ring.
+ *
+ * Return: 0; -EAGAIN: that queue is full, keep the message and try at the next
+ *         tick.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_worker_send(struct weir_worker *worker, uint32_t index,
+                                              struct weir_message *message);
+
+/* ---- Statistics ------------------------------------------------------------- */
+
+struct weir_worker_stats {
+    uint64_t turn_count;
+    uint64_t sleep_count;
+    uint64_t completion_count;
+    uint64_t message_count;
+    uint64_t doorbell_count; /* sleepers woken by this worker */
+    uint64_t busy_ns;        /* not asleep */
+    uint64_t longest_turn_ns;
+    uint64_t ring_bytes; /* estimate of what the kernel holds for the ring */
+    uint32_t cpu;
+    uint64_t reserved[8];
+};
+
+/* weir_worker_stats() - a snapshot; Thread: any */
+WEIR_API void weir_worker_stats(const struct weir_worker *worker,
+                                struct weir_worker_stats *ret_stats);
+
+WEIR_EXTERN_END
+
+#endif

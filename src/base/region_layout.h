@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_BASE_REGION_LAYOUT_H
+#define WEIR_BASE_REGION_LAYOUT_H
+
+/*
+ * region_layout - the bytes of a region, known to region and view alike
+ *
+ * A region is two files. The data file holds nothing but payload: extents of
+ * whole 16-byte granules, none of it described there. The table file (a memfd)
+ * describes it:
+ *
+ *      0        4096         entry_offset           sum_offset
+ *      | header | chunks ... | entries ... (32 B)   | checksums ... (8 B) |
+ *
+ * The three tables have their full length from the start and are sparse: only
+ * what was used takes memory. All words are written by the owner with relaxed
+ * atomic stores; a reader checks the generation before and after:
+ *
+ *      owner, put     payload; place, span, key; fence; tag with odd generation
+ *      owner, free    tag with even generation; fence; payload may change
+ *      reader         tag, place; payload; fence; tag, place again: equal?
+ *
+ * An entry is one extent, live or free:
+ *
+ *      place   offset in granules : 36 | length, low 28 bits
+ *      span    previous : 32 | next : 32      neighbours in the file, by index
+ *      tag     generation : 32 | owner : 16 | state : 4 | length, high 12 bits
+ *      key     the user's key; free: links of the index of free extents
+ */
+
+#include "base/bits.h"
+#include "base/check.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#define LAYOUT_MAGIC        UINT64_C(0x31626174726977ff) /* "\xff" "wirtab1" */
+#define LAYOUT_VERSION      UINT32_C(1)
+#define LAYOUT_HEADER_BYTES UINT64_C(4096)
+#define LAYOUT_GRANULE      UINT64_C(16)
+#define LAYOUT_CHUNK_BYTES  (UINT64_C(2) << 20)
+#define LAYOUT_BYTES_LIMIT  (UINT64_C(1) << 40)
+#define LAYOUT_NAME         "weir.region" /* of the memfd: readlink shows /memfd:weir.region */
+
+_Static_assert(LAYOUT_BYTES_LIMIT / LAYOUT_GRANULE == UINT64_C(1) << 36, "offsets fit 36 bits");
+_Static_assert(LAYOUT_CHUNK_BYTES % LAYOUT_GRANULE == 0, "a chunk is whole granules");
+
+/* What the owner publishes; each is read and written as one relaxed word. */
+struct weir__figures {
+    uint64_t file_bytes;
+    uint64_t disk_bytes;
+    uint64_t mark_bytes;
+    uint64_t live_bytes;
+    uint64_t free_bytes;
+    uint64_t resident_bytes;
+    uint64_t dirty_bytes;
+    uint64_t fetched_bytes;
+    uint64_t pinned_bytes;
+    uint64_t metadata_bytes;
+    uint64_t put_bytes;
+    uint64_t written_bytes;
+    uint64_t read_bytes;
+    uint64_t slot_count;
+    uint64_t free_extent_count;
+    uint64_t entry_count; /* entries 1 .. entry_count were ever used */
+    uint64_t bounded;
+    uint64_t degraded;
+};
+
+struct weir__header {
+    uint64_t magic; /* stored last at open, with release */
+    uint32_t version;
+    uint32_t header_bytes; /* LAYOUT_HEADER_BYTES */
+    uint64_t bytes_max;
+    uint64_t resident_bytes_max;
+    uint64_t chunk_count_max;
+    uint64_t entry_count_max;
+    uint64_t chunk_offset; /* of the tables in this file */
+    uint64_t entry_offset;
+    uint64_t sum_offset;
+    uint64_t data_device; /* st_dev and st_ino of the data file */
+    uint64_t data_inode;
+    int64_t pid;
+    int32_t table_fd;
+    int32_t data_fd;
+    char directory[256];
+    uint64_t fixed_sum; /* XXH3 of all above, magic left out */
+    struct weir__figures figures;
+};
+
+_Static_assert(sizeof(struct weir__header) <= LAYOUT_HEADER_BYTES, "the header fits its page");
+
+struct weir__entry {
+    uint64_t place;
+    uint64_t span;
+    uint64_t tag;
+    uint64_t key;
+};
+
+_Static_assert(sizeof(struct weir__entry) == 32, "half a cache line");
+
+/* One chunk of the data file. */
+struct weir__chunk {
+    uint64_t word;  /* live bytes : 32 | pins : 24 | state : 8; see enum weir_chunk_state */
+    uint32_t first; /* the lowest extent that begins here; 0: none */
+    uint32_t next;  /* in the queue of its state, by chunk index + 1 */
+    uint32_t previous;
+    uint32_t padding;
+};
+
+_Static_assert(sizeof(struct weir__chunk) == 24, "three words");
+
+enum weir__extent_state {
+    EXTENT_VACANT,  /* the entry is not in use */
+    EXTENT_FREE,    /* a free extent that may be stored to */
+    EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
+    EXTENT_LIVE,
+    EXTENT_BUILT,  /* under construction: allocated, not committed */
+    EXTENT_ZOMBIE, /* freed while pinned: no slot any more, space not yet free */
+};
+
+/* ---- Words ---------------------------------------------------------------- */
+
+static inline uint64_t weir__word_load(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline void weir__word_store(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+/* By the one writer: no read-modify-write is needed. */
+static inline void weir__word_add(uint64_t *word, uint64_t value)
+{
+    weir__word_store(word, weir__word_load(word) + value);
+}
+
+/* ---- Entries -------------------------------------------------------------- */
+
+static inline uint64_t weir__place_offset(uint64_t place)
+{
+    return (place & ((UINT64_C(1) << 36) - 1)) * LAYOUT_GRANULE;
+}
+
+static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)
+{
+    return place >> 36 | (tag >> 52) << 28;
+}
+
+static inline uint32_t weir__tag_generation(uint64_t tag)
+{
+    return (uint32_t)tag;
+}
+
+static inline uint16_t weir__tag_owner(uint64_t tag)
+{
+    return (uint16_t)(tag >> 32);
+}
+
+static inline enum weir__extent_state weir__tag_state(uint64_t tag)
+{
+    return (enum weir__extent_state)(tag >> 48 & 0xf);
+}
+
+/* The space that @bytes take: an item of no bytes takes a granule, so that every extent has a place. */
+static inline uint64_t weir__extent_space(uint64_t bytes)
+{
+    return bytes == 0 ? LAYOUT_GRANULE : weir__round_up(bytes, LAYOUT_GRANULE);
+}
+
+static inline uint64_t weir__entry_place(uint64_t offset, uint64_t bytes)
+{
+    WEIR_ASSERT(offset % LAYOUT_GRANULE == 0);
+    WEIR_ASSERT(offset < LAYOUT_BYTES_LIMIT);
+    return offset / LAYOUT_GRANULE | bytes << 36;
+}
+
+static inline uint64_t weir__entry_tag(uint32_t generation, uint16_t owner,
+                                       enum weir__extent_state state, uint64_t bytes)
+{
+    WEIR_ASSERT(bytes <= LAYOUT_BYTES_LIMIT);
+    return (uint64_t)generation | (uint64_t)owner << 32 | (uint64_t)state << 48 | bytes >> 28 << 52;
+}
+
+/* ---- Chunks --------------------------------------------------------------- */
+
+static inline uint64_t weir__chunk_word(uint32_t live_bytes, uint32_t pins, uint32_t state)
+{
+    WEIR_ASSERT(pins < (1u << 24));
+    WEIR_ASSERT(state < 256);
+    return (uint64_t)live_bytes | (uint64_t)pins << 32 | (uint64_t)state << 56;
+}
+
+static inline uint32_t weir__chunk_word_live(uint64_t word)
+{
+    return (uint32_t)word;
+}
+
+static inline uint32_t weir__chunk_word_pins(uint64_t word)
+{
+    return (uint32_t)(word >> 32 & 0xffffff);
+}
+
+static inline uint32_t weir__chunk_word_state(uint64_t word)
+{
+    return (uint32_t)(word >> 56);
+}
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_BASE_SYS_H
+#define WEIR_BASE_SYS_H
+
+/*
+ * sys - the only door to the kernel
+ *
+ * Every call returns a negative errno instead of -1 and goes on after EINTR.
+ * What the ring does not carry passes here.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+/* An unnamed file in @directory: O_TMPFILE, or created and unlinked at once. */
+int weir__sys_open_unnamed(const char *directory, int *ret_fd);
+
+/* A second description of the same file with these open(2) flags. */
+int weir__sys_reopen(int fd, int flags, int *ret_fd);
+
+int weir__sys_open(const char *path, int flags, int *ret_fd);
+int weir__sys_memfd(const char *name, int *ret_fd);
+void weir__sys_close(int fd); /* takes -1 */
+
+int weir__sys_fstat(int fd, struct stat *ret_stat);
+
+/* What the file system of @fd has free for us, and whether it is memory (tmpfs, ramfs). */
+int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed);
+
+int weir__sys_ftruncate(int fd, uint64_t bytes);
+int weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
+int weir__sys_sync_file_range(int fd, uint64_t offset, uint64_t bytes, unsigned flags);
+int weir__sys_fdatasync(int fd);
+int weir__sys_fadvise(int fd, uint64_t offset, uint64_t bytes, int advice);
+
+/* All of it, or -EIO at an early end; a short count goes on. */
+int weir__sys_pread_all(int fd, void *buffer, size_t bytes, uint64_t offset);
+int weir__sys_pwrite_all(int fd, const void *buffer, size_t bytes, uint64_t offset);
+
+int weir__sys_mmap(void *address, size_t bytes, int protection, int flags, int fd, uint64_t offset,
+                   void **ret_address);
+int weir__sys_mremap(void *address, size_t bytes, size_t bytes_new, int flags, void *address_new,
+                     void **ret_address);
+void weir__sys_munmap(void *address, size_t bytes); /* takes NULL */
+int weir__sys_madvise(void *address, size_t bytes, int advice);
+
+/* How many pages of [address, address + bytes) are in memory. */
+int weir__sys_resident(void *address, size_t bytes, uint64_t *ret_pages);
+
+/* The largest file that RLIMIT_FSIZE allows; UINT64_MAX: no limit. */
+uint64_t weir__sys_file_bytes_max(void);
+
+/* Bytes that no one can guess; falls back to the clock. */
+uint64_t weir__sys_entropy(void);
+
+/* The content of a small file of /proc or /sys, as a string. */
+int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
+
+/* Bytes of RAM in this machine. */
+uint64_t weir__sys_ram_bytes(void);
+
+#endif
