@@ -4,7 +4,7 @@
 
     tests/tidy/tidy.py [--root DIR] [RULE ...]
 
-One TAP line per rule; a complaint is a `# path:line: what` under its line.
+One TAP line per rule; complaints are `# path:line: what`, on standard error.
 Taste (length, density, wording) is not measured here but read. Each rule has
 a canary in tidy_canary.py: a small tree with the fault, which it must catch.
 """
@@ -603,9 +603,10 @@ def main():
         found, skipped = complaints(tree, name)
         failed += bool(found)
         note = f' # SKIP {skipped}' if skipped and not found else ''
-        print(f'{"not ok" if found else "ok"} {number} - {name}: {RULES[name].__doc__}{note}')
+        print(f'{"not ok" if found else "ok"} {number} - {name}: {RULES[name].__doc__}{note}',
+              flush=True)
         for complaint in found:
-            print(f'# {complaint}')
+            print(f'# {complaint}', file=sys.stderr)
     return 1 if failed else 0
 
 

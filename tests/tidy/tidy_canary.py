@@ -234,10 +234,10 @@ def main():
 
     print(f'1..{len(results)}')
     for number, (good, what, found) in enumerate(results, 1):
-        print(f'{"ok" if good else "not ok"} {number} - {what}')
+        print(f'{"ok" if good else "not ok"} {number} - {what}', flush=True)
         if not good:
             for complaint in found or ['silent']:
-                print(f'# {complaint}')
+                print(f'# {complaint}', file=sys.stderr)
     return 0 if all(good for good, _, _ in results) else 1
 
 
