@@ -537,6 +537,46 @@ def errors(tree):
         yield f'docs/errors.md:{rows[code][0]}: no header speaks of -{code}'
 
 
+def layout_fields(code, name, bytes_of={'uint64_t': 8, 'int64_t': 8, 'uint32_t': 4, 'int32_t': 4,
+                                        'char': 1}):
+    """(offset, field, bytes) of a struct of region_layout.h; a nested one at its end"""
+    body = re.search(r'^struct ' + name + r' \{\n(.*?)^\};', code, re.M | re.S)
+    offset = 0
+    for kind, field, count in re.findall(r'^    (?:struct )?(\w+) (\w+)(?:\[(\d+)\])?;',
+                                         body.group(1) if body else '', re.M):
+        if kind not in bytes_of:
+            for inner, name_inner, length in layout_fields(code, kind):
+                yield offset + inner, name_inner, length
+            return
+        offset += -offset % bytes_of[kind]
+        yield offset, field, bytes_of[kind] * int(count or 1)
+        offset += bytes_of[kind] * int(count or 1)
+
+
+@rule
+def layout(tree):
+    """docs/format.md has every field of the table file where base/region_layout.h has it"""
+    code = c_code(tree.text('src/base/region_layout.h'))
+    whole = tree.text('docs/format.md')
+    parts = {match.group(1): match.group(2) for match in
+             re.finditer(r'^## (\w+)$(.*?)(?=^## |\Z)', whole, re.M | re.S)}
+    for part in ('header', 'chunk', 'entry'):
+        shown = [(int(offset), field, int(length)) for offset, length, field in
+                 re.findall(r'^\| (\d+) \| (\d+) \| `(\w+)` \|', parts.get(part, ''), re.M)]
+        fields = list(layout_fields(code, 'weir__' + part))
+        if not fields:
+            yield f'src/base/region_layout.h:1: no struct weir__{part}'
+        for field in fields:
+            if field not in shown:
+                yield f'docs/format.md:1: {part}: no row | {field[0]} | {field[2]} | `{field[1]}` |'
+        for field in shown:
+            if field not in fields:
+                yield f'docs/format.md:1: {part}: {field[1]} does not lie at {field[0]}'
+    for match in re.finditer(r'^    (EXTENT_\w+),', code, re.M):
+        if match.group(1) not in whole:
+            yield f'docs/format.md:1: {match.group(1)} is missing'
+
+
 @rule
 def features(tree):
     """docs/features.md: what is called done or part names a test that is there, and its case"""

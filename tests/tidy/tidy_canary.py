@@ -78,6 +78,20 @@ SOUND = {
     'src/base/heap.h': SPDX + '#ifndef WEIR_BASE_HEAP_H\n#define WEIR_BASE_HEAP_H\n#endif\n',
     'src/base/sys.c': SPDX + '/* sleep() is for others */\n\nint go(void)\n{\n'
                              '    return munmap("//", open("strcpy(", 0));\n}\n',
+    'src/base/region_layout.h': SPDX + '#ifndef WEIR_BASE_REGION_LAYOUT_H\n'
+                                       '#define WEIR_BASE_REGION_LAYOUT_H\n'
+                                       '#include <stdint.h>\n'
+                                       'struct weir__figures {\n    uint64_t live;\n};\n'
+                                       'struct weir__header {\n    uint32_t magic;\n'
+                                       '    uint64_t bytes;\n    char directory[256];\n'
+                                       '    struct weir__figures figures;\n};\n'
+                                       'struct weir__chunk {\n    uint64_t word;\n};\n'
+                                       'struct weir__entry {\n    uint64_t tag;\n};\n'
+                                       'enum {\n    EXTENT_VACANT,\n};\n#endif\n',
+    'docs/format.md': '## header\n\n| 0 | 4 | `magic` | x |\n| 8 | 8 | `bytes` | x |\n'
+                      '| 16 | 256 | `directory` | x |\n| 272 | 8 | `live` | x |\n\n'
+                      '## chunk\n\n| 0 | 8 | `word` | x |\n\n'
+                      '## entry\n\n| 0 | 8 | `tag` | EXTENT_VACANT |\n',
     'src/region/region.c': SPDX + '#include <weir/region.h>\n\n#include "base/heap.h"\n\n'
                                   'int weir__region_here(struct x *x)\n{\n'
                                   '    return x->read(1) + region_free(x);\n}\n',
@@ -162,6 +176,11 @@ FAULTS = [
     ('errors', 'docs/errors.md', ('| `-EDQUOT` | ours | region |\n', ''), '-EDQUOT is missing'),
     ('errors', 'docs/errors.md', ('region governor', 'region'), '-EINVAL is returned by'),
     ('errors', 'docs/errors.md', (APPEND, '| `-EPIPE` | x | region |\n'), 'no header speaks'),
+    ('layout', 'src/base/region_layout.h', ('uint32_t magic', 'uint64_t magic'), 'no row'),
+    ('layout', 'src/base/region_layout.h', ('    uint64_t live', '    uint64_t free;\n'
+                                            '    uint64_t live'), 'does not lie at 272'),
+    ('layout', 'docs/format.md', ('| 0 | 8 | `word` | x |\n', ''), '`word`'),
+    ('layout', 'docs/format.md', ('EXTENT_VACANT', 'x'), 'EXTENT_VACANT'),
     ('features', 'docs/features.md', ('region_unit.c', 'gone.c'), 'no tests/unit/gone.c'),
     ('features', 'docs/features.md', ('it works', 'it flies'), 'no case'),
     ('features', 'docs/features.md', ('| more | open | |', '| more | done | `LICENSE` |'),
