@@ -155,7 +155,22 @@ row_install() {
         "build-release/consumer-$language-static"
     done
     unset PKG_CONFIG_PATH PKG_CONFIG_SYSROOT_DIR
-    echo "consumer: C and C++, shared and static"
+
+    # And as a meson subproject of somebody else's tree.
+    host=$PWD/build-release/host
+    rm -rf "$host"
+    mkdir -p "$host/subprojects"
+    ln -s "$PWD" "$host/subprojects/weir"
+    cp tests/headers/consumer.c "$host"
+    printf '%s\n' "project('host', 'c')" \
+        "test('consumer', executable('consumer', 'consumer.c', dependencies: dependency('weir', fallback: 'weir')))" \
+        >"$host/meson.build"
+    log=$(meson setup "$host/build" "$host" --force-fallback-for=weir 2>&1 &&
+        meson test -C "$host/build" --suite host 2>&1) || {
+        printf '%s\n' "$log" >&2
+        return 1
+    }
+    echo "consumer: C and C++, shared and static, and as a subproject"
 }
 
 row_names() {
