@@ -602,14 +602,22 @@ def features(tree):
 
 @rule
 def showcase(tree):
-    """README.md shows docs/examples/overflow.c as it is"""
-    example = tree.text('docs/examples/overflow.c')
-    if not example:
-        yield 'docs/examples/overflow.c:1: missing'
-        return
-    shown = re.findall(r'^```c\n(.*?)^```$', tree.text('README.md'), re.M | re.S)
-    if example.partition('\n')[2] not in shown:
+    """each program of docs/examples is shown as it is, overflow.c by README.md, and nothing else is"""
+    pages = {path: re.findall(r'^```c\n(.*?)^```$', tree.text(path), re.M | re.S)
+             for path in ('README.md', 'docs/embedding.md')}
+    programs = {path: tree.text(path).partition('\n')[2]
+                for path in tree.under('docs/examples', suffixes='.c')}
+    if programs.get('docs/examples/overflow.c', '') not in pages['README.md']:
         yield 'README.md:1: does not show docs/examples/overflow.c (its SPDX line left out)'
+    for path, program in programs.items():
+        if not any(program in shown for shown in pages.values()):
+            yield f'{path}:1: neither README.md nor docs/embedding.md shows it as it is'
+        if f"'{os.path.basename(path)[:-2]}'" not in tree.text('docs/examples/meson.build'):
+            yield f'{path}:1: docs/examples/meson.build does not run it'
+    for page, shown in pages.items():
+        for program in shown:
+            if program not in programs.values():
+                yield f'{page}:1: shows a program that is not in docs/examples: {program[:40]!r}'
 
 
 # ---- The run -----------------------------------------------------------------

@@ -58,6 +58,7 @@ SOUND = {
                         '| R1 | a file | done | `tests/unit/region_unit.c` "it works" |\n'
                         '| R2 | more | open | |\n',
     'docs/examples/overflow.c': SPDX + '#include <weir/region.h>\n\nint x;\n',
+    'docs/examples/meson.build': "['overflow']\n",
     'docs/design/region.md': '# region\n',
     'docs/design/governor.md': '# governor\n',
     'docs/meson.build': "['weir.7', 'weir_region.3', 'weir_governor.3', 'weir-dump.1']\n",
@@ -187,7 +188,10 @@ FAULTS = [
      'names no test'),
     ('features', 'docs/features.md', ('| open |', '| soon |'), 'a row is'),
     ('showcase', 'docs/examples/overflow.c', ('int x', 'int y'), 'does not show'),
-    ('showcase', 'docs/examples/overflow.c', None, 'missing'),
+    ('showcase', 'docs/examples/overflow.c', None, 'does not show'),
+    ('showcase', 'docs/examples/more.c', SPDX + 'int z;\n', 'neither'),
+    ('showcase', 'docs/examples/meson.build', '[]\n', 'does not run'),
+    ('showcase', 'docs/embedding.md', '```c\nint gone;\n```\n', 'shows a program'),
 ]
 
 
