@@ -272,7 +272,7 @@ uint64_t weir__sys_entropy(void)
 
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
 {
-    int fd;
+    int fd = -1;
     int r = weir__sys_open(path, O_RDONLY, &fd);
 
     if (r < 0)
