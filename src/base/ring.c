@@ -284,8 +284,7 @@ bool weir__ring_is_ready(const struct weir_ring *ring)
 {
     if (ring->synchronous)
         return ring->result_count > 0;
-    return io_uring_cq_ready(&ring->uring) > 0 || io_uring_sq_ready(&ring->uring) > 0 ||
-           ring_must_enter(ring);
+    return io_uring_cq_ready(&ring->uring) > 0 || ring_must_enter(ring);
 }
 
 static bool ring_error_is_passing(int r)

@@ -54,7 +54,7 @@ struct io_uring_sqe *weir__ring_sqe(struct weir_ring *ring, struct weir_operatio
 /* Submit what is queued. */
 int weir__ring_submit(struct weir_ring *ring);
 
-/* Whether a reap would find or submit something. Enters no kernel. */
+/* Whether a reap would find completions. Enters no kernel. */
 bool weir__ring_is_ready(const struct weir_ring *ring);
 
 /*
