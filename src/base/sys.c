@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -188,6 +189,40 @@ int weir__sys_pwrite_all(int fd, const void *buffer, size_t bytes, uint64_t offs
         bytes -= (size_t)count;
         offset += (uint64_t)count;
     }
+    return 0;
+}
+
+int weir__sys_eventfd(int *ret_fd)
+{
+    int fd = eventfd(0, EFD_CLOEXEC);
+
+    if (fd < 0)
+        return -errno;
+    *ret_fd = fd;
+    return 0;
+}
+
+void weir__sys_eventfd_signal(int fd)
+{
+    uint64_t one = 1;
+    ssize_t count;
+
+    do
+        count = write(fd, &one, sizeof(one));
+    while (count < 0 && errno == EINTR);
+    WEIR_CHECK(count == (ssize_t)sizeof(one));
+}
+
+int weir__sys_duplicate(int fd, int place, int *ret_fd)
+{
+    int fd_new;
+
+    do
+        fd_new = place < 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : dup3(fd, place, O_CLOEXEC);
+    while (fd_new < 0 && (errno == EINTR || errno == EBUSY));
+    if (fd_new < 0)
+        return -errno;
+    *ret_fd = fd_new;
     return 0;
 }
 

@@ -50,6 +50,13 @@ int weir__sys_madvise(void *address, size_t bytes, int advice);
 /* How many pages of [address, address + bytes) are in memory. */
 int weir__sys_resident(void *address, size_t bytes, uint64_t *ret_pages);
 
+/* A counter that a read takes whole; signal adds 1 and never blocks: a full counter is signal enough. */
+int weir__sys_eventfd(int *ret_fd);
+void weir__sys_eventfd_signal(int fd);
+
+/* A second descriptor of @fd's description; at @place, closing what is there, unless that is -1. */
+int weir__sys_duplicate(int fd, int place, int *ret_fd);
+
 /* The largest file that RLIMIT_FSIZE allows; UINT64_MAX: no limit. */
 uint64_t weir__sys_file_bytes_max(void);
 
