@@ -94,11 +94,11 @@ int weir__sys_seal_length(int fd)
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
 }
 
-bool weir__sys_length_is_sealed(int fd)
+int weir__sys_length_is_sealed(int fd)
 {
     int seals = fcntl(fd, F_GET_SEALS);
 
-    return seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
+    return seals < 0 ? -errno : (seals & F_SEAL_SHRINK) != 0;
 }
 
 void weir__sys_close(int fd)

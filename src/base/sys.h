@@ -26,7 +26,7 @@ int weir__sys_memfd(const char *name, int *ret_fd);
 
 /* The length of a memfd is final: who maps all of it is safe from SIGBUS. */
 int weir__sys_seal_length(int fd);
-bool weir__sys_length_is_sealed(int fd);
+int weir__sys_length_is_sealed(int fd); /* 1, 0, or -EINVAL: no file that can be sealed */
 
 void weir__sys_close(int fd); /* takes -1 */
 
