@@ -33,6 +33,7 @@ enum weir_chunk_state {
     WEIR_CHUNK_WRITING, /* in memory, on its way to the disk */
     WEIR_CHUNK_CLEAN,   /* in memory and on disk */
     WEIR_CHUNK_COLD,    /* on disk only */
+    WEIR_CHUNK_FILLING, /* on disk, being brought back into memory */
 };
 
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)
