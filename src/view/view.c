@@ -130,7 +130,10 @@ static int view_check_header(const struct weir__header *header, uint64_t table_b
         !view_table_fits(header->sum_offset, header->entry_count_max, sizeof(uint64_t), table_bytes,
                          &end))
         return -EBADMSG;
-    *ret_end = end;
+    *ret_end = end; /* the vacant stack is the owner's: neither mapped nor looked at */
+    if (!view_table_fits(header->vacant_offset, header->entry_count_max, sizeof(uint32_t),
+                         table_bytes, &end))
+        return -EBADMSG;
     return 0;
 }
 
@@ -483,7 +486,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = weir__word_load(&view->chunks[index].word);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_COLD)
+    if (state > WEIR_CHUNK_FILLING)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,
@@ -495,13 +498,16 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
 /* ---- Payload -------------------------------------------------------------- */
 
-static bool view_chunk_is_resident(const struct weir_view *view, uint64_t offset)
+static uint32_t view_chunk_state_at(const struct weir_view *view, uint64_t offset)
 {
     uint64_t index = offset / LAYOUT_CHUNK_BYTES;
 
     WEIR_ASSERT(index < view->fixed.chunk_count_max);
+    return weir__chunk_word_state(weir__word_load(&view->chunks[index].word));
+}
 
-    uint32_t state = weir__chunk_word_state(weir__word_load(&view->chunks[index].word));
+static bool view_chunk_is_resident(uint32_t state)
+{
     return state == WEIR_CHUNK_DIRTY || state == WEIR_CHUNK_WRITING || state == WEIR_CHUNK_CLEAN;
 }
 
@@ -514,7 +520,8 @@ static int view_read_piece(const struct weir_view *view, uint64_t offset, uint64
 
     WEIR_ASSERT(to - from <= VIEW_BOUNCE_BYTES);
 
-    if (view->direct_fd >= 0 && to <= file_bytes && !view_chunk_is_resident(view, offset)) {
+    if (view->direct_fd >= 0 && to <= file_bytes &&
+        !view_chunk_is_resident(view_chunk_state_at(view, offset))) {
         int r = weir__sys_pread_all(view->direct_fd, view->bounce, to - from, from);
         *ret_data = view->bounce + (offset - from);
         if (r != -EINVAL)
@@ -522,8 +529,8 @@ static int view_read_piece(const struct weir_view *view, uint64_t offset, uint64
     }
 
     int r = weir__sys_pread_all(view->data_fd, view->bounce, bytes, offset);
-    /* Either it went cold while we read, or there is no other way to read it. */
-    if (!view_chunk_is_resident(view, offset))
+    /* I5: it went cold while we read, or there is no other way to read it. */
+    if (view_chunk_state_at(view, offset) == WEIR_CHUNK_COLD)
         (void)weir__sys_fadvise(view->data_fd, from, to - from, POSIX_FADV_DONTNEED);
     *ret_data = view->bounce;
     return r;

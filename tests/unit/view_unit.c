@@ -80,7 +80,8 @@ static void made_open(struct made *made)
 
     uint64_t entry_offset = LAYOUT_HEADER_BYTES + CHUNK_COUNT * sizeof(struct weir__chunk);
     uint64_t sum_offset = entry_offset + ENTRY_COUNT * sizeof(struct weir__entry);
-    made->table_bytes = sum_offset + ENTRY_COUNT * sizeof(uint64_t);
+    uint64_t vacant_offset = sum_offset + ENTRY_COUNT * sizeof(uint64_t);
+    made->table_bytes = vacant_offset + ENTRY_COUNT * sizeof(uint32_t);
     assert_int_equal(weir__sys_ftruncate(made->table_fd, made->table_bytes), 0);
     assert_int_equal(weir__sys_mmap(NULL, made->table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
                                     made->table_fd, 0, &address),
@@ -100,6 +101,7 @@ static void made_open(struct made *made)
         .chunk_offset = LAYOUT_HEADER_BYTES,
         .entry_offset = entry_offset,
         .sum_offset = sum_offset,
+        .vacant_offset = vacant_offset,
         .data_device = info.st_dev,
         .data_inode = info.st_ino,
         .pid = getpid(),
@@ -477,14 +479,14 @@ static void test_chunks(void **state)
     made_open(&made);
     made_publish(&made);
     struct weir_view *view = view_of(&made);
-    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_COLD; i++) {
+    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_FILLING; i++) {
         made_chunk_state(&made, 3, (enum weir_chunk_state)i);
         assert_int_equal(weir_view_chunk(view, 3, &chunk), 0);
         assert_int_equal(chunk.state, i);
         assert_int_equal(chunk.live_bytes, 1000);
         assert_int_equal(chunk.pinned_count, 2);
     }
-    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_COLD + 1));
+    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_FILLING + 1));
     assert_int_equal(weir_view_chunk(view, 3, &chunk), -EBADMSG);
     assert_int_equal(weir_view_chunk(view, CHUNK_COUNT, &chunk), -EINVAL);
     weir__word_store(&made.header->figures.file_bytes, LAYOUT_CHUNK_BYTES + 1);
@@ -533,7 +535,7 @@ static void test_read(void **state)
                                       DATA_BYTES - LAYOUT_CHUNK_BYTES};
     static const uint64_t lengths[] = {0, 1, 16, 4095, 4097, 262144, 262145, 2097152};
     static const enum weir_chunk_state states[] = {WEIR_CHUNK_DIRTY, WEIR_CHUNK_COLD,
-                                                   WEIR_CHUNK_CLEAN, WEIR_CHUNK_COLD};
+                                                   WEIR_CHUNK_CLEAN, WEIR_CHUNK_FILLING};
     struct made made;
     uint64_t key = 1;
 
