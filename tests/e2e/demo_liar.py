@@ -19,7 +19,10 @@ The demo must notice. WEIR_LIAR names the lie:
     file     the same, in the page cache of a file without a name
     leave    a file is left in the overflow directory
     deaf     SIGTERM is ignored for the rest of its life
+    append   the source itself gets longer before its item is delivered as it was
+    garble   the same, and one bit of the item is another one
 
+WEIR_LIAR_SOURCE is the file whose item is lied about, for the last two.
 It keeps everything in memory and is for a few hundred small files.
 """
 
@@ -104,7 +107,10 @@ class Liar:
     async def lie(self, pairs):
         at = next(i for i, pair in enumerate(pairs) if pair[0] == VICTIM)
         payload = pairs[at][1]
-        if LIE == 'flip':
+        if LIE in ('append', 'garble'):
+            with open(os.environ['WEIR_LIAR_SOURCE'], 'ab') as source:
+                source.write(b'more')
+        if LIE in ('flip', 'garble'):
             middle = len(payload) // 2
             payload = payload[:middle] + bytes([payload[middle] ^ 4]) + payload[middle + 1:]
             pairs[at] = VICTIM, payload

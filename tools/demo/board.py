@@ -38,7 +38,7 @@ PRODUCER_WORDS = ('accepted_count', 'accepted_bytes', 'again_count', 'gone_count
 CONSUMER_WORDS = ('delivered_count', 'delivered_bytes', 'mismatched_count', 'lost_count',
                   'changed_count', 'place')
 SAMPLER_WORDS = ('now_bytes', 'peak_bytes', 'peak_anon_bytes', 'peak_shmem_bytes',
-                 'peak_cache_bytes', 'sample_count', 'gap_ns')
+                 'peak_cache_bytes', 'sample_count', 'gap_ns', 'file_count')
 
 
 def _words(count, kind):

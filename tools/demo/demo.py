@@ -177,7 +177,8 @@ class Child:
 class Server:
     """weir-server, in a session of its own so that a Ctrl-C reaches only us."""
 
-    def __init__(self, path, limit_bytes, spill_directory):
+    def __init__(self, path, limit_bytes, spill_directory, patience_s):
+        self.patience_s = min(patience_s, STOP_S)
         self.said = tempfile.TemporaryFile()
         try:
             self.process = subprocess.Popen(
@@ -238,10 +239,10 @@ class Server:
             self.is_asked_to_stop = True
             self.process.terminate()
             try:
-                self.process.wait(STOP_S)
+                self.process.wait(self.patience_s)
             except subprocess.TimeoutExpired:
                 self.kill()
-                raise Failed(f'weir-server did not stop within {STOP_S} s') from None
+                raise Failed(f'weir-server did not stop within {self.patience_s} s') from None
         if self.process.returncode != 0:
             raise Failed(f'weir-server ended with {self.ended()}{self.tail()}')
 
@@ -375,8 +376,12 @@ class Demo:
             self.spill_directory = tempfile.mkdtemp(prefix='weir-demo-', dir=self.options.spill_dir)
         except OSError as error:
             raise Failed(f'no directory in {self.options.spill_dir}: {error.strerror}') from None
-        self.server = Server(self.options.server, self.options.memory, self.spill_directory)
+        self.server = Server(self.options.server, self.options.memory, self.spill_directory,
+                             self.options.patience)
         job.server_pid = self.server.process.pid
+        job.spill_directory = self.spill_directory
+        said = os.fstat(self.server.said.fileno())
+        job.stderr_key = said.st_dev, said.st_ino
         self.stop_sampler, stop = self.context.Pipe()
         self.sampler = self._child('the sampler', sampler.run, job, stop)
         job.host, job.port, workers = self.server.wait_ready(self.options.memory)
@@ -501,6 +506,9 @@ class Demo:
             if time.monotonic() > deadline:
                 raise Failed('the sampler does not end')
             multiprocessing.connection.wait([self.sampler.reports], TICK_S)
+        if state.put_bytes > 0 and self.job.board.sampler.file_count == 0:
+            raise Failed('weir-server says that it used its overflow, but the sampler found no'
+                         ' file of it: the peak is not the truth')
         if self.picture is not None and self.picture.out is not None:
             if self.picture.process is not None:
                 try:

@@ -4,8 +4,9 @@
 From outside, every 20 ms, without asking the process:
 
     RssAnon + RssShmem of /proc/PID/status      its heap, stacks, memfds
-  + page cache of its region files              unnamed files behind its
-                                                descriptors
+  + page cache of its region files              files without a name, or below
+                                                the overflow directory, behind
+                                                its descriptors
 
 A region's file has no name, so it is opened through /proc/PID/fd, once for each
 inode, and cachestat(2) tells how many of its pages are in memory, whoever mapped
@@ -87,10 +88,12 @@ def choose_measure():
 
 
 class Sampler:
-    def __init__(self, pid, row, measure):
+    def __init__(self, pid, row, measure, directory, stderr_key):
         self.pid = pid
         self.row = row
         self.measure = measure
+        self.directory = directory + '/'
+        self.not_regions = {stderr_key}  # memfds too, as they are met
         self._fds = {}     # (device, inode): our descriptor
         self._status = os.open(f'/proc/{pid}/status', os.O_RDONLY | os.O_CLOEXEC)
 
@@ -125,14 +128,15 @@ class Sampler:
             path = f'{directory}/{name}'
             try:
                 status = os.stat(path)
-                if not stat.S_ISREG(status.st_mode) or status.st_nlink != 0:
-                    continue
                 key = status.st_dev, status.st_ino
-                if key in seen:
+                if not stat.S_ISREG(status.st_mode) or key in seen or key in self.not_regions:
                     continue
                 fd = self._fds.pop(key, None)
                 if fd is None:
-                    if os.readlink(path).startswith('/memfd:'):
+                    target = os.readlink(path)
+                    if target.startswith('/memfd:') or (
+                            status.st_nlink != 0 and not target.startswith(self.directory)):
+                        self.not_regions.add(key)
                         continue
                     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 seen[key] = fd
@@ -142,12 +146,14 @@ class Sampler:
         for fd in self._fds.values():
             os.close(fd)
         self._fds = seen
+        self.row.file_count = max(self.row.file_count, len(seen))
         return sum(self.measure(fd) for fd in seen.values())
 
 
 def run(job, stop):
     """Until `stop` (an end of a pipe) has something to say."""
-    sampler = Sampler(job.server_pid, job.board.sampler, job.measure)
+    sampler = Sampler(job.server_pid, job.board.sampler, job.measure,
+                      os.path.realpath(job.spill_directory), job.stderr_key)
     earlier = due = time.monotonic_ns()
     while True:
         sampler.sample()
