@@ -44,12 +44,6 @@ static bool region_is_mine(const struct weir_region *region)
     return pthread_equal(region->owner, pthread_self());
 }
 
-static bool region_is_resident(const struct weir_region *region, const struct weir__entry *entry)
-{
-    return weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
-                                     weir__entry_space(entry));
-}
-
 /* ---- Tables --------------------------------------------------------------- */
 
 struct region_tables {
@@ -667,8 +661,7 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
 
     uint64_t offset = weir__entry_offset(entry);
     uint64_t bytes = weir__entry_bytes(entry);
-    if (WEIR_LIKELY(
-            weir__chunks_are_resident(&region->chunks, offset, weir__extent_space(bytes)))) {
+    if (WEIR_LIKELY(weir__region_is_resident(region, entry))) {
         data = region->store.base + offset;
     } else {
         data = weir__fetches_at(region, slot);
@@ -719,11 +712,13 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
+    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = region_is_resident(region, entry) || weir__fetches_at(region, slot) != NULL,
-        .committed = weir__entry_state(entry) == EXTENT_LIVE,
+        .resident = committed && (weir__region_is_resident(region, entry) ||
+                                  weir__fetches_at(region, slot) != NULL),
+        .committed = committed,
     };
     return 0;
 }
