@@ -191,12 +191,6 @@ static void fetch_settle(struct weir_region *region, struct weir__hold *hold)
 
 /* ---- Reads -------------------------------------------------------------- */
 
-static void fetch_failed(struct weir_region *region, int error)
-{
-    region->read_error_count++;
-    region->fetches.error_fresh = error;
-}
-
 static const char *fetch_data(const struct weir__hold *hold)
 {
     return hold->read->buffer + (hold->offset - hold->read->offset);
@@ -241,7 +235,7 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
         else if (answer == 0)
             answer = fetch_verify(region, hold);
         if (answer < 0 && answer != -ESTALE)
-            fetch_failed(region, answer);
+            region->read_error_count++;
         fetch_answer(region, hold, answer);
         if (answer < 0)
             fetch_drop_hold(region, hold);
@@ -256,7 +250,7 @@ static void fetch_piece_done(struct weir_region *region, struct fetch_read *read
     read->is_done = true;
     read->piece_result = error < 0 ? error : (int32_t)read->piece_bytes;
     if (error < 0 && error != -ESTALE)
-        fetch_failed(region, error);
+        region->read_error_count++;
     weir__list_append(&region->fetches.told_pieces, &read->link);
 }
 
@@ -599,6 +593,8 @@ int weir__fetches_advance(struct weir_region *region)
         struct weir_operation *theirs = read->piece;
         int32_t result = read->piece_result;
 
+        if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+            result = -ESTALE;
         weir__list_remove(&read->link);
         fetch_let_go(region, read);
         region->delivers = true;

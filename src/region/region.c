@@ -738,17 +738,6 @@ bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
 
 /* ---- Background work -------------------------------------------------------- */
 
-/* Errors are told once; -ESTALE and the like belong to single requests. */
-static int region_take_error(struct weir_region *region)
-{
-    int error =
-        region->store.error_fresh < 0 ? region->store.error_fresh : region->fetches.error_fresh;
-
-    region->store.error_fresh = 0;
-    region->fetches.error_fresh = 0;
-    return error;
-}
-
 static int region_tick(struct weir_region *region, int completions)
 {
     if (completions < 0)
@@ -765,7 +754,9 @@ static int region_tick(struct weir_region *region, int completions)
         if (r < 0 && r != -EBUSY && r != -EAGAIN)
             return r;
     }
-    int error = region_take_error(region);
+
+    int error = region->store.error_fresh;
+    region->store.error_fresh = 0;
     return error < 0 ? error : completions;
 }
 

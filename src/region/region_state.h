@@ -63,7 +63,7 @@ struct weir__store {
     uint64_t retry_ns;      /* after an error: not before */
     uint64_t suspect_count; /* chunks to be written again after an error */
     int error;              /* of the last write-back that failed, while degraded */
-    int error_fresh;        /* not yet told by poll */
+    int error_fresh;        /* of a write-back or revival; not yet told by poll */
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
 };
@@ -78,7 +78,6 @@ struct weir__fetches {
     struct weir__list idle; /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count; /* reads and pieces under way in the ring */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
-    int error_fresh;
 };
 
 struct weir_region {

@@ -479,7 +479,7 @@ static void store_revival_complete(struct weir_operation *operation, int32_t res
     WEIR_ASSERT(weir__chunk_state(&region->chunks, revival->chunk) == CHUNK_FILLING);
     if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
         region->read_error_count++;
-        region->fetches.error_fresh = result == -EFAULT ? -EIO : result;
+        region->store.error_fresh = result == -EFAULT ? -EIO : result;
         store_drop_pages(region, revival->chunk);
         weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
         if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
