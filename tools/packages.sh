@@ -15,12 +15,13 @@ set -eu
 packages_of() {
     case $1 in
     build)
-        # libc6-dev is only recommended by gcc
-        echo gcc libc6-dev meson ninja-build pkg-config python3
-        echo liburing-dev libnuma-dev libxxhash-dev
+        # libc6-dev is only recommended by gcc. g++ and cmocka are for tests, but
+        # meson looks for them once, when a build is configured, whoever does it.
+        echo gcc g++ libc6-dev meson ninja-build pkg-config python3
+        echo liburing-dev libnuma-dev libxxhash-dev libcmocka-dev
         ;;
     test)
-        echo g++ libcmocka-dev clang-format-14 mandoc
+        echo clang-format-14 mandoc
         ;;
     all)
         # clang's sanitizers are only recommended by clang
