@@ -410,7 +410,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
 static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
                        uint32_t *ret_index)
 {
-    uint32_t index;
+    uint32_t index = 0;
     int r = weir__region_tables_ready(region, region->spare_min);
 
     if (r == 0)

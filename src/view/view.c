@@ -31,8 +31,8 @@
 
 #include "base/bits.h"
 #include "base/check.h"
-#include "base/fence.h"
 #include "base/cleanup.h"
+#include "base/fence.h"
 #include "base/heap.h"
 #include "base/region_layout.h"
 #include "base/sys.h"
