@@ -18,6 +18,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/fence.h"
 #include "base/sys.h"
 #include "region/region_state.h"
 
@@ -421,7 +422,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
 static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
                        uint32_t *ret_index)
 {
-    uint32_t index;
+    uint32_t index = 0;
     int r = weir__region_tables_ready(region, region->spare_min);
 
     if (r == 0)
@@ -476,7 +477,7 @@ static struct weir_slot region_name(struct weir_region *region, uint32_t index, 
     weir__word_store(&region->slots.sums[index], 0);
     weir__word_store(&entry->place, weir__entry_place(weir__entry_offset(entry), bytes));
     weir__word_store(&entry->key, label.key);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
 
     weir__word_add(&figures->slot_count, 1);
@@ -593,7 +594,7 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
 
     uint64_t tag = weir__word_load(&entry->tag);
     weir__word_store(&region->slots.sums[slot.index], weir__build_end(region, slot));
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     weir__word_store(&entry->tag,
                      weir__entry_tag(slot.generation, weir__tag_owner(tag), EXTENT_LIVE, bytes));
     return 0;
@@ -623,7 +624,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     weir__word_add(&figures->live_bytes, -bytes);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     if (!weir__fetches_free(region, slot))
         weir__space_release(region, slot.index);
     return 0;

@@ -32,6 +32,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/cleanup.h"
+#include "base/fence.h"
 #include "base/heap.h"
 #include "base/region_layout.h"
 #include "base/sys.h"
@@ -414,7 +415,7 @@ static bool view_entry_load(const struct weir__entry *entry, struct view_entry *
     ret_entry->tag = __atomic_load_n(&entry->tag, __ATOMIC_ACQUIRE);
     ret_entry->place = weir__word_load(&entry->place);
     ret_entry->key = weir__word_load(&entry->key);
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    weir__fence_acquire();
     return weir__word_load(&entry->tag) == ret_entry->tag &&
            weir__word_load(&entry->place) == ret_entry->place;
 }
@@ -591,7 +592,7 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     r = view_read_place(view, extent.offset + offset, *ret_bytes, take, context);
 
     /* I4: what failed may have failed because it is gone, or no longer there. */
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    weir__fence_acquire();
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;

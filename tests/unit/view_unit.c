@@ -11,6 +11,7 @@
 #include <weir/view.h>
 
 #include "base/bits.h"
+#include "base/fence.h"
 #include "base/random.h"
 #include "base/region_layout.h"
 #include "base/sys.h"
@@ -165,7 +166,7 @@ static struct weir_slot made_put(struct made *made, uint32_t index, uint64_t off
     weir__word_store(&made->sums[index], 0);
     weir__word_store(&entry->place, weir__entry_place(offset, bytes));
     weir__word_store(&entry->key, key);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     weir__word_store(&entry->tag,
                      weir__entry_tag(generation, (uint16_t)(key % 1000), EXTENT_LIVE, bytes));
     return (struct weir_slot){.index = index, .generation = generation};
@@ -177,7 +178,7 @@ static void made_free(struct made *made, uint32_t index)
     uint32_t generation = weir__tag_generation(weir__word_load(&entry->tag)) + 1;
 
     weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_FREE, 0));
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    weir__fence();
 }
 
 static void made_sum(struct made *made, uint32_t index)
@@ -922,9 +923,9 @@ static void *race_owner(void *context)
             first = (first + 1) % RACE_PLACES;
             count--;
             memcpy(made->data + place, made->data + old, bytes);
-            __atomic_thread_fence(__ATOMIC_RELEASE);
+            weir__fence_release();
             weir__word_store(&entry->place, weir__entry_place(place, bytes));
-            __atomic_thread_fence(__ATOMIC_SEQ_CST);
+            weir__fence();
             place_of[index] = place;
             race->move_count++;
         }
