@@ -474,8 +474,6 @@ static void worker_close(struct weir_worker *worker)
     weir__ring_close(worker->ring);
     worker_close_account(worker);
 
-    if (worker->port_is_own)
-        weir__port_deinit(&worker->port_alone);
     free(worker->touched);
     free(worker->peers);
     if (worker->attached && worker->affinity_changed)
@@ -538,8 +536,11 @@ static int worker_create(const struct weir_worker_config *config, struct weir_wo
     return 0;
 }
 
+/* The port goes last: who stops us may still be about to ring. */
 static void worker_destroy(struct weir_worker *worker)
 {
+    if (worker->port_is_own)
+        weir__port_deinit(&worker->port_alone);
     pthread_cond_destroy(&worker->answered);
     pthread_mutex_destroy(&worker->lock);
     free(worker);
