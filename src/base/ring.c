@@ -22,12 +22,12 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/heap.h"
 #include "base/sys.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <stdlib.h>
 
 #define RING_BATCH_COUNT    64
 #define RING_REAP_COUNT_MAX 1024
@@ -58,7 +58,7 @@ struct weir_ring {
 
 static int ring_open_synchronous(struct weir_ring *ring)
 {
-    ring->results = calloc(RING_QUEUE_COUNT, sizeof(*ring->results));
+    ring->results = weir__heap_alloc(NULL, RING_QUEUE_COUNT * sizeof(*ring->results));
     if (ring->results == NULL)
         return -ENOMEM;
     ring->synchronous = true;
@@ -92,7 +92,7 @@ int weir__ring_open(uint32_t entry_count, bool may_be_synchronous, struct weir_r
     if (entry_count == 0 || entry_count > 32768)
         return -EINVAL;
 
-    struct weir_ring *ring = calloc(1, sizeof(*ring));
+    struct weir_ring *ring = weir__heap_alloc(NULL, sizeof(*ring));
     if (ring == NULL)
         return -ENOMEM;
 
@@ -100,7 +100,7 @@ int weir__ring_open(uint32_t entry_count, bool may_be_synchronous, struct weir_r
     if (r == -EPERM || r == -ENOSYS || r == -EACCES)
         r = may_be_synchronous ? ring_open_synchronous(ring) : -EOPNOTSUPP;
     if (r < 0) {
-        free(ring);
+        weir__heap_free(NULL, ring, sizeof(*ring));
         return r;
     }
     *ret_ring = ring;
@@ -114,8 +114,8 @@ void weir__ring_close(struct weir_ring *ring)
 
     if (!ring->synchronous)
         io_uring_queue_exit(&ring->uring);
-    free(ring->results);
-    free(ring);
+    weir__heap_free(NULL, ring->results, RING_QUEUE_COUNT * sizeof(*ring->results));
+    weir__heap_free(NULL, ring, sizeof(*ring));
 }
 
 bool weir__ring_is_synchronous(const struct weir_ring *ring)

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -81,12 +82,24 @@ int weir__sys_reopen(int fd, int flags, int *ret_fd)
 
 int weir__sys_memfd(const char *name, int *ret_fd)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC);
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (fd < 0)
         return -errno;
     *ret_fd = fd;
     return 0;
+}
+
+int weir__sys_seal_length(int fd)
+{
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
+}
+
+int weir__sys_length_is_sealed(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals < 0 ? -errno : (seals & F_SEAL_SHRINK) != 0;
 }
 
 void weir__sys_close(int fd)
@@ -305,9 +318,43 @@ uint64_t weir__sys_entropy(void)
     return weir__mix(weir__clock_ns() ^ (uint64_t)getpid() << 32);
 }
 
+int weir__sys_readlink(const char *path, char *buffer, size_t buffer_bytes)
+{
+    ssize_t length = readlink(path, buffer, buffer_bytes);
+
+    if (length < 0)
+        return -errno;
+    if ((size_t)length >= buffer_bytes)
+        return -ENAMETOOLONG;
+    buffer[length] = '\0';
+    return 0;
+}
+
+int weir__sys_list(const char *path, int (*each)(void *context, const char *name), void *context)
+{
+    DIR *directory = opendir(path);
+
+    if (directory == NULL)
+        return -errno;
+
+    int r = 0;
+    while (r == 0) {
+        errno = 0;
+        struct dirent *entry = readdir(directory);
+        if (entry == NULL) {
+            r = -errno;
+            break;
+        }
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            r = each(context, entry->d_name);
+    }
+    closedir(directory);
+    return r;
+}
+
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
 {
-    int fd;
+    int fd = -1;
     int r = weir__sys_open(path, O_RDONLY, &fd);
 
     if (r < 0)
