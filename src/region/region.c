@@ -302,11 +302,11 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     if (ret_region == NULL)
         return -EINVAL;
 
-    struct weir__heap heap = {.books = config->books};
-    struct weir_region *region = weir__heap_alloc(&heap, sizeof(*region));
+    struct weir_region *region = weir__heap_alloc(NULL, sizeof(*region));
     if (region == NULL)
         return -ENOMEM;
-    region->heap = heap;
+    region->heap.books = config->books;
+    weir__heap_account(&region->heap, sizeof(*region));
     region->owner = pthread_self();
     region->table_fd = -1;
     region->store.data_fd = -1;
@@ -352,7 +352,7 @@ void weir_region_close(struct weir_region *region)
     /* What is still on the books is the tables and ourselves. */
     struct weir__heap heap = region->heap;
     weir__heap_account(&heap, -(int64_t)heap.bytes);
-    free(region);
+    weir__heap_free(NULL, region, sizeof(*region));
 }
 
 int weir_region_fd(const struct weir_region *region)
