@@ -131,6 +131,9 @@ static int region_open_tables(struct weir_region *region)
     r = weir__sys_ftruncate(region->table_fd, plan.bytes);
     if (r < 0)
         return r;
+    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
+    if (r < 0)
+        return r;
     r = weir__sys_mmap(NULL, plan.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
                        region->table_fd, 0, &tables);
     if (r < 0)
