@@ -472,6 +472,8 @@ static struct weir_slot region_name(struct weir_region *region, uint32_t index, 
     __atomic_thread_fence(__ATOMIC_RELEASE);
     weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
 
+    /* Not left to the tick: a view compares handles with it. */
+    weir__word_store(&figures->entry_count, region->slots.used_count);
     weir__word_add(&figures->slot_count, 1);
     weir__word_add(&figures->live_bytes, bytes);
     weir__word_add(&figures->put_bytes, bytes);
