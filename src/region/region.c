@@ -147,6 +147,9 @@ static int region_open_tables(struct weir_region *region)
     r = region_map_tables(region, &plan, &tables);
     if (r < 0)
         return r;
+    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
+    if (r < 0)
+        return r;
     region->header = tables;
     region->table_bytes = plan.bytes;
     weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
@@ -480,6 +483,8 @@ static struct weir_slot region_name(struct weir_region *region, uint32_t index, 
     weir__fence_release();
     weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
 
+    /* Not left to the tick: a view compares handles with it. */
+    weir__word_store(&figures->entry_count, region->slots.used_count);
     weir__word_add(&figures->slot_count, 1);
     weir__word_add(&figures->live_bytes, bytes);
     weir__word_add(&figures->put_bytes, bytes);
