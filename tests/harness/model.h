@@ -402,7 +402,6 @@ static inline void model_check_figures(struct model *model)
     if (model->pin_count == 0)
         MODEL_EQUAL(model, stats.pinned_bytes, 0);
     MODEL_EQUAL(model, stats.metadata_bytes, model->charged);
-    MODEL_EQUAL(model, stats.late_faults, 0);
     MODEL_EQUAL(model, stats.write_error_count, 0);
     MODEL_EQUAL(model, stats.read_error_count, 0);
     MODEL_EQUAL(model, stats.degraded, false);

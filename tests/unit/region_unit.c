@@ -435,7 +435,6 @@ static void assert_bound_holds(struct fixture *f)
     if (cached > said + (int64_t)CHUNK_BYTES || cached < said - (int64_t)CHUNK_BYTES)
         fail_msg("resident: the books say %lld KiB, the kernel %lld KiB", (long long)said / 1024,
                  (long long)cached / 1024);
-    assert_int_equal(stats.late_faults, 0);
 }
 
 /* ---- Children --------------------------------------------------------------- */
@@ -518,7 +517,6 @@ static void defaults_are_the_headers(void **state)
     assert_int_equal(stats.put_bytes, 0);
     assert_int_equal(stats.pinned_bytes, 0);
     assert_int_equal(stats.fetched_bytes, 0);
-    assert_int_equal(stats.late_faults, 0);
     assert_int_equal(stats.write_error_count, 0);
     assert_int_equal(stats.read_error_count, 0);
     assert_int_equal(stats.growth_error_count, 0);
@@ -1430,7 +1428,6 @@ static void growth_keeps_every_byte_and_the_address(void **state)
     weir_region_unpin(f.region, first);
     for (int i = 0; i < 2048; i++)
         assert_here(&f, slots[i], 60000); /* UINT64_MAX: all of it is in memory */
-    assert_int_equal(figures(&f).late_faults, 0);
     finish(&f);
 }
 
