@@ -64,6 +64,7 @@
 #include <string.h>
 
 #define GOVERNOR_LINE_BYTES 64
+#define GOVERNOR_LOOK_MAX   100
 #define GOVERNOR_NAME_BYTES sizeof(((struct weir_account_stats *)0)->name)
 
 /* The state of a waiter; its memory is its owner's, who starts it as zeros. */
@@ -195,16 +196,18 @@ static void account_balance_add(struct weir_account *account, uint64_t bytes)
                           memory_order_release);
 }
 
-/* Whether waiting for what @account holds makes sense. */
-static bool account_is_reclaimable(const struct weir_account *account)
+/* Whether waiting for what @account holds, @charged bytes, makes sense. */
+static bool account_is_reclaimable(const struct weir_account *account, uint64_t charged)
 {
-    return (account->spillable || account->transient) &&
-           account_charged(account) > account->reserve_bytes;
+    return (account->spillable || account->transient) && charged > account->reserve_bytes;
 }
 
-static struct weir_account *account_of_lane(const struct weir__lane *lane)
+/* What its cap leaves. */
+static uint64_t account_room(const struct weir_account *account, uint64_t charged)
 {
-    return WEIR_CONTAINER_OF(lane, struct weir_account, lane);
+    if (account->cap_bytes == UINT64_MAX)
+        return UINT64_MAX;
+    return account->cap_bytes - weir__min(charged, account->cap_bytes);
 }
 
 /* ---- The word -------------------------------------------------------------- */
@@ -383,12 +386,9 @@ static void governor_measure_lanes(struct weir_governor *governor)
 {
     WEIR_LIST_FOREACH (link, &governor->queue.lanes) {
         struct weir__lane *lane = WEIR_CONTAINER_OF(link, struct weir__lane, link);
-        const struct weir_account *account = account_of_lane(lane);
-        uint64_t charged = account_charged(account);
+        const struct weir_account *account = WEIR_CONTAINER_OF(lane, struct weir_account, lane);
 
-        lane->room_bytes = UINT64_MAX;
-        if (account->cap_bytes != UINT64_MAX)
-            lane->room_bytes = account->cap_bytes - weir__min(charged, account->cap_bytes);
+        lane->room_bytes = account_room(account, account_charged(account));
     }
 }
 
@@ -708,8 +708,7 @@ static bool charge_may_spill(struct charge *charge)
 
 static bool charge_is_over_cap(const struct charge *charge)
 {
-    return charge->bytes >
-           charge->account->cap_bytes - weir__min(charge->charged, charge->account->cap_bytes);
+    return charge->bytes > account_room(charge->account, charge->charged);
 }
 
 /* Somebody came before: no charge goes past without having counted. */
@@ -932,17 +931,66 @@ struct weir_books weir_account_books(struct weir_account *account)
 
 /* ---- Waiting ----------------------------------------------------------------- */
 
-/* Whether anything that holds @waiter can come back by itself or by being asked. */
-static bool governor_can_relieve(const struct weir_governor *governor,
-                                 const struct weir_waiter *waiter)
+/* Whether what holds a waiter can come back by itself or by being asked. */
+enum hope {
+    HOPE_NONE,
+    HOPE_UNSURE, /* charges or refunds are under way: look again */
+    HOPE_SOME,
+};
+
+/*
+ * A charge is in the word before it is in the books of its account, and a refund
+ * is in the books first: what is under way makes the word the larger. Only when
+ * both agree is it certain that nothing else is there.
+ */
+static enum hope governor_hope(const struct weir_governor *governor,
+                               const struct weir_waiter *waiter)
 {
-    if (waiter->bytes > waiter->account->lane.room_bytes)
-        return account_is_reclaimable(waiter->account);
+    const struct weir_account *account = waiter->account;
+    uint64_t own_bytes = account_charged(account);
+    uint64_t books_bytes = 0;
+
+    if (waiter->bytes > account_room(account, own_bytes))
+        return account_is_reclaimable(account, own_bytes) ? HOPE_SOME : HOPE_NONE;
 
     WEIR_LIST_FOREACH (link, &governor->accounts) {
-        if (account_is_reclaimable(WEIR_CONTAINER_OF(link, struct weir_account, link)))
-            return true;
+        const struct weir_account *holder = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        uint64_t charged = account_charged(holder);
+        if (account_is_reclaimable(holder, charged))
+            return HOPE_SOME;
+        books_bytes += charged;
     }
+
+    uint64_t use_bytes =
+        weir__word_bytes(atomic_load_explicit(&governor->word, memory_order_acquire));
+    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes);
+
+    return use_bytes != books_bytes || fits_now ? HOPE_UNSURE : HOPE_NONE;
+}
+
+/* Under the lock: queue @waiter. False: there is no hope, and it is not queued. */
+static bool account_enqueue(struct weir_account *account, struct weir_waiter *waiter)
+{
+    struct weir_governor *governor = account->governor;
+    enum hope hope = HOPE_UNSURE;
+
+    weir__queue_append(&governor->queue, &account->lane, waiter, weir__clock_ns());
+    atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
+
+    /* Where all is in motion for so long, motion is hope. */
+    for (int look = 0; look < GOVERNOR_LOOK_MAX && hope == HOPE_UNSURE; look++) {
+        governor_grant(governor);
+        governor_tell(governor);
+        if (waiter->state != WAITER_QUEUED)
+            return true;
+        hope = governor_hope(governor, waiter);
+    }
+    if (hope != HOPE_NONE)
+        return true;
+
+    account_dequeue(account, waiter);
+    waiter->state = WAITER_IDLE;
+    governor_grant(governor);
     return false;
 }
 
@@ -982,7 +1030,6 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
-    uint64_t now_ns = weir__clock_ns();
     int r = 0;
 
     waiter->account = account;
@@ -991,19 +1038,11 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
     waiter->state = WAITER_QUEUED;
 
     governor_lock(governor);
-    weir__queue_append(&governor->queue, &account->lane, waiter, now_ns);
-    atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
-    governor_grant(governor);
-    if (waiter->state == WAITER_QUEUED && !governor_can_relieve(governor, waiter)) {
-        account_dequeue(account, waiter);
-        waiter->state = WAITER_IDLE;
-        governor_grant(governor);
+    if (!account_enqueue(account, waiter))
         r = -EDQUOT;
-    }
-    governor_tell(governor);
-    if (r == 0 && waiter->wake == NULL)
+    else if (waiter->wake == NULL)
         r = account_sleep(account, waiter);
-    else if (r == 0)
+    else
         account->deadline_min_ns = weir__min(account->deadline_min_ns, deadline_ns);
     governor_tell_and_unlock(governor);
 
