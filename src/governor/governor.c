@@ -190,6 +190,11 @@ static uint64_t account_charged(const struct weir_account *account)
     return net > 0 ? (uint64_t)net : 0;
 }
 
+static bool account_has_queued(const struct weir_account *account)
+{
+    return atomic_load_explicit(&account->queued_count, memory_order_acquire) > 0;
+}
+
 static void account_balance_add(struct weir_account *account, uint64_t bytes)
 {
     atomic_store_explicit(&account->balance_bytes, relaxed(&account->balance_bytes) + bytes,
@@ -362,7 +367,8 @@ static void account_append_done(struct weir_account *account, struct weir_waiter
 static void account_dequeue(struct weir_account *account, struct weir_waiter *waiter)
 {
     weir__queue_remove(&account->governor->queue, &account->lane, waiter);
-    atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_relaxed);
+    /* After what it was granted: an owner who sees its lane empty sees the bytes too. */
+    atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_release);
 }
 
 /* The bytes are in the word already. */
@@ -660,11 +666,10 @@ static uint64_t account_audited(struct weir_account *account)
     return account->reserve_bytes;
 }
 
-/* The last steps of a charge whose bytes are in the word. */
-static void account_charged_now(struct weir_account *account, uint64_t bytes, uint64_t charged,
-                                enum weir_verdict verdict)
+/* The last step of a charge; @bytes: what it added, 0 if it was refused. */
+static void account_count(struct weir_account *account, uint64_t bytes, uint64_t charged,
+                          enum weir_verdict verdict)
 {
-    account_balance_add(account, bytes);
     peak_raise(&account->peak_bytes, charged + bytes);
     count_more(&account->verdict_count[verdict], 1);
 }
@@ -690,7 +695,7 @@ static bool account_has_room(const struct weir_account *account, size_t bytes)
 struct charge {
     struct weir_account *account;
     uint64_t bytes;
-    uint64_t charged; /* before; remote refunds may make it less */
+    uint64_t charged; /* before it; read after the lane was seen empty, or under the lock */
     bool room_known;
     bool room;
 };
@@ -711,11 +716,10 @@ static bool charge_is_over_cap(const struct charge *charge)
     return charge->bytes > account_room(charge->account, charge->charged);
 }
 
-/* Somebody came before: no charge goes past without having counted. */
+/* Somebody came before: no charge goes past without having been counted. */
 static bool charge_is_crowded(const struct charge *charge, uint64_t word)
 {
-    return (word & WORD_WAITING) != 0 ||
-           atomic_load_explicit(&charge->account->queued_count, memory_order_relaxed) > 0;
+    return (word & WORD_WAITING) != 0 || account_has_queued(charge->account);
 }
 
 static struct weir__plan charge_plan(struct charge *charge, uint64_t word)
@@ -760,6 +764,9 @@ static bool charge_carry_out(struct charge *charge, uint64_t *word, const struct
     if (!governor_swap(governor, word, admitted ? charge->bytes : 0, plan->level))
         return false;
 
+    /* With a waiter in our lane we hold the lock: nobody measures the cap between the two. */
+    if (admitted)
+        account_balance_add(account, charge->bytes);
     *ret_verdict = plan->verdict;
     if (admitted && plan->level != WEIR_LEVEL_CALM)
         *ret_verdict = account_flush_once(account, episode, opened);
@@ -775,6 +782,7 @@ static bool charge_locked(struct charge *charge, enum weir_verdict *ret_verdict)
     struct weir_governor *governor = account->governor;
 
     governor_grant(governor);
+    charge->charged = account_charged(account);
 
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
     bool crowded = charge_is_crowded(charge, word);
@@ -800,9 +808,10 @@ static __attribute__((noinline)) enum weir_verdict charge_slowly(struct charge *
 
     while (!done) {
         uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
-        struct weir__plan plan = charge_plan(charge, word);
         bool crowded = charge_is_crowded(charge, word);
 
+        charge->charged = account_charged(charge->account);
+        struct weir__plan plan = charge_plan(charge, word);
         if (plan.level == weir__word_level(word) && plan.verdict != WEIR_ADMIT)
             return plan.verdict;
         if (plan.level == weir__word_level(word) && !crowded) {
@@ -824,15 +833,16 @@ int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_ve
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
+    bool queued = account_has_queued(account);
     struct charge charge = {
         .account = account, .bytes = bytes, .charged = account_audited(account)};
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
 
-    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 && !charge_is_over_cap(&charge) &&
-           !charge_is_crowded(&charge, word) &&
+    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 && !queued && !charge_is_over_cap(&charge) &&
            weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
         if (governor_swap(governor, &word, bytes, WEIR_LEVEL_CALM)) {
-            account_charged_now(account, bytes, charge.charged, WEIR_ADMIT);
+            account_balance_add(account, bytes);
+            account_count(account, bytes, charge.charged, WEIR_ADMIT);
             *ret_verdict = WEIR_ADMIT;
             return 0;
         }
@@ -841,7 +851,7 @@ int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_ve
     enum weir_verdict verdict = bytes > 0 ? charge_slowly(&charge) : WEIR_ADMIT;
     bool admitted = verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
 
-    account_charged_now(account, admitted ? bytes : 0, charge.charged, verdict);
+    account_count(account, admitted ? bytes : 0, charge.charged, verdict);
     *ret_verdict = verdict;
     return 0;
 }
@@ -865,7 +875,7 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
 
     uint64_t refundable = account_audited(account) - account->reserve_bytes;
     uint64_t back = weir__min(bytes, refundable);
-    bool queued = atomic_load_explicit(&account->queued_count, memory_order_relaxed) > 0;
+    bool queued = account_has_queued(account);
 
     if (WEIR_UNLIKELY(back != bytes))
         count_more(&account->over_refund_count, 1);
@@ -1172,7 +1182,7 @@ void weir_governor_stats(const struct weir_governor *governor,
     *ret_stats = (struct weir_governor_stats){
         .bytes_max = governor->budget.bytes_max,
         .charged_bytes = weir__word_bytes(word),
-        .peak_bytes = relaxed(&governor->peak_bytes),
+        .peak_bytes = weir__max(relaxed(&governor->peak_bytes), weir__word_bytes(word)),
         .soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT],
         .spill_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SPILL],
         .level = weir__word_level(word),

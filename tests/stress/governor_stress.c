@@ -64,6 +64,8 @@ struct actor {
     uint64_t item_bytes[ITEM_COUNT];
     int item_count;
     uint64_t forced_bytes;
+    uint64_t cap_bytes;
+    _Atomic uint64_t held_bytes; /* as granted_bytes of the stage, for this account */
     struct sleeper sleepers[WAITER_COUNT];
     uint64_t queued_count;
     uint64_t woken_count;
@@ -92,11 +94,16 @@ static uint64_t steps(void)
     return text != NULL ? strtoull(text, NULL, 0) : STEPS_DEFAULT;
 }
 
-static void stage_granted(struct stage *stage, uint64_t bytes)
+static void actor_granted(struct actor *actor, uint64_t bytes)
 {
-    uint64_t sum = atomic_fetch_add(&stage->granted_bytes, bytes) + bytes;
+    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <= BYTES_MAX);
+    STRESS_CHECK(atomic_fetch_add(&actor->held_bytes, bytes) + bytes <= actor->cap_bytes);
+}
 
-    STRESS_CHECK(sum <= BYTES_MAX);
+static void actor_gives(struct actor *actor, uint64_t bytes)
+{
+    atomic_fetch_sub(&actor->stage->granted_bytes, bytes);
+    atomic_fetch_sub(&actor->held_bytes, bytes);
 }
 
 static void actor_notify(void *context)
@@ -118,12 +125,12 @@ static bool actor_has_room(void *context, size_t bytes)
 
 static void actor_keep(struct actor *actor, uint64_t bytes)
 {
-    stage_granted(actor->stage, bytes);
+    actor_granted(actor, bytes);
     if (actor->item_count < ITEM_COUNT) {
         actor->item_bytes[actor->item_count++] = bytes;
         return;
     }
-    atomic_fetch_sub(&actor->stage->granted_bytes, bytes);
+    actor_gives(actor, bytes);
     weir_account_refund(actor->account, bytes);
 }
 
@@ -146,7 +153,7 @@ static void actor_drain(struct actor *actor)
     actor->inbox_count = 0;
     pthread_mutex_unlock(&actor->inbox_lock);
     for (int i = 0; i < count; i++) {
-        atomic_fetch_sub(&actor->stage->granted_bytes, parcels[i].bytes);
+        actor_gives(parcels[i].from, parcels[i].bytes);
         weir_account_refund_remote(parcels[i].from->account, parcels[i].bytes);
     }
 }
@@ -179,7 +186,7 @@ static void actor_refund(struct actor *actor)
 {
     uint64_t bytes = actor_pick_item(actor);
 
-    atomic_fetch_sub(&actor->stage->granted_bytes, bytes);
+    actor_gives(actor, bytes);
     weir_account_refund(actor->account, bytes);
 }
 
@@ -337,7 +344,7 @@ static void *actor_main(void *context)
     struct stage *stage = actor->stage;
     struct weir_account_config config = {
         .name = "actor",
-        .bytes_max = actor->index == 0 ? BYTES_MAX * 2 / 5 : 0,
+        .bytes_max = actor->cap_bytes < BYTES_MAX ? actor->cap_bytes : 0,
         .spillable = actor->index == 1,
         .transient = true,
         .has_room = actor_has_room,
@@ -381,6 +388,7 @@ static void play(bool forces)
         struct actor *actor = &stage.actors[i];
         actor->stage = &stage;
         actor->index = i;
+        actor->cap_bytes = i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX;
         actor->seed = seed + (uint64_t)i;
         assert_int_equal(pthread_mutex_init(&actor->inbox_lock, NULL), 0);
     }
