@@ -115,7 +115,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * Cost:    O(log free extents); no syscall, but at worst one growth step.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back is
- *         behind: poll, then try again.
+ *         behind: poll, then try again. While the region is degraded and no room
+ *         is left, what the write-back said: -EIO, ...
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
                                              size_t bytes, struct weir_label label,
@@ -210,10 +211,12 @@ typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
  * that count as resident, never in the mapping, and is verified against the
  * checksum.
  *
+ * Reads start as buffers come free, so many slots can be asked for at once; what
+ * is pinned holds its buffer.
+ *
  * Return: 0: each slot will be called back once; -EINVAL; -EFBIG: an item is
  *         larger than stats.fetch_bytes_max (weir_region_fetch_into() or
- *         weir_region_read() it in pieces); -EAGAIN: too much is pinned or under
- *         way: poll or unpin, then try again.
+ *         weir_region_read() it in pieces); -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
                                                const struct weir_slot *slots, size_t slot_count,
@@ -229,7 +232,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
  * For items too large for memory. Pieces are not verified one by one; the
  * checksum of the whole is in the slot.
  *
- * Return: 0, -EINVAL, -ESTALE, or -EAGAIN: too much is under way, poll first.
+ * Return: 0, -EINVAL, -ESTALE, -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
                                                     struct weir_slot slot, uint64_t offset,
@@ -284,8 +287,9 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * drops clean chunks, grows tables ahead, gives the empty tail of the file back.
  * Never blocks.
  *
- * Return: how many completions were handled, or a negative errno: the write-back
- *         or the read that failed (stats.degraded; nothing in memory was lost).
+ * Return: how many completions were handled, or a negative errno: a write-back
+ *         failed (stats.degraded; nothing in memory was lost). A read that fails
+ *         is told to whoever asked for it.
  */
 WEIR_API int weir_region_poll(struct weir_region *region);
 
@@ -324,8 +328,7 @@ struct weir_region_stats {
     uint64_t put_bytes;     /* ever put */
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
-    uint64_t read_bytes;  /* ever read back */
-    uint64_t late_faults; /* touches of a chunk that the books called cold */
+    uint64_t read_bytes; /* ever read back */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;

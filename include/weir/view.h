@@ -33,6 +33,7 @@ enum weir_chunk_state {
     WEIR_CHUNK_WRITING, /* in memory, on its way to the disk */
     WEIR_CHUNK_CLEAN,   /* in memory and on disk */
     WEIR_CHUNK_COLD,    /* on disk only */
+    WEIR_CHUNK_FILLING, /* on disk, being brought back into memory */
 };
 
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)
@@ -52,8 +53,12 @@ WEIR_API int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count);
  * @pid:  0: this process
  * @fd:   in that process: from weir_view_scan() or weir_region_fd()
  *
- * Return: 0, -EBADMSG (these are no tables of a region), -EPROTONOSUPPORT,
- *         -EAGAIN (it is just being made), -ENOMEM, or what open(2) says.
+ * What was seen of a region stays readable until weir_view_close(), even when
+ * its owner closes it or dies.
+ *
+ * Return: 0, -EBADMSG (these are no tables of a region, or its data file is not
+ *         where they say), -EPROTONOSUPPORT, -EAGAIN (it is just being made),
+ *         -ENOMEM, or what open(2) and mmap(2) say.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_open(pid_t pid, int fd, struct weir_view **ret_view);
 
@@ -102,6 +107,7 @@ struct weir_view_extent {
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
     bool committed;
+    bool held;   /* freed while pinned: no slot any more, the space not free yet */
     bool summed; /* its checksum is known: it was written back at least once */
 };
 
@@ -121,16 +127,19 @@ struct weir_view_chunk {
     uint32_t pinned_count;
 };
 
-/* weir_view_chunk() - 0, or -EINVAL past chunk_count */
+/* weir_view_chunk() - 0, -EINVAL past chunk_count, or -EBADMSG: no such state */
 WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint64_t index,
                                              struct weir_view_chunk *ret_chunk);
 
 /*
  * weir_view_read() - copy an item, or a piece of it
+ * @buffer:     on failure its content is anything
  * @ret_bytes:  how many were copied: less than asked for only at the end
  *
- * Return: 0, -ESTALE, -EAGAIN (after bounded tries), -ENOMEM, or what pread(2)
- *         says.
+ * Cold chunks are read past the page cache: looking does not warm them.
+ *
+ * Return: 0, -ESTALE, -EAGAIN (under construction, or moved again and again),
+ *         -EBADMSG (its entry makes no sense), or what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct weir_slot slot,
                                             uint64_t offset, void *buffer, size_t buffer_bytes,
@@ -139,8 +148,8 @@ WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct
 /*
  * weir_view_verify() - compare an item with its checksum
  *
- * Return: 0, -ENOENT: it has no checksum yet, -EBADMSG, -ESTALE, -EAGAIN, -ENOMEM,
- *         or what pread(2) says.
+ * Return: 0, -ENOENT: it has no checksum yet, or as weir_view_read(), where
+ *         -EBADMSG also says that the bytes are not those that were put.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_verify(const struct weir_view *view, struct weir_slot slot);
 

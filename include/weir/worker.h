@@ -37,7 +37,7 @@ struct weir_worker;
  *
  * Thread: any.
  *
- * Return: 0, -EINVAL, -ENOMEM.
+ * Return: 0, -EINVAL, -ENOMEM, or what eventfd(2) says: one descriptor for each.
  */
 WEIR_API WEIR_MUST_CHECK int weir_mesh_create(uint32_t worker_count, uint32_t messages_max,
                                               struct weir_mesh **ret_mesh);
@@ -47,21 +47,26 @@ WEIR_API void weir_mesh_destroy(struct weir_mesh *mesh);
 
 /*
  * struct weir_worker_config - what a core gets
- * @name:           of the thread and its account; at most 15 bytes kept
+ * @name:           of the thread (a started one) and its account; at most 15
+ *                  bytes kept; NULL: weir- and the index
  * @pinned, @cpu:   run on this cpu only
  * @mesh, @index:   its place among the others; NULL: alone, no messages
  * @governor:       NULL: none, and no account
  * @account:        of the worker's account; name, notify and context are set by
- *                  the worker
+ *                  the worker: has_room is called with the worker
  * @region:         .directory NULL: no region; ring and books are set by the
- *                  worker; resident_bytes_max is charged at start
+ *                  worker; resident_bytes_max is charged at start, as part of
+ *                  the account's reserve
  * @ring_entries:   0: 256
  * @tick_ns:        sleeps no longer than this; 0: 10 ms
- * @on_start:       first thing on the thread; an error ends the worker
+ * @on_start:       first thing on the thread; an error ends the worker; may be
+ *                  NULL
  * @on_tick:        after each turn of the loop; may be NULL
  * @on_stop:        last thing on the thread, the region and the account are
  *                  still there; may be NULL. Until it returns true the loop goes
- *                  on, so that what is under way can end.
+ *                  on, so that what is under way can end. Operations that are
+ *                  under way even then are cancelled and completed, without the
+ *                  region.
  */
 struct weir_worker_config {
     const char *name;
@@ -117,7 +122,11 @@ WEIR_API void weir_worker_stop(struct weir_worker *worker);
  */
 WEIR_API int weir_worker_poll(struct weir_worker *worker, uint64_t timeout_ns);
 
-/* weir_worker_wake() - end its sleep, if it sleeps; Thread: any */
+/*
+ * weir_worker_wake() - run a turn soon: end its sleep, or skip the next
+ *
+ * By its own thread: go on without a sleep, there is more to do. Thread: any.
+ */
 WEIR_API void weir_worker_wake(struct weir_worker *worker);
 
 WEIR_API struct weir_ring *weir_worker_ring(struct weir_worker *worker);
@@ -131,7 +140,8 @@ WEIR_API uint32_t weir_worker_index(const struct weir_worker *worker);
  *
  * Fill it with an io_uring_prep_*() of liburing, which leaves user_data alone;
  * it is submitted with the next turn of the loop at the latest. Never NULL: a
- * full queue is submitted first.
+ * full queue is submitted first. Not with IOSQE_CQE_SKIP_SUCCESS: the worker
+ * waits for its completion before the ring is closed.
  */
 WEIR_API struct io_uring_sqe *weir_worker_sqe(struct weir_worker *worker,
                                               struct weir_operation *operation);
@@ -151,10 +161,14 @@ struct weir_message {
  * @worker:   the sender; its own thread
  * @index:    of the receiver; may be the sender itself
  *
- * In order per pair. A receiver that sleeps is woken through its ring.
+ * In order per pair. A receiver that sleeps is woken through its ring, at the
+ * end of the sender's turn; one that has not started yet finds it then. What a
+ * receiver has not received when it stops stays where it is: end the traffic
+ * first.
  *
  * Return: 0; -EAGAIN: that queue is full, keep the message and try at the next
- *         tick.
+ *         tick; -ECANCELED: the receiver has stopped; -EINVAL: no such worker, or
+ *         no mesh.
  */
 WEIR_API WEIR_MUST_CHECK int weir_worker_send(struct weir_worker *worker, uint32_t index,
                                               struct weir_message *message);

@@ -16,6 +16,9 @@
 
 void weir__heap_account(struct weir__heap *heap, int64_t bytes)
 {
+    if (heap == NULL)
+        return;
+
     heap->bytes += (uint64_t)bytes;
     if (heap->books.charge != NULL)
         heap->books.charge(heap->books.context, bytes);
@@ -58,6 +61,7 @@ void weir__heap_free(struct weir__heap *heap, void *data, size_t bytes)
         return;
 
     free(data);
-    WEIR_ASSERT(heap->bytes >= bytes + HEAP_HEADER_BYTES);
+    if (heap != NULL)
+        WEIR_ASSERT(heap->bytes >= bytes + HEAP_HEADER_BYTES);
     weir__heap_account(heap, -(int64_t)bytes - HEAP_HEADER_BYTES);
 }

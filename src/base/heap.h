@@ -7,6 +7,9 @@
  *
  * Every byte that a module takes after its creation passes here and is told to
  * the books that the module was given. The only door to malloc().
+ *
+ * Where @heap is NULL nobody is told: for the object itself, which open and
+ * create take before there are books, and which close and destroy give back.
  */
 
 #include <weir/base.h>

@@ -9,12 +9,13 @@
  * whole 16-byte granules, none of it described there. The table file (a memfd)
  * describes it:
  *
- *      0        4096         entry_offset           sum_offset
- *      | header | chunks ... | entries ... (32 B)   | checksums ... (8 B) |
+ *      0        4096         entry_offset         sum_offset            vacant_offset
+ *      | header | chunks ... | entries ... (32 B) | checksums ... (8 B) | vacant ... |
  *
- * The three tables have their full length from the start and are sparse: only
- * what was used takes memory. All words are written by the owner with relaxed
- * atomic stores; a reader checks the generation before and after:
+ * (vacant is the owner's own stack of entries to use again.) The tables have
+ * their full length from the start and are sparse: only what was used takes
+ * memory. All words are written by the owner with relaxed atomic stores; a
+ * reader checks the generation before and after:
  *
  *      owner, put     payload; place, span, key; fence; tag with odd generation
  *      owner, free    tag with even generation; fence; payload may change
@@ -78,6 +79,7 @@ struct weir__header {
     uint64_t chunk_offset; /* of the tables in this file */
     uint64_t entry_offset;
     uint64_t sum_offset;
+    uint64_t vacant_offset;
     uint64_t data_device; /* st_dev and st_ino of the data file */
     uint64_t data_inode;
     int64_t pid;
@@ -99,16 +101,17 @@ struct weir__entry {
 
 _Static_assert(sizeof(struct weir__entry) == 32, "half a cache line");
 
-/* One chunk of the data file. */
+/* One chunk of the data file; the words behind the first are the owner's own. */
 struct weir__chunk {
-    uint64_t word;  /* live bytes : 32 | pins : 24 | state : 8; see enum weir_chunk_state */
-    uint32_t first; /* the lowest extent that begins here; 0: none */
-    uint32_t next;  /* in the queue of its state, by chunk index + 1 */
+    uint64_t word;  /* live bytes : 32 | pins : 24 | state : 8 */
+    uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
+    uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t padding;
+    uint32_t open;   /* items under construction whose next piece goes here */
+    uint64_t ticket; /* CLEAN: dropped only when all write-backs up to here succeeded */
 };
 
-_Static_assert(sizeof(struct weir__chunk) == 24, "three words");
+_Static_assert(sizeof(struct weir__chunk) == 32, "half a cache line");
 
 enum weir__extent_state {
     EXTENT_VACANT,  /* the entry is not in use */

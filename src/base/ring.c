@@ -2,28 +2,48 @@
 /*
  * ring - submission, completion, and the way without io_uring
  *
- * user_data of every entry is its operation. Completions are copied out of the
- * queue in small batches before they are called, so that an operation may
- * submit, and may even reap, from its own completion.
+ * user_data of every entry is its operation:
+ *
+ *      operation       counted in flight, completed
+ *      operation | 1   a wake of another ring: not counted, speaks up only when
+ *                      it failed
+ *      0               nobody's: a wake from another ring, a cancellation
+ *
+ * With deferred task work the kernel posts completions only when we enter it
+ * and ask for events. It says in the flags of the submission queue that there
+ * are some, so that looking costs two loads and not a system call.
+ *
+ * Completions are copied out of the queue in small batches before they are
+ * called, so that an operation may submit, and may even reap, from its own
+ * completion. A reap takes what was there when it began: operations that
+ * complete at once and start their next cannot hold it for ever.
  */
 #include "base/ring.h"
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/heap.h"
 #include "base/sys.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <stdlib.h>
 
-#define RING_BATCH_COUNT 64
-#define RING_QUEUE_COUNT 1024
+#define RING_BATCH_COUNT    64
+#define RING_REAP_COUNT_MAX 1024
+#define RING_QUEUE_COUNT    1024
+#define RING_UNCOUNTED      UINT64_C(1)
+#define RING_SLEEP_NS_MAX   UINT64_C(3600000000000) /* the kernel adds it to its clock: no overflow */
+#define RING_CONTEXT_BYTES  UINT64_C(8192)          /* of the kernel's own, beside the queues */
+#define RING_CANCEL_NS      UINT64_C(10000000)
+
+_Static_assert(_Alignof(struct weir_operation) > RING_UNCOUNTED, "the mark fits into the pointer");
 
 struct ring_result {
     struct weir_operation *operation;
     int32_t result;
     uint32_t flags;
+    bool counted;
 };
 
 struct weir_ring {
@@ -38,34 +58,49 @@ struct weir_ring {
 
 static int ring_open_synchronous(struct weir_ring *ring)
 {
-    ring->results = calloc(RING_QUEUE_COUNT, sizeof(*ring->results));
+    ring->results = weir__heap_alloc(NULL, RING_QUEUE_COUNT * sizeof(*ring->results));
     if (ring->results == NULL)
         return -ENOMEM;
     ring->synchronous = true;
     return 0;
 }
 
-int weir__ring_open(uint32_t entry_count, bool may_be_synchronous, struct weir_ring **ret_ring)
+static int ring_open_uring(struct weir_ring *ring, uint32_t entry_count)
 {
-    struct weir_ring *ring = calloc(1, sizeof(*ring));
     struct io_uring_params params = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE,
+        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
         .cq_entries = entry_count * 4,
     };
 
+    int r = io_uring_queue_init_params(entry_count, &ring->uring, &params);
+    if (r == -EINVAL) { /* before 6.1 */
+        params = (struct io_uring_params){.flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+                                          .cq_entries = entry_count * 4};
+        r = io_uring_queue_init_params(entry_count, &ring->uring, &params);
+    }
+    if (r < 0)
+        return r;
+
+    /* Spares the lookup of the descriptor in each enter; it works without. */
+    (void)io_uring_register_ring_fd(&ring->uring);
+    return 0;
+}
+
+int weir__ring_open(uint32_t entry_count, bool may_be_synchronous, struct weir_ring **ret_ring)
+{
+    if (entry_count == 0 || entry_count > 32768)
+        return -EINVAL;
+
+    struct weir_ring *ring = weir__heap_alloc(NULL, sizeof(*ring));
     if (ring == NULL)
         return -ENOMEM;
 
-    int r = io_uring_queue_init_params(entry_count, &ring->uring, &params);
-    if (r == -EINVAL) { /* before 6.1 */
-        params =
-            (struct io_uring_params){.flags = IORING_SETUP_CQSIZE, .cq_entries = entry_count * 4};
-        r = io_uring_queue_init_params(entry_count, &ring->uring, &params);
-    }
+    int r = ring_open_uring(ring, entry_count);
     if (r == -EPERM || r == -ENOSYS || r == -EACCES)
         r = may_be_synchronous ? ring_open_synchronous(ring) : -EOPNOTSUPP;
     if (r < 0) {
-        free(ring);
+        weir__heap_free(NULL, ring, sizeof(*ring));
         return r;
     }
     *ret_ring = ring;
@@ -79,8 +114,8 @@ void weir__ring_close(struct weir_ring *ring)
 
     if (!ring->synchronous)
         io_uring_queue_exit(&ring->uring);
-    free(ring->results);
-    free(ring);
+    weir__heap_free(NULL, ring->results, RING_QUEUE_COUNT * sizeof(*ring->results));
+    weir__heap_free(NULL, ring, sizeof(*ring));
 }
 
 bool weir__ring_is_synchronous(const struct weir_ring *ring)
@@ -98,6 +133,27 @@ uint32_t weir__ring_in_flight(const struct weir_ring *ring)
     return ring->in_flight;
 }
 
+uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring)
+{
+    if (ring->synchronous)
+        return 0;
+
+    uint64_t entries = *ring->uring.sq.kring_entries * sizeof(struct io_uring_sqe);
+    return weir__round_up(entries, 4096) + weir__round_up(ring->uring.cq.ring_sz, 4096) +
+           RING_CONTEXT_BYTES;
+}
+
+void weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus)
+{
+    if (ring->synchronous)
+        return;
+
+    unsigned counts[2] = {count_max, count_max}; /* of files and devices; of all else */
+    (void)io_uring_register_iowq_max_workers(&ring->uring, counts);
+    if (cpus != NULL)
+        (void)io_uring_register_iowq_aff(&ring->uring, sizeof(*cpus), cpus);
+}
+
 /* ---- Submission --------------------------------------------------------- */
 
 int weir__ring_submit(struct weir_ring *ring)
@@ -112,7 +168,7 @@ int weir__ring_submit(struct weir_ring *ring)
     return r < 0 ? r : 0;
 }
 
-struct io_uring_sqe *weir__ring_sqe(struct weir_ring *ring, struct weir_operation *operation)
+static struct io_uring_sqe *ring_entry(struct weir_ring *ring, uint64_t data)
 {
     WEIR_CHECK(!ring->synchronous);
 
@@ -123,9 +179,24 @@ struct io_uring_sqe *weir__ring_sqe(struct weir_ring *ring, struct weir_operatio
         WEIR_CHECK(r == 0 || r == -EBUSY || r == -EAGAIN);
         entry = io_uring_get_sqe(&ring->uring);
     }
-    io_uring_sqe_set_data(entry, operation);
-    ring->in_flight++;
+    io_uring_sqe_set_data64(entry, data);
     return entry;
+}
+
+struct io_uring_sqe *weir__ring_sqe(struct weir_ring *ring, struct weir_operation *operation)
+{
+    WEIR_ASSERT(operation != NULL);
+
+    ring->in_flight++;
+    return ring_entry(ring, (uintptr_t)operation);
+}
+
+void weir__ring_wake(struct weir_ring *ring, int fd, struct weir_operation *failed)
+{
+    struct io_uring_sqe *entry = ring_entry(ring, (uintptr_t)failed | RING_UNCOUNTED);
+
+    io_uring_prep_msg_ring(entry, fd, 0, 0, 0);
+    io_uring_sqe_set_flags(entry, IOSQE_CQE_SKIP_SUCCESS);
 }
 
 /* ---- Completion --------------------------------------------------------- */
@@ -135,7 +206,7 @@ static int ring_reap_synchronous(struct weir_ring *ring)
     int count = 0;
 
     /* What a completion starts completes at the next reap. */
-    for (uint32_t left = ring->result_count; left > 0; left--) {
+    for (uint32_t left = ring->result_count; left > 0 && ring->result_count > 0; left--) {
         struct ring_result first = ring->results[0];
         ring->result_count--;
         for (uint32_t i = 0; i < ring->result_count; i++)
@@ -147,31 +218,78 @@ static int ring_reap_synchronous(struct weir_ring *ring)
     return count;
 }
 
+/* Copies at most RING_BATCH_COUNT completions out; how many. Enters no kernel. */
+static uint32_t ring_take(struct weir_ring *ring, struct ring_result *ret_results, uint32_t limit)
+{
+    uint32_t count = 0;
+    unsigned head;
+    struct io_uring_cqe *entry;
+
+    io_uring_for_each_cqe(&ring->uring, head, entry)
+    {
+        if (count == limit || count == RING_BATCH_COUNT)
+            break;
+        uint64_t data = entry->user_data;
+        if (data == LIBURING_UDATA_TIMEOUT) /* before 5.11 time-outs are entries of their own */
+            data = 0;
+        ret_results[count++] = (struct ring_result){
+            .operation = (struct weir_operation *)(uintptr_t)(data & ~RING_UNCOUNTED),
+            .result = entry->res,
+            .flags = entry->flags,
+            .counted = (data & RING_UNCOUNTED) == 0,
+        };
+    }
+    io_uring_cq_advance(&ring->uring, count);
+    return count;
+}
+
+static void ring_complete(struct weir_ring *ring, const struct ring_result *result)
+{
+    if (result->operation == NULL)
+        return;
+    if (result->counted && (result->flags & IORING_CQE_F_MORE) == 0) {
+        WEIR_ASSERT(ring->in_flight > 0);
+        ring->in_flight--;
+    }
+    result->operation->complete(result->operation, result->result, result->flags);
+}
+
 static int ring_complete_ready(struct weir_ring *ring)
 {
-    int count = 0;
+    struct ring_result results[RING_BATCH_COUNT];
+    uint32_t left = (uint32_t)weir__min(io_uring_cq_ready(&ring->uring), RING_REAP_COUNT_MAX);
+    int completed = 0;
 
-    for (;;) {
-        struct io_uring_cqe *entries[RING_BATCH_COUNT];
-        struct ring_result results[RING_BATCH_COUNT];
-        unsigned ready = io_uring_peek_batch_cqe(&ring->uring, entries, RING_BATCH_COUNT);
-        if (ready == 0)
-            return count;
-
-        for (unsigned i = 0; i < ready; i++)
-            results[i] = (struct ring_result){io_uring_cqe_get_data(entries[i]), entries[i]->res,
-                                              entries[i]->flags};
-        io_uring_cq_advance(&ring->uring, ready);
-        for (unsigned i = 0; i < ready; i++) {
-            if (results[i].operation == NULL) /* a time-out of liburing's, a doorbell */
-                continue;
-            if ((results[i].flags & IORING_CQE_F_MORE) == 0)
-                ring->in_flight--;
-            results[i].operation->complete(results[i].operation, results[i].result,
-                                           results[i].flags);
-        }
-        count += (int)ready;
+    while (left > 0) {
+        uint32_t count = ring_take(ring, results, left);
+        if (count == 0) /* a completion has reaped the rest itself */
+            break;
+        for (uint32_t i = 0; i < count; i++)
+            ring_complete(ring, &results[i]);
+        left -= count;
+        completed += (int)count;
     }
+    return completed;
+}
+
+/* Whether the kernel has completions that it posts only when we enter it. */
+static bool ring_must_enter(const struct weir_ring *ring)
+{
+    uint32_t flags = __atomic_load_n(ring->uring.sq.kflags, __ATOMIC_RELAXED);
+
+    return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+}
+
+bool weir__ring_is_ready(const struct weir_ring *ring)
+{
+    if (ring->synchronous)
+        return ring->result_count > 0;
+    return io_uring_cq_ready(&ring->uring) > 0 || ring_must_enter(ring);
+}
+
+static bool ring_error_is_passing(int r)
+{
+    return r == -EINTR || r == -ETIME || r == -EBUSY || r == -EAGAIN;
 }
 
 int weir__ring_reap(struct weir_ring *ring)
@@ -179,14 +297,27 @@ int weir__ring_reap(struct weir_ring *ring)
     if (ring->synchronous)
         return ring_reap_synchronous(ring);
 
-    /* With deferred task work completions appear only when we enter the kernel. */
-    int r;
-    do
-        r = io_uring_submit_and_get_events(&ring->uring);
-    while (r == -EINTR);
-    if (r < 0 && r != -EBUSY && r != -EAGAIN)
-        return r;
+    if (io_uring_sq_ready(&ring->uring) > 0 || ring_must_enter(ring)) {
+        int r = io_uring_submit_and_get_events(&ring->uring);
+        if (r < 0 && !ring_error_is_passing(r))
+            return r;
+    }
     return ring_complete_ready(ring);
+}
+
+int weir__ring_sleep(struct weir_ring *ring, uint64_t timeout_ns)
+{
+    if (ring->synchronous)
+        return 0;
+
+    struct io_uring_cqe *first;
+    uint64_t sleep_ns = weir__min(timeout_ns, RING_SLEEP_NS_MAX);
+    struct __kernel_timespec timeout = {
+        .tv_sec = (long long)(sleep_ns / UINT64_C(1000000000)),
+        .tv_nsec = (long long)(sleep_ns % UINT64_C(1000000000)),
+    };
+    int r = io_uring_submit_and_wait_timeout(&ring->uring, &first, 1, &timeout, NULL);
+    return r < 0 && !ring_error_is_passing(r) ? r : 0;
 }
 
 int weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns)
@@ -194,15 +325,21 @@ int weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns)
     if (ring->synchronous)
         return ring_reap_synchronous(ring);
 
-    struct io_uring_cqe *first;
-    struct __kernel_timespec timeout = {
-        .tv_sec = (long long)(timeout_ns / UINT64_C(1000000000)),
-        .tv_nsec = (long long)(timeout_ns % UINT64_C(1000000000)),
-    };
-    int r = io_uring_submit_and_wait_timeout(&ring->uring, &first, 1, &timeout, NULL);
-    if (r < 0 && r != -EINTR && r != -ETIME && r != -EBUSY && r != -EAGAIN)
-        return r;
-    return ring_complete_ready(ring);
+    int r = weir__ring_sleep(ring, timeout_ns);
+    return r < 0 ? r : ring_complete_ready(ring);
+}
+
+void weir__ring_cancel_all(struct weir_ring *ring)
+{
+    /* No end but the kernel's: what it cannot cancel (a disk) it completes some time. */
+    while (ring->in_flight > 0) {
+        if (!ring->synchronous) {
+            struct io_uring_sqe *entry = ring_entry(ring, 0);
+            io_uring_prep_cancel64(entry, 0, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+        }
+        int r = weir__ring_wait(ring, RING_CANCEL_NS);
+        WEIR_CHECK(r >= 0);
+    }
 }
 
 /* ---- Typed operations --------------------------------------------------- */
@@ -211,7 +348,7 @@ static void ring_complete_later(struct weir_ring *ring, struct weir_operation *o
                                 int result)
 {
     WEIR_CHECK(ring->result_count < RING_QUEUE_COUNT);
-    ring->results[ring->result_count++] = (struct ring_result){operation, result, 0};
+    ring->results[ring->result_count++] = (struct ring_result){operation, result, 0, true};
     ring->in_flight++;
 }
 

@@ -5,20 +5,22 @@
 /*
  * ring - io_uring with its completions routed to operations
  *
- * One thread opens a ring, submits to it and reaps it. Where the kernel forbids
- * io_uring, a ring can be synchronous: the typed calls below then do their work
- * at once by system calls and complete at the next reap, so that callers need
- * no second path.
+ * One thread opens a ring, submits to it, reaps it and closes it. Where the
+ * kernel forbids io_uring, a ring can be synchronous: the typed calls below then
+ * do their work at once by system calls and complete at the next reap, so that
+ * callers need no second path.
  */
 
 #include <weir/base.h>
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 struct io_uring_sqe;
 
 /*
+ * @entry_count: rounded up to a power of two, at most 32768
  * @may_be_synchronous: a ring of plain system calls will do. Else -EOPNOTSUPP
  * where io_uring is forbidden or missing.
  */
@@ -33,17 +35,52 @@ int weir__ring_fd(const struct weir_ring *ring);
 /* Operations started and not yet completed for good. */
 uint32_t weir__ring_in_flight(const struct weir_ring *ring);
 
-/* Never NULL; not for synchronous rings. */
+/* An estimate of what the kernel holds for the queues. */
+uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring);
+
+/*
+ * Bound the kernel's helper threads for operations that block. They belong to
+ * the calling thread, not to the ring: the last call counts. @cpus may be NULL.
+ * Where the kernel does not know these bounds, it keeps its own.
+ */
+void weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus);
+
+/*
+ * Never NULL; not for synchronous rings. The operation must complete: no
+ * IOSQE_CQE_SKIP_SUCCESS.
+ */
 struct io_uring_sqe *weir__ring_sqe(struct weir_ring *ring, struct weir_operation *operation);
 
 /* Submit what is queued. */
 int weir__ring_submit(struct weir_ring *ring);
 
-/* Submit, and complete what is there; how many were completed, or a negative errno. */
+/* Whether a reap would find completions. Enters no kernel. */
+bool weir__ring_is_ready(const struct weir_ring *ring);
+
+/*
+ * Submit, and complete what is there at this moment; how many were completed, or
+ * a negative errno. Enters the kernel only if there is something to do in it.
+ */
 int weir__ring_reap(struct weir_ring *ring);
 
-/* The same, but sleep until something completes, at most @timeout_ns. */
+/* Submit, and sleep until there is something to reap, at most @timeout_ns. Completes nothing. */
+int weir__ring_sleep(struct weir_ring *ring, uint64_t timeout_ns);
+
+/* Sleep, then reap. */
 int weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns);
+
+/*
+ * Wake who sleeps in the ring of which @fd is a descriptor, with the next
+ * submission. @failed is completed with a negative errno only if that did not
+ * work; it is not counted in flight and may be given again at once.
+ */
+void weir__ring_wake(struct weir_ring *ring, int fd, struct weir_operation *failed);
+
+/*
+ * Cancel everything that is under way and reap until it has completed. For
+ * owners who are about to close the ring.
+ */
+void weir__ring_cancel_all(struct weir_ring *ring);
 
 /* ---- Typed operations, on rings of both kinds ----------------------------- */
 

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -80,12 +82,24 @@ int weir__sys_reopen(int fd, int flags, int *ret_fd)
 
 int weir__sys_memfd(const char *name, int *ret_fd)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC);
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (fd < 0)
         return -errno;
     *ret_fd = fd;
     return 0;
+}
+
+int weir__sys_seal_length(int fd)
+{
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0 ? -errno : 0;
+}
+
+int weir__sys_length_is_sealed(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals < 0 ? -errno : (seals & F_SEAL_SHRINK) != 0;
 }
 
 void weir__sys_close(int fd)
@@ -191,6 +205,40 @@ int weir__sys_pwrite_all(int fd, const void *buffer, size_t bytes, uint64_t offs
     return 0;
 }
 
+int weir__sys_eventfd(int *ret_fd)
+{
+    int fd = eventfd(0, EFD_CLOEXEC);
+
+    if (fd < 0)
+        return -errno;
+    *ret_fd = fd;
+    return 0;
+}
+
+void weir__sys_eventfd_signal(int fd)
+{
+    uint64_t one = 1;
+    ssize_t count;
+
+    do
+        count = write(fd, &one, sizeof(one));
+    while (count < 0 && errno == EINTR);
+    WEIR_CHECK(count == (ssize_t)sizeof(one));
+}
+
+int weir__sys_duplicate(int fd, int place, int *ret_fd)
+{
+    int fd_new;
+
+    do
+        fd_new = place < 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : dup3(fd, place, O_CLOEXEC);
+    while (fd_new < 0 && (errno == EINTR || errno == EBUSY));
+    if (fd_new < 0)
+        return -errno;
+    *ret_fd = fd_new;
+    return 0;
+}
+
 /* ---- Memory --------------------------------------------------------------- */
 
 int weir__sys_mmap(void *address, size_t bytes, int protection, int flags, int fd, uint64_t offset,
@@ -270,9 +318,43 @@ uint64_t weir__sys_entropy(void)
     return weir__mix(weir__clock_ns() ^ (uint64_t)getpid() << 32);
 }
 
+int weir__sys_readlink(const char *path, char *buffer, size_t buffer_bytes)
+{
+    ssize_t length = readlink(path, buffer, buffer_bytes);
+
+    if (length < 0)
+        return -errno;
+    if ((size_t)length >= buffer_bytes)
+        return -ENAMETOOLONG;
+    buffer[length] = '\0';
+    return 0;
+}
+
+int weir__sys_list(const char *path, int (*each)(void *context, const char *name), void *context)
+{
+    DIR *directory = opendir(path);
+
+    if (directory == NULL)
+        return -errno;
+
+    int r = 0;
+    while (r == 0) {
+        errno = 0;
+        struct dirent *entry = readdir(directory);
+        if (entry == NULL) {
+            r = -errno;
+            break;
+        }
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            r = each(context, entry->d_name);
+    }
+    closedir(directory);
+    return r;
+}
+
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
 {
-    int fd;
+    int fd = -1;
     int r = weir__sys_open(path, O_RDONLY, &fd);
 
     if (r < 0)

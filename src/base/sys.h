@@ -23,6 +23,11 @@ int weir__sys_reopen(int fd, int flags, int *ret_fd);
 
 int weir__sys_open(const char *path, int flags, int *ret_fd);
 int weir__sys_memfd(const char *name, int *ret_fd);
+
+/* The length of a memfd is final: who maps all of it is safe from SIGBUS. */
+int weir__sys_seal_length(int fd);
+int weir__sys_length_is_sealed(int fd); /* 1, 0, or -EINVAL: no file that can be sealed */
+
 void weir__sys_close(int fd); /* takes -1 */
 
 int weir__sys_fstat(int fd, struct stat *ret_stat);
@@ -50,11 +55,24 @@ int weir__sys_madvise(void *address, size_t bytes, int advice);
 /* How many pages of [address, address + bytes) are in memory. */
 int weir__sys_resident(void *address, size_t bytes, uint64_t *ret_pages);
 
+/* A counter that a read takes whole; signal adds 1 and never blocks: a full counter is signal enough. */
+int weir__sys_eventfd(int *ret_fd);
+void weir__sys_eventfd_signal(int fd);
+
+/* A second descriptor of @fd's description; at @place, closing what is there, unless that is -1. */
+int weir__sys_duplicate(int fd, int place, int *ret_fd);
+
 /* The largest file that RLIMIT_FSIZE allows; UINT64_MAX: no limit. */
 uint64_t weir__sys_file_bytes_max(void);
 
 /* Bytes that no one can guess; falls back to the clock. */
 uint64_t weir__sys_entropy(void);
+
+/* Where a symbolic link points, as a string. */
+int weir__sys_readlink(const char *path, char *buffer, size_t buffer_bytes);
+
+/* Calls @each with every name in a directory, "." and ".." left out, until it answers other than 0. */
+int weir__sys_list(const char *path, int (*each)(void *context, const char *name), void *context);
 
 /* The content of a small file of /proc or /sys, as a string. */
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);

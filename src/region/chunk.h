@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_REGION_CHUNK_H
+#define WEIR_REGION_CHUNK_H
+
+/*
+ * chunk - what of the file is in memory, in pieces of 2 MiB
+ *
+ * Pure book-keeping: states, queues, counts. What the kernel is told is in
+ * store.
+ */
+
+#include "base/region_layout.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum weir__chunk_state {
+    CHUNK_NONE,    /* not part of the file */
+    CHUNK_FRESH,   /* reserved on disk, nothing in it, no memory; may be stored to */
+    CHUNK_DIRTY,   /* in memory, newer than the disk; may be stored to */
+    CHUNK_WRITING, /* in memory, on its way to the disk */
+    CHUNK_CLEAN,   /* in memory and on disk */
+    CHUNK_COLD,    /* on disk only */
+    CHUNK_FILLING, /* on disk, being brought back to be stored to */
+    CHUNK_STATE_COUNT,
+};
+
+/* In order of arrival; chunk numbers + 1, 0 ends. */
+struct weir__chunk_queue {
+    uint32_t head;
+    uint32_t tail;
+    uint32_t count;
+};
+
+struct weir__chunks {
+    struct weir__chunk *table;                          /* fixed */
+    uint64_t count_max;                                 /* fixed */
+    uint64_t resident_max;                              /* fixed; in chunks */
+    uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
+    struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
+};
+
+static inline uint64_t weir__chunk_of(uint64_t offset)
+{
+    return offset / LAYOUT_CHUNK_BYTES;
+}
+
+static inline enum weir__chunk_state weir__chunk_state(const struct weir__chunks *chunks,
+                                                       uint64_t chunk)
+{
+    return (enum weir__chunk_state)weir__chunk_word_state(
+        weir__word_load(&chunks->table[chunk].word));
+}
+
+static inline bool weir__chunk_is_storable(enum weir__chunk_state state)
+{
+    return state == CHUNK_FRESH || state == CHUNK_DIRTY;
+}
+
+static inline bool weir__chunk_is_resident(enum weir__chunk_state state)
+{
+    return state == CHUNK_DIRTY || state == CHUNK_WRITING || state == CHUNK_CLEAN;
+}
+
+static inline uint32_t weir__chunk_live(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return weir__chunk_word_live(weir__word_load(&chunks->table[chunk].word));
+}
+
+static inline uint32_t weir__chunk_pins(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return weir__chunk_word_pins(weir__word_load(&chunks->table[chunk].word));
+}
+
+/* Change its state, and with it queue and resident count. */
+void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_state state);
+
+/* The space of [offset, offset + space) became live, or stopped being so. */
+void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* All chunks of [offset, offset + space) get a pin more, or less. */
+void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* Whether all of [offset, offset + space) is in memory; may be stored to. */
+bool weir__chunks_are_resident(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+bool weir__chunks_are_storable(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* How many chunks of [offset, offset + space) would come into memory by a store. */
+uint64_t weir__chunks_fresh(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* A store touches [offset, offset + space): FRESH becomes DIRTY. */
+void weir__chunks_touch(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* Walk and check every invariant; all chunks from @file_chunks on must be NONE. */
+void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks);
+
+#endif

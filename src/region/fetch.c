@@ -1,0 +1,809 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fetch - what is addressable for a while: pins, and items brought back
+ *
+ *      request --> hold (one per item) --> read (one per run of neighbours)
+ *                  pins, keeps             buffer, shared by its holds
+ *
+ * A hold is an item that is pinned, being fetched, fetched, or under
+ * construction. Fetched bytes lie in the buffer of a read; when the last hold of
+ * a read goes, the buffer goes. What nobody pins lingers, oldest first out, until
+ * another read needs its room. Reads that find none wait in order: so a caller
+ * may ask for a thousand slots at once and memory stays within bytes_max.
+ *
+ * Nothing is read through the mapping: a failing disk is an error code here.
+ *
+ *   F1  bytes counts the buffers of all reads; it never passes bytes_max
+ *   F2  a hold is idle (in the list) exactly when its read is done and nobody
+ *       pins or keeps it
+ *   F3  a request is answered once, from poll; until then its hold is kept
+ */
+#include "region/region_state.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/random.h"
+#include "base/sys.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define FETCH_ALIGNMENT    UINT64_C(4096)
+#define FETCH_COALESCE_MAX (UINT64_C(1) << 20) /* neighbours are read together up to here */
+#define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
+#define FETCH_SLOT_COUNT   1024
+#define FETCH_AGAIN_MAX    8
+#define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
+
+/* One read of the file into a buffer: for holds, or a piece for somebody's own buffer. */
+struct fetch_read {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir__list link;  /* pending; told, for a piece; else alone */
+    struct weir__list holds; /* that have their bytes here */
+    uint64_t offset;         /* in the file, aligned */
+    uint64_t bytes;          /* aligned */
+    char *buffer;            /* NULL: pending */
+    uint64_t buffer_bytes;
+    uint32_t user_count; /* its holds, and the ring while it is under way */
+    uint32_t again_count;
+    bool is_done;
+    struct weir_operation *piece; /* theirs; NULL: this read is for holds */
+    struct weir_slot piece_slot;
+    void *piece_buffer;
+    uint64_t piece_offset; /* in the file, of the next byte to come */
+    uint64_t piece_bytes;
+    uint64_t piece_copied; /* of these */
+    int32_t piece_result;
+};
+
+/* One slot of one weir_region_fetch(). */
+struct fetch_request {
+    struct weir__list link; /* of its hold, or told */
+    struct weir_slot slot;
+    struct weir__hold *hold; /* kept for this request; NULL: none yet */
+    weir_fetch_fn *done;
+    void *context;
+    int error; /* 0: look again when it is told */
+};
+
+struct weir__hold {
+    struct weir__hold *next; /* in its bucket */
+    struct weir_slot slot;
+    struct weir__list idle;
+    struct weir__list of_read;
+    struct weir__list requests; /* that wait for the read */
+    struct fetch_read *read;    /* NULL: the item is in the mapping */
+    uint64_t offset;            /* of the item in the file */
+    uint64_t bytes;             /* its length */
+    uint32_t pin_count;
+    uint32_t keep_count; /* answered requests that poll has yet to tell */
+    bool is_stale;       /* freed meanwhile */
+    struct weir__build *build;
+};
+
+struct weir__build {
+    XXH3_state_t sum; /* of what was written; 64-byte aligned */
+    uint64_t written_bytes;
+    uint64_t open_chunk; /* where the next piece goes */
+};
+
+uint64_t weir__sum(const void *data, uint64_t bytes)
+{
+    uint64_t sum = XXH3_64bits(data, bytes);
+
+    return sum != 0 ? sum : 1;
+}
+
+/* ---- Holds -------------------------------------------------------------- */
+
+static struct weir__hold **fetch_bucket(const struct weir_region *region, struct weir_slot slot)
+{
+    uint64_t hash = weir__mix((uint64_t)slot.generation << 32 | slot.index);
+
+    return (struct weir__hold **)&region->fetches.buckets[hash % REGION_HOLD_BUCKETS];
+}
+
+static struct weir__hold *fetch_find(const struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = *fetch_bucket(region, slot);
+
+    while (hold != NULL &&
+           (hold->slot.index != slot.index || hold->slot.generation != slot.generation))
+        hold = hold->next;
+    return hold;
+}
+
+static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__entry *entry = weir__region_entry(region, slot.index);
+    struct weir__hold *hold = weir__heap_alloc(&region->heap, sizeof(*hold));
+    struct weir__hold **bucket = fetch_bucket(region, slot);
+
+    if (hold == NULL)
+        return NULL;
+    *hold = (struct weir__hold){
+        .next = *bucket,
+        .slot = slot,
+        .offset = weir__entry_offset(entry),
+        .bytes = weir__entry_bytes(entry),
+    };
+    weir__list_init(&hold->idle);
+    weir__list_init(&hold->of_read);
+    weir__list_init(&hold->requests);
+    *bucket = hold;
+    return hold;
+}
+
+static void fetch_add_bytes(struct weir_region *region, int64_t bytes)
+{
+    region->fetches.bytes += (uint64_t)bytes;
+    weir__word_store(&weir__region_figures(region)->fetched_bytes, region->fetches.bytes);
+}
+
+static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
+{
+    WEIR_ASSERT(read->user_count > 0);
+    if (--read->user_count > 0)
+        return;
+
+    weir__list_remove(&read->link);
+    if (read->buffer != NULL) {
+        weir__heap_free(&region->fetches.heap, read->buffer, read->buffer_bytes);
+        fetch_add_bytes(region, -(int64_t)read->buffer_bytes);
+    }
+    weir__heap_free(&region->heap, read, sizeof(*read));
+}
+
+static void fetch_drop_hold(struct weir_region *region, struct weir__hold *hold)
+{
+    struct weir__hold **at = fetch_bucket(region, hold->slot);
+
+    WEIR_ASSERT(weir__list_is_empty(&hold->requests));
+    WEIR_ASSERT(hold->pin_count == 0 && hold->keep_count == 0);
+
+    while (*at != hold)
+        at = &(*at)->next;
+    *at = hold->next;
+    weir__list_remove(&hold->idle);
+    weir__list_remove(&hold->of_read);
+    if (hold->read != NULL)
+        fetch_let_go(region, hold->read);
+    weir__heap_free(&region->heap, hold, sizeof(*hold));
+}
+
+/* Nobody pins or keeps it: it lingers (F2), or goes. */
+static void fetch_settle(struct weir_region *region, struct weir__hold *hold)
+{
+    if (hold->pin_count > 0 || hold->keep_count > 0 || hold->build != NULL)
+        return;
+    if (hold->read != NULL && !hold->read->is_done)
+        return;
+    if (hold->is_stale || hold->read == NULL) {
+        fetch_drop_hold(region, hold);
+        return;
+    }
+    weir__list_remove(&hold->idle);
+    weir__list_append(&region->fetches.idle, &hold->idle);
+}
+
+/* ---- Reads -------------------------------------------------------------- */
+
+static const char *fetch_data(const struct weir__hold *hold)
+{
+    return hold->read->buffer + (hold->offset - hold->read->offset);
+}
+
+static int fetch_verify(const struct weir_region *region, const struct weir__hold *hold)
+{
+    uint64_t sum = region->slots.sums[hold->slot.index];
+
+    if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
+        return 0;
+    return -EBADMSG;
+}
+
+static void fetch_answer(struct weir_region *region, struct weir__hold *hold, int error)
+{
+    while (!weir__list_is_empty(&hold->requests)) {
+        struct fetch_request *request =
+            WEIR_CONTAINER_OF(hold->requests.next, struct fetch_request, link);
+        weir__list_remove(&request->link);
+        weir__list_append(&region->fetches.told, &request->link);
+        request->error = error;
+        if (error == 0) {
+            request->hold = hold;
+            hold->keep_count++;
+        }
+    }
+}
+
+static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
+{
+    struct weir__list *next;
+
+    read->is_done = true;
+    for (struct weir__list *at = read->holds.next; at != &read->holds; at = next) {
+        struct weir__hold *hold = WEIR_CONTAINER_OF(at, struct weir__hold, of_read);
+        int answer = error;
+
+        next = at->next;
+        if (hold->is_stale)
+            answer = -ESTALE;
+        else if (answer == 0)
+            answer = fetch_verify(region, hold);
+        if (answer < 0 && answer != -ESTALE)
+            region->read_error_count++;
+        fetch_answer(region, hold, answer);
+        if (answer < 0)
+            fetch_drop_hold(region, hold);
+        else
+            fetch_settle(region, hold);
+    }
+    fetch_let_go(region, read);
+}
+
+static void fetch_piece_done(struct weir_region *region, struct fetch_read *read, int error)
+{
+    read->is_done = true;
+    read->piece_result = error < 0 ? error : (int32_t)read->piece_bytes;
+    if (error < 0 && error != -ESTALE)
+        region->read_error_count++;
+    weir__list_append(&region->fetches.told_pieces, &read->link);
+}
+
+static void fetch_submit(struct weir_region *region, struct fetch_read *read)
+{
+    region->fetches.reading_count++;
+    weir__ring_read(region->ring, &read->operation, region->store.direct_fd, read->buffer,
+                    (uint32_t)read->bytes, read->offset);
+}
+
+/* A step of a piece has come; false: there are more. */
+static bool fetch_piece_step(struct fetch_read *read)
+{
+    uint64_t left = read->piece_bytes - read->piece_copied;
+    uint64_t skipped = read->piece_offset - read->offset;
+    uint64_t bytes = weir__min(left, read->bytes - skipped);
+
+    memcpy((char *)read->piece_buffer + read->piece_copied, read->buffer + skipped, bytes);
+    read->piece_copied += bytes;
+    read->piece_offset += bytes;
+    left -= bytes;
+    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
+    read->bytes =
+        weir__min(weir__round_up(read->piece_offset + left, FETCH_ALIGNMENT) - read->offset,
+                  read->buffer_bytes);
+    return left == 0;
+}
+
+static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
+{
+    if (error == 0 && weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+        error = -ESTALE;
+    if (error < 0 || fetch_piece_step(read))
+        fetch_piece_done(region, read, error);
+    else
+        fetch_submit(region, read);
+}
+
+static void fetch_read_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct fetch_read *read = WEIR_CONTAINER_OF(operation, struct fetch_read, operation);
+    struct weir_region *region = read->region;
+
+    (void)flags;
+    region->fetches.reading_count--;
+    if ((result == -EAGAIN || result == -EINTR) && ++read->again_count <= FETCH_AGAIN_MAX) {
+        fetch_submit(region, read);
+        return;
+    }
+    /* The range lies inside the file: a short read is a broken one. */
+    int error = result < 0 ? result : (uint64_t)result == read->bytes ? 0 : -EIO;
+    if (error == 0)
+        weir__word_add(&weir__region_figures(region)->read_bytes, read->bytes);
+    if (read->piece != NULL)
+        fetch_piece_came(region, read, error);
+    else
+        fetch_read_done(region, read, error);
+}
+
+static struct fetch_read *fetch_new_read(struct weir_region *region, uint64_t offset, uint64_t end)
+{
+    struct fetch_read *read = weir__heap_alloc(&region->heap, sizeof(*read));
+
+    if (read == NULL)
+        return NULL;
+    *read = (struct fetch_read){
+        .operation = {fetch_read_complete},
+        .region = region,
+        .offset = weir__round_down(offset, FETCH_ALIGNMENT),
+        .user_count = 1,
+    };
+    read->bytes = weir__round_up(end, FETCH_ALIGNMENT) - read->offset;
+    weir__list_init(&read->holds);
+    weir__list_append(&region->fetches.pending, &read->link);
+    return read;
+}
+
+/* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
+static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    while (fetches->bytes + bytes > fetches->bytes_max) {
+        if (weir__list_is_empty(&fetches->idle))
+            return false;
+        fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
+    }
+    return true;
+}
+
+static void fetch_start(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    while (!weir__list_is_empty(&fetches->pending)) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link);
+
+        if (!fetch_make_room(region, read->bytes))
+            return;
+        weir__list_remove(&read->link);
+        read->buffer_bytes = read->bytes;
+        read->buffer = weir__heap_alloc_aligned(&fetches->heap, read->bytes, FETCH_ALIGNMENT);
+        if (read->buffer == NULL) {
+            if (read->piece != NULL)
+                fetch_piece_done(region, read, -ENOMEM);
+            else
+                fetch_read_done(region, read, -ENOMEM);
+            continue;
+        }
+        fetch_add_bytes(region, (int64_t)read->bytes);
+        fetch_submit(region, read);
+    }
+}
+
+/* ---- Fetch -------------------------------------------------------------- */
+
+static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
+{
+    request->error = error;
+    weir__list_append(&region->fetches.told, &request->link);
+}
+
+/* The item is cold and in no buffer: it joins @read if that can reach so far, else begins one. */
+static struct fetch_read *fetch_add(struct weir_region *region, struct fetch_request *request,
+                                    struct fetch_read *read)
+{
+    struct weir__hold *hold = fetch_hold(region, request->slot);
+
+    if (hold == NULL) {
+        fetch_tell(region, request, -ENOMEM);
+        return read;
+    }
+
+    uint64_t end = hold->offset + hold->bytes;
+    uint64_t reach = read == NULL ? 0 : weir__round_up(end, FETCH_ALIGNMENT) - read->offset;
+    uint64_t coalesce_max = weir__min(FETCH_COALESCE_MAX, region->fetches.bytes_max / 2);
+    bool joins = read != NULL && hold->offset <= read->offset + read->bytes + FETCH_GAP_MAX &&
+                 reach <= coalesce_max;
+    if (joins)
+        read->bytes = weir__max(read->bytes, reach);
+    else
+        read = fetch_new_read(region, hold->offset, end);
+    if (read == NULL) {
+        fetch_drop_hold(region, hold);
+        fetch_tell(region, request, -ENOMEM);
+        return NULL;
+    }
+    hold->read = read;
+    read->user_count++;
+    weir__list_append(&read->holds, &hold->of_read);
+    weir__list_append(&hold->requests, &request->link);
+    return read;
+}
+
+/* Who answers @request: a read under way, one that begins now, or the next poll. */
+static struct fetch_read *fetch_place(struct weir_region *region, struct fetch_request *request,
+                                      struct fetch_read *read)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, request->slot, EXTENT_LIVE);
+
+    if (entry == NULL) {
+        fetch_tell(region, request, -ESTALE);
+        return read;
+    }
+    struct weir__hold *hold = fetch_find(region, request->slot);
+    if (hold != NULL && hold->read != NULL && !hold->read->is_done) {
+        weir__list_append(&hold->requests, &request->link);
+        return read;
+    }
+    if (hold != NULL || weir__region_is_resident(region, entry)) {
+        fetch_tell(region, request, 0);
+        return read;
+    }
+    return fetch_add(region, request, read);
+}
+
+struct fetch_order {
+    uint64_t offset;
+    size_t index;
+};
+
+static int fetch_compare(const void *a, const void *b)
+{
+    const struct fetch_order *first = a;
+    const struct fetch_order *second = b;
+
+    return first->offset < second->offset ? -1 : first->offset > second->offset;
+}
+
+static void fetch_free_requests(struct weir_region *region, struct weir__list *list)
+{
+    while (!weir__list_is_empty(list)) {
+        struct fetch_request *request = WEIR_CONTAINER_OF(list->next, struct fetch_request, link);
+        weir__list_remove(&request->link);
+        if (request->hold != NULL)
+            request->hold->keep_count--;
+        weir__heap_free(&region->heap, request, sizeof(*request));
+    }
+}
+
+int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots, size_t slot_count,
+                      weir_fetch_fn *done, void *context)
+{
+    struct fetch_order order[FETCH_SLOT_COUNT];
+    struct weir__list requests;
+    struct fetch_read *read = NULL;
+
+    WEIR_ASSERT(pthread_equal(region->owner, pthread_self()));
+    if (slots == NULL || done == NULL || slot_count == 0 || slot_count > FETCH_SLOT_COUNT)
+        return -EINVAL;
+
+    for (size_t i = 0; i < slot_count; i++) {
+        const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
+        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region) &&
+            !weir__region_is_resident(region, entry))
+            return -EFBIG;
+        order[i] = (struct fetch_order){entry != NULL ? weir__entry_offset(entry) : 0, i};
+    }
+    qsort(order, slot_count, sizeof(order[0]), fetch_compare);
+
+    weir__list_init(&requests);
+    for (size_t i = 0; i < slot_count; i++) {
+        struct fetch_request *request = weir__heap_alloc(&region->heap, sizeof(*request));
+        if (request == NULL) {
+            fetch_free_requests(region, &requests);
+            return -ENOMEM;
+        }
+        *request = (struct fetch_request){
+            .slot = slots[order[i].index],
+            .done = done,
+            .context = context,
+        };
+        weir__list_append(&requests, &request->link);
+    }
+    region->fetch_count += slot_count;
+    while (!weir__list_is_empty(&requests)) {
+        struct fetch_request *request =
+            WEIR_CONTAINER_OF(requests.next, struct fetch_request, link);
+        weir__list_remove(&request->link);
+        read = fetch_place(region, request, read);
+    }
+    fetch_start(region);
+    return 0;
+}
+
+int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                           void *buffer, size_t bytes, struct weir_operation *operation)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+
+    WEIR_ASSERT(pthread_equal(region->owner, pthread_self()));
+    if (entry == NULL)
+        return -ESTALE;
+    uint64_t length = weir__entry_bytes(entry);
+    if (operation == NULL || bytes > INT32_MAX || offset > length || bytes > length - offset)
+        return -EINVAL;
+
+    uint64_t at = weir__entry_offset(entry) + offset;
+    struct fetch_read *read = fetch_new_read(region, at, at + bytes);
+    if (read == NULL)
+        return -ENOMEM;
+    read->bytes = weir__min(read->bytes, FETCH_STEP_BYTES);
+    read->piece = operation;
+    read->piece_slot = slot;
+    read->piece_buffer = buffer;
+    read->piece_offset = at;
+    read->piece_bytes = bytes;
+    if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
+        weir__list_remove(&read->link);
+        if (bytes > 0)
+            memcpy(buffer, region->store.base + at, bytes);
+        read->is_done = true;
+        read->piece_result = (int32_t)bytes;
+        weir__list_append(&region->fetches.told_pieces, &read->link);
+        return 0;
+    }
+    fetch_start(region);
+    return 0;
+}
+
+/* ---- Telling ------------------------------------------------------------ */
+
+static int fetch_look(struct weir_region *region, const struct fetch_request *request)
+{
+    const void *data;
+
+    if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
+        return -ESTALE;
+    return weir_region_at(region, request->slot, &data, NULL);
+}
+
+/* One request; false: it was cold again and waits for a read now. */
+static bool fetch_tell_one(struct weir_region *region, struct fetch_request *request)
+{
+    struct weir__hold *hold = request->hold;
+    int result = request->error == 0 ? fetch_look(region, request) : request->error;
+
+    if (result == -EAGAIN) {
+        WEIR_ASSERT(hold == NULL);
+        fetch_place(region, request, NULL);
+        return false;
+    }
+    region->delivers = true;
+    request->done(request->context, request->slot, result);
+    region->delivers = false;
+    if (hold != NULL) {
+        hold->keep_count--;
+        fetch_settle(region, hold);
+    }
+    weir__heap_free(&region->heap, request, sizeof(*request));
+    return true;
+}
+
+int weir__fetches_advance(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+    struct weir__list round;
+    int count = 0;
+
+    /* What a callback asks for is told in the next round. */
+    weir__list_init(&round);
+    while (!weir__list_is_empty(&fetches->told)) {
+        struct weir__list *first = fetches->told.next;
+        weir__list_remove(first);
+        weir__list_append(&round, first);
+    }
+    while (!weir__list_is_empty(&round)) {
+        struct fetch_request *request = WEIR_CONTAINER_OF(round.next, struct fetch_request, link);
+        weir__list_remove(&request->link);
+        count += fetch_tell_one(region, request);
+    }
+
+    while (!weir__list_is_empty(&fetches->told_pieces)) {
+        struct weir__list *first = fetches->told_pieces.next;
+        weir__list_remove(first);
+        weir__list_append(&round, first);
+    }
+    while (!weir__list_is_empty(&round)) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(round.next, struct fetch_read, link);
+        struct weir_operation *theirs = read->piece;
+        int32_t result = read->piece_result;
+
+        if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+            result = -ESTALE;
+        weir__list_remove(&read->link);
+        fetch_let_go(region, read);
+        region->delivers = true;
+        theirs->complete(theirs, result, 0);
+        region->delivers = false;
+        count++;
+    }
+    fetch_start(region);
+    return count;
+}
+
+/* Blocking, around the ring, in steps that need no large buffer. */
+int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer, uint64_t bytes)
+{
+    uint64_t step_max =
+        weir__min(FETCH_STEP_BYTES, weir__round_up(bytes, FETCH_ALIGNMENT)) + FETCH_ALIGNMENT;
+    char *step = weir__heap_alloc_aligned(&region->fetches.heap, step_max, FETCH_ALIGNMENT);
+    char *to = buffer;
+    int r = 0;
+
+    if (step == NULL)
+        return -ENOMEM;
+    while (bytes > 0) {
+        uint64_t from = weir__round_down(offset, FETCH_ALIGNMENT);
+        uint64_t count = weir__min(bytes, step_max - (offset - from));
+        uint64_t read_bytes = weir__round_up(offset + count, FETCH_ALIGNMENT) - from;
+        r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
+        if (r < 0) {
+            region->read_error_count++;
+            break;
+        }
+        memcpy(to, step + (offset - from), count);
+        weir__word_add(&weir__region_figures(region)->read_bytes, read_bytes);
+        to += count;
+        offset += count;
+        bytes -= count;
+    }
+    weir__heap_free(&region->fetches.heap, step, step_max);
+    return r;
+}
+
+const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__hold *hold = fetch_find(region, slot);
+
+    if (hold == NULL || hold->read == NULL || !hold->read->is_done)
+        return NULL;
+    return fetch_data(hold);
+}
+
+uint64_t weir__fetches_item_max(const struct weir_region *region)
+{
+    /* An item begins and ends anywhere in a page. */
+    return region->fetches.bytes_max - 2 * FETCH_ALIGNMENT;
+}
+
+bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = fetch_find(region, slot);
+
+    if (hold == NULL)
+        return false;
+    hold->is_stale = true;
+    if (hold->pin_count > 0)
+        return true;
+    fetch_settle(region, hold);
+    return false;
+}
+
+/* ---- Pins --------------------------------------------------------------- */
+
+int weir_region_pin(struct weir_region *region, struct weir_slot slot, const void **ret_data,
+                    size_t *ret_bytes)
+{
+    const void *data;
+    size_t bytes;
+    int r = weir_region_at(region, slot, &data, &bytes);
+
+    if (r < 0)
+        return r;
+
+    struct weir__hold *hold = fetch_find(region, slot);
+    if (hold != NULL && hold->read != NULL && !hold->read->is_done)
+        return -EAGAIN; /* in memory again, but its fetch is still under way */
+    if (hold == NULL)
+        hold = fetch_hold(region, slot);
+    if (hold == NULL)
+        return -ENOMEM;
+    if (hold->read != NULL)
+        data = fetch_data(hold);
+
+    if (hold->pin_count++ == 0) {
+        weir__list_remove(&hold->idle);
+        weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
+        if (hold->read == NULL)
+            weir__chunks_pin(&region->chunks, hold->offset, weir__extent_space(bytes));
+        region->pin_count++;
+    }
+    *ret_data = data;
+    if (ret_bytes != NULL)
+        *ret_bytes = bytes;
+    return 0;
+}
+
+void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = fetch_find(region, slot);
+
+    WEIR_ASSERT(pthread_equal(region->owner, pthread_self()));
+    WEIR_CHECK(hold != NULL && hold->pin_count > 0);
+
+    if (--hold->pin_count > 0)
+        return;
+    weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
+    region->pin_count--;
+    bool is_stale = hold->is_stale;
+    if (hold->read == NULL)
+        weir__chunks_unpin(&region->chunks, hold->offset, weir__extent_space(hold->bytes));
+    fetch_settle(region, hold);
+    if (is_stale)
+        weir__space_release(region, slot.index);
+}
+
+/* ---- Items under construction ------------------------------------------- */
+
+int weir__build_begin(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = fetch_hold(region, slot);
+
+    if (hold == NULL)
+        return -ENOMEM;
+    hold->build = weir__heap_alloc_aligned(&region->heap, sizeof(*hold->build), 64);
+    if (hold->build == NULL) {
+        fetch_drop_hold(region, hold);
+        return -ENOMEM;
+    }
+    XXH3_64bits_reset(&hold->build->sum);
+    hold->build->written_bytes = 0;
+    hold->build->open_chunk = weir__chunk_of(hold->offset);
+    region->chunks.table[hold->build->open_chunk].open++;
+    return 0;
+}
+
+uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__hold *hold = fetch_find(region, slot);
+
+    WEIR_CHECK(hold != NULL && hold->build != NULL);
+    return hold->build->written_bytes;
+}
+
+void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const void *data,
+                       size_t bytes)
+{
+    struct weir__hold *hold = fetch_find(region, slot);
+    struct weir__build *build = hold->build;
+    uint64_t last = weir__chunk_of(hold->offset + weir__extent_space(hold->bytes) - 1);
+
+    XXH3_64bits_update(&build->sum, data, bytes);
+    build->written_bytes += bytes;
+    region->chunks.table[build->open_chunk].open--;
+    build->open_chunk = weir__min(weir__chunk_of(hold->offset + build->written_bytes), last);
+    region->chunks.table[build->open_chunk].open++;
+}
+
+uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = fetch_find(region, slot);
+    uint64_t sum = XXH3_64bits_digest(&hold->build->sum);
+
+    region->chunks.table[hold->build->open_chunk].open--;
+    weir__heap_free(&region->heap, hold->build, sizeof(*hold->build));
+    hold->build = NULL;
+    fetch_drop_hold(region, hold);
+    return sum != 0 ? sum : 1;
+}
+
+/* ---- Lifecycle ---------------------------------------------------------- */
+
+void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    fetches->bytes_max = bytes_max;
+    weir__list_init(&fetches->pending);
+    weir__list_init(&fetches->told);
+    weir__list_init(&fetches->told_pieces);
+    weir__list_init(&fetches->idle);
+}
+
+void weir__fetches_deinit(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    WEIR_CHECK(fetches->reading_count == 0);
+    fetch_free_requests(region, &fetches->told);
+    while (!weir__list_is_empty(&fetches->told_pieces))
+        fetch_let_go(region, WEIR_CONTAINER_OF(fetches->told_pieces.next, struct fetch_read, link));
+    for (uint32_t i = 0; i < REGION_HOLD_BUCKETS; i++) {
+        while (fetches->buckets[i] != NULL) {
+            struct weir__hold *hold = fetches->buckets[i];
+            WEIR_CHECK(hold->pin_count == 0);
+            fetch_free_requests(region, &hold->requests);
+            if (hold->build != NULL)
+                weir__build_end(region, hold->slot);
+            else
+                fetch_drop_hold(region, hold);
+        }
+    }
+    while (!weir__list_is_empty(&fetches->pending))
+        fetch_let_go(region, WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link));
+}

@@ -1,0 +1,859 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region - how one core's overflow file works
+ *
+ *      0      first                        mark          file
+ *      | live | free | live | free | live  | never used  |
+ *
+ * An item gets the smallest free extent that holds it, else the mark moves right
+ * over it. Its entry in the table tells where it lies; the slot handle names the
+ * entry and its generation. Free extents are kept by space, what of the file is
+ * in memory by store, what is brought back for a while by fetch: here are the
+ * public calls, the tables' memory, and the checks at the door.
+ *
+ * A put becomes visible to views with one store: payload and words first, then
+ * the tag with an odd generation. A free is the reverse.
+ */
+#include <weir/region.h>
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/fence.h"
+#include "base/sys.h"
+#include "region/region_state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define REGION_BYTES_DEFAULT     (UINT64_C(1) << 30)
+#define REGION_RESIDENT_DEFAULT  (UINT64_C(64) << 20)
+#define REGION_RESIDENT_MIN      (UINT64_C(8) << 20)
+#define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
+#define REGION_ENTRY_STEP        UINT64_C(4096) /* entries by which the tables grow */
+#define REGION_SPARE_MIN         UINT64_C(64)
+#define REGION_RING_ENTRIES      64
+#define REGION_WAIT_NS           UINT64_C(100000000)
+#define REGION_WAIT_COUNT        100 /* waits without any progress before put gives up */
+
+static bool region_is_mine(const struct weir_region *region)
+{
+    return pthread_equal(region->owner, pthread_self());
+}
+
+/* ---- Tables --------------------------------------------------------------- */
+
+struct region_tables {
+    uint64_t chunk_count;
+    uint64_t entry_count;
+    uint64_t entry_offset;
+    uint64_t sum_offset;
+    uint64_t vacant_offset;
+    uint64_t bytes;
+};
+
+static struct region_tables region_plan(uint64_t bytes_max, uint64_t entry_count)
+{
+    uint64_t page_bytes = LAYOUT_HEADER_BYTES;
+    struct region_tables plan = {
+        .chunk_count = bytes_max / LAYOUT_CHUNK_BYTES,
+        .entry_count = entry_count,
+    };
+
+    plan.entry_offset = LAYOUT_HEADER_BYTES +
+                        weir__round_up(plan.chunk_count * sizeof(struct weir__chunk), page_bytes);
+    plan.sum_offset =
+        plan.entry_offset +
+        weir__round_up((plan.entry_count + 1) * sizeof(struct weir__entry), page_bytes);
+    plan.vacant_offset =
+        plan.sum_offset + weir__round_up((plan.entry_count + 1) * sizeof(uint64_t), page_bytes);
+    plan.bytes =
+        plan.vacant_offset + weir__round_up((plan.entry_count + 1) * sizeof(uint32_t), page_bytes);
+    return plan;
+}
+
+static int region_extend_table(struct weir_region *region, uint64_t offset, uint64_t bytes_from,
+                               uint64_t bytes_to)
+{
+    if (bytes_to <= bytes_from)
+        return 0;
+    return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
+}
+
+int weir__region_tables_ready(struct weir_region *region, uint64_t spare)
+{
+    struct weir__slots *slots = &region->slots;
+    const struct weir__header *header = region->header;
+
+    if (WEIR_LIKELY(weir__slots_spare(slots) >= spare))
+        return 0;
+    if (slots->ready_count == slots->count_max)
+        return -EDQUOT;
+
+    uint64_t from = (uint64_t)slots->ready_count + 1;
+    uint64_t step = weir__round_up(weir__max(spare, REGION_ENTRY_STEP), REGION_ENTRY_STEP);
+    uint64_t to = weir__min(from + step, (uint64_t)slots->count_max + 1);
+    int r = region_extend_table(region, header->entry_offset, from * sizeof(struct weir__entry),
+                                to * sizeof(struct weir__entry));
+    if (r == 0)
+        r = region_extend_table(region, header->sum_offset, from * sizeof(uint64_t),
+                                to * sizeof(uint64_t));
+    if (r == 0)
+        r = region_extend_table(region, header->vacant_offset, from * sizeof(uint32_t),
+                                to * sizeof(uint32_t));
+    if (r < 0)
+        return r == -ENOSPC ? -ENOMEM : r;
+
+    slots->ready_count = (uint32_t)(to - 1);
+    weir__heap_account(&region->heap,
+                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
+                                                sizeof(uint32_t))));
+    return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
+}
+
+/* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
+static int region_map_tables(struct weir_region *region, struct region_tables *ret_plan,
+                             void **ret_tables)
+{
+    /* An extent takes a granule at least. */
+    uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
+    int r = -ENOMEM;
+
+    for (; entry_count >= region->spare_min + REGION_ENTRY_STEP && r < 0; entry_count /= 2) {
+        *ret_plan = region_plan(region->bytes_max, entry_count);
+        if (ret_plan->bytes > weir__sys_file_bytes_max())
+            continue;
+        r = weir__sys_ftruncate(region->table_fd, ret_plan->bytes);
+        if (r == 0)
+            r = weir__sys_mmap(NULL, ret_plan->bytes, PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_NORESERVE, region->table_fd, 0, ret_tables);
+    }
+    return r;
+}
+
+static int region_open_tables(struct weir_region *region)
+{
+    struct region_tables plan;
+    void *tables;
+    void *heads;
+    int r = weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
+
+    if (r < 0)
+        return r;
+    r = region_map_tables(region, &plan, &tables);
+    if (r < 0)
+        return r;
+    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
+    if (r < 0)
+        return r;
+    region->header = tables;
+    region->table_bytes = plan.bytes;
+    weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
+    weir__sys_madvise(tables, plan.bytes, MADV_DONTFORK);
+    r = weir__sys_fallocate(region->table_fd, 0, 0, plan.entry_offset);
+    if (r < 0)
+        return r == -ENOSPC ? -ENOMEM : r;
+    r = weir__sys_mmap(NULL, EXTENT_HEAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0, &heads);
+    if (r < 0)
+        return r;
+    weir__heap_account(&region->heap, (int64_t)(plan.entry_offset + EXTENT_HEAD_BYTES));
+
+    char *base = tables;
+    region->slots = (struct weir__slots){
+        .entries = (struct weir__entry *)(void *)(base + plan.entry_offset),
+        .sums = (uint64_t *)(void *)(base + plan.sum_offset),
+        .vacant = (uint32_t *)(void *)(base + plan.vacant_offset),
+        .count_max = (uint32_t)plan.entry_count,
+        .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
+    };
+    region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
+    region->chunks.count_max = plan.chunk_count;
+    weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
+    *region->header = (struct weir__header){
+        .version = LAYOUT_VERSION,
+        .header_bytes = (uint32_t)LAYOUT_HEADER_BYTES,
+        .bytes_max = region->bytes_max,
+        .resident_bytes_max = region->resident_bytes_max,
+        .chunk_count_max = plan.chunk_count,
+        .entry_count_max = plan.entry_count,
+        .chunk_offset = LAYOUT_HEADER_BYTES,
+        .entry_offset = plan.entry_offset,
+        .sum_offset = plan.sum_offset,
+        .vacant_offset = plan.vacant_offset,
+    };
+    return weir__region_tables_ready(region, region->spare_min);
+}
+
+static void region_close_tables(struct weir_region *region)
+{
+    if (region->extents.heads != NULL)
+        weir__sys_munmap(region->extents.heads, EXTENT_HEAD_BYTES);
+    weir__sys_munmap(region->header, region->table_bytes);
+    weir__sys_close(region->table_fd);
+}
+
+/* From here on views may look; the magic is stored last. */
+static int region_publish(struct weir_region *region, const char *directory)
+{
+    struct weir__header *header = region->header;
+    struct stat data;
+    int r = weir__sys_fstat(region->store.data_fd, &data);
+
+    if (r < 0)
+        return r;
+    header->data_device = data.st_dev;
+    header->data_inode = data.st_ino;
+    header->pid = getpid();
+    header->table_fd = region->table_fd;
+    header->data_fd = region->store.data_fd;
+    size_t length = strnlen(directory, sizeof(header->directory) - 1);
+    memcpy(header->directory, directory, length);
+    header->directory[length] = '\0';
+
+    const char *from = (const char *)&header->version;
+    header->fixed_sum = XXH3_64bits(from, (size_t)((const char *)&header->fixed_sum - from));
+    __atomic_store_n(&header->magic, LAYOUT_MAGIC, __ATOMIC_RELEASE);
+    return 0;
+}
+
+/* Figures that views read and that nobody else keeps; once a tick. */
+static void region_publish_figures(struct weir_region *region)
+{
+    struct weir__figures *figures = weir__region_figures(region);
+    const struct weir__chunks *chunks = &region->chunks;
+
+    weir__word_store(&figures->mark_bytes, region->mark_bytes);
+    weir__word_store(&figures->free_bytes, region->extents.free_bytes + region->resting_bytes);
+    weir__word_store(&figures->resident_bytes, chunks->resident_count * LAYOUT_CHUNK_BYTES);
+    weir__word_store(&figures->dirty_bytes, (uint64_t)(chunks->queues[CHUNK_DIRTY].count +
+                                                       chunks->queues[CHUNK_WRITING].count) *
+                                                LAYOUT_CHUNK_BYTES);
+    weir__word_store(&figures->metadata_bytes, region->heap.bytes);
+    weir__word_store(&figures->free_extent_count,
+                     region->extents.free_count + region->resting_count);
+    weir__word_store(&figures->entry_count, region->slots.used_count);
+    weir__word_store(&figures->degraded, region->store.suspect_count > 0);
+}
+
+/* ---- Lifecycle ------------------------------------------------------------ */
+
+static int region_check_config(const struct weir_region_config *config)
+{
+    if (config == NULL || config->directory == NULL)
+        return -EINVAL;
+    if (!weir__reserved_is_zero(config->reserved))
+        return -EINVAL;
+    if (config->bytes_max != 0 &&
+        (config->bytes_max < LAYOUT_CHUNK_BYTES || config->bytes_max > LAYOUT_BYTES_LIMIT))
+        return -EINVAL;
+    if (config->resident_bytes_max != 0 && config->resident_bytes_max < REGION_RESIDENT_MIN)
+        return -EINVAL;
+    return config->name != NULL ? -EOPNOTSUPP : 0;
+}
+
+/* Sizes that follow from the configuration. */
+static int region_set_limits(struct weir_region *region, const struct weir_region_config *config)
+{
+    uint64_t bytes_max = config->bytes_max != 0 ? config->bytes_max : REGION_BYTES_DEFAULT;
+    uint64_t resident =
+        config->resident_bytes_max != 0 ? config->resident_bytes_max : REGION_RESIDENT_DEFAULT;
+
+    bytes_max = weir__min(bytes_max, weir__sys_file_bytes_max());
+    region->bytes_max = weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES);
+    if (region->bytes_max == 0)
+        return -EDQUOT;
+    region->resident_bytes_max = resident;
+
+    /* An eighth for fetched items, the rest for chunks. */
+    uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
+    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(256) << 10);
+    region->chunks.resident_max =
+        resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
+    weir__fetches_init(region, fetch_bytes);
+
+    region->item_bytes_max = region->bytes_max / 4;
+    region->put_bytes_max = weir__min(region->item_bytes_max,
+                                      weir__min(region->chunks.resident_max, UINT64_C(1) << 16) *
+                                          LAYOUT_CHUNK_BYTES / 4);
+    /* Freeing may split an extent at each chunk border, and allocates nothing. */
+    region->spare_min = REGION_SPARE_MIN + 2 * (region->item_bytes_max / LAYOUT_CHUNK_BYTES + 1);
+    return 0;
+}
+
+static int region_open_parts(struct weir_region *region, const struct weir_region_config *config)
+{
+    int r = region_set_limits(region, config);
+
+    if (r < 0)
+        return r;
+    r = region_open_tables(region);
+    if (r < 0)
+        return r;
+    if (config->ring == NULL) {
+        r = weir__ring_open(REGION_RING_ENTRIES, true, &region->ring);
+        if (r < 0)
+            return r;
+        region->owns_ring = true;
+    } else {
+        region->ring = config->ring;
+    }
+    r = weir__store_open(region, config);
+    if (r < 0)
+        return r;
+    return region_publish(region, config->directory);
+}
+
+int weir_region_open(const struct weir_region_config *config, struct weir_region **ret_region)
+{
+    int r = region_check_config(config);
+
+    if (r < 0)
+        return r;
+    if (ret_region == NULL)
+        return -EINVAL;
+
+    struct weir_region *region = weir__heap_alloc(NULL, sizeof(*region));
+    if (region == NULL)
+        return -ENOMEM;
+    region->heap.books = config->books;
+    weir__heap_account(&region->heap, sizeof(*region));
+    region->owner = pthread_self();
+    region->table_fd = -1;
+    region->store.data_fd = -1;
+    region->store.direct_fd = -1;
+    r = region_open_parts(region, config);
+    if (r < 0) {
+        weir_region_close(region);
+        return r;
+    }
+    region_publish_figures(region);
+    *ret_region = region;
+    return 0;
+}
+
+/* Buffers and pages that the kernel works on must outlive its work. */
+static void region_quiesce(struct weir_region *region)
+{
+    struct weir__store *store = &region->store;
+
+    while (region->ring != NULL &&
+           (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
+            store->revival.is_under_way)) {
+        int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
+        WEIR_CHECK(r >= 0);
+    }
+}
+
+void weir_region_close(struct weir_region *region)
+{
+    if (region == NULL)
+        return;
+
+    WEIR_CHECK(region_is_mine(region));
+    WEIR_CHECK(!region->delivers);
+    region_quiesce(region);
+    if (region->fetches.bytes_max > 0)
+        weir__fetches_deinit(region);
+    weir__store_close(region);
+    if (region->owns_ring)
+        weir__ring_close(region->ring);
+    region_close_tables(region);
+
+    /* What is still on the books is the tables and ourselves. */
+    struct weir__heap heap = region->heap;
+    weir__heap_account(&heap, -(int64_t)heap.bytes);
+    weir__heap_free(NULL, region, sizeof(*region));
+}
+
+int weir_region_fd(const struct weir_region *region)
+{
+    return region->table_fd;
+}
+
+/* ---- Items in --------------------------------------------------------------- */
+
+/* Memory for what a store to [offset, offset + space) would bring in. */
+static int region_admit(struct weir_region *region, uint64_t offset, uint64_t space)
+{
+    uint64_t fresh = weir__chunks_fresh(&region->chunks, offset, space);
+
+    if (fresh == 0 || weir__store_make_room(region, fresh))
+        return 0;
+    return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
+}
+
+/*
+ * Bytes were stored; if that brought chunks into memory, older ones may have to
+ * be written. Not before the bytes are there: what is sealed is stored to no
+ * more.
+ */
+static void region_stored(struct weir_region *region, uint64_t resident_before)
+{
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
+        return;
+    weir__store_advance(region);
+    if (region->owns_ring)
+        (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+}
+
+/* Where @space bytes go: a free extent, or 0 for the mark; the file reaches there. */
+static int region_place(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+{
+    uint64_t end = region->mark_bytes + space;
+
+    *ret_index = weir__space_find(region, space);
+    if (*ret_index != 0 || end <= region->store.file_bytes)
+        return 0;
+
+    int r = weir__store_grow(region, end);
+    if ((r != -EDQUOT && r != -ENOSPC) || !weir__store_revive(region, space))
+        return r;
+    /* A clean chunk is back at once, a cold one must be read. */
+    *ret_index = weir__space_find(region, space);
+    return *ret_index != 0 ? 0 : -EAGAIN;
+}
+
+/*
+ * An extent for @space bytes, with memory for the first @touched of them. No
+ * waiting: -EAGAIN when something must be written or brought back first.
+ */
+static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
+                       uint32_t *ret_index)
+{
+    uint32_t index = 0;
+    int r = weir__region_tables_ready(region, region->spare_min);
+
+    if (r == 0)
+        r = region_place(region, space, &index);
+    if (r < 0)
+        return r;
+
+    uint64_t offset =
+        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+    r = touched > 0 ? region_admit(region, offset, touched) : 0;
+    if (r < 0)
+        return r;
+    *ret_index =
+        index != 0 ? weir__space_take(region, index, space) : weir__space_bump(region, space);
+    return 0;
+}
+
+/*
+ * After -EAGAIN, for a region with its own ring: get on with what stands in the
+ * way; false: nothing does, or not by waiting here.
+ */
+static bool region_wait_room(struct weir_region *region)
+{
+    if (!region->owns_ring)
+        return false;
+
+    weir__store_advance(region);
+    if (region->chunks.queues[CHUNK_WRITING].count == 0 && !region->store.revival.is_under_way)
+        return false;
+    return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
+}
+
+static int region_take_or_wait(struct weir_region *region, uint64_t space, uint64_t touched,
+                               uint32_t *ret_index)
+{
+    int r = region_take(region, space, touched, ret_index);
+
+    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region))
+        r = region_take(region, space, touched, ret_index);
+    return r;
+}
+
+static struct weir_slot region_name(struct weir_region *region, uint32_t index, uint64_t bytes,
+                                    struct weir_label label, enum weir__extent_state state)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    struct weir__figures *figures = weir__region_figures(region);
+    uint32_t generation = weir__entry_generation(entry) + 1;
+
+    WEIR_ASSERT(generation % 2 == 1); /* S1 */
+
+    weir__word_store(&region->slots.sums[index], 0);
+    weir__word_store(&entry->place, weir__entry_place(weir__entry_offset(entry), bytes));
+    weir__word_store(&entry->key, label.key);
+    weir__fence_release();
+    weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
+
+    /* Not left to the tick: a view compares handles with it. */
+    weir__word_store(&figures->entry_count, region->slots.used_count);
+    weir__word_add(&figures->slot_count, 1);
+    weir__word_add(&figures->live_bytes, bytes);
+    weir__word_add(&figures->put_bytes, bytes);
+    region->live_bytes_peak =
+        weir__max(region->live_bytes_peak, weir__word_load(&figures->live_bytes));
+    region->put_count++;
+    return (struct weir_slot){index, generation};
+}
+
+int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
+                    struct weir_label label, struct weir_slot *ret_slot)
+{
+    uint32_t index;
+
+    WEIR_ASSERT(region_is_mine(region));
+    WEIR_ASSERT(data != NULL || bytes == 0);
+    if (bytes > region->put_bytes_max)
+        return -EFBIG;
+
+    uint64_t space = weir__extent_space(bytes);
+    int r = region_take_or_wait(region, space, space, &index);
+    if (r < 0)
+        return r;
+
+    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, offset, space);
+    if (bytes > 0)
+        memcpy(region->store.base + offset, data, bytes);
+    *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
+    region_stored(region, resident);
+    return 0;
+}
+
+int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_label label,
+                      struct weir_slot *ret_slot)
+{
+    uint32_t index;
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (bytes > region->item_bytes_max)
+        return -EFBIG;
+
+    int r = region_take_or_wait(region, weir__extent_space(bytes), 0, &index);
+    if (r < 0)
+        return r;
+    struct weir_slot slot = region_name(region, index, bytes, label, EXTENT_BUILT);
+    r = weir__build_begin(region, slot);
+    if (r < 0) {
+        weir_region_free(region, slot);
+        return r;
+    }
+    *ret_slot = slot;
+    return 0;
+}
+
+/* Memory for the piece, and chunks that may be stored to. */
+static int region_admit_piece(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    uint64_t last = weir__chunk_of(offset + bytes - 1);
+
+    for (uint64_t chunk = weir__chunk_of(offset); chunk <= last; chunk++) {
+        enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+        if (weir__chunk_is_storable(state))
+            continue;
+        weir__store_revive_chunk(region, chunk);
+        if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
+            return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
+    }
+    return region_admit(region, offset, bytes);
+}
+
+int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                      const void *data, size_t bytes)
+{
+    struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+    uint64_t length = weir__entry_bytes(entry);
+    if (offset != weir__build_written(region, slot) || bytes > region->put_bytes_max ||
+        bytes > length - offset)
+        return -EINVAL;
+    if (bytes == 0)
+        return 0;
+
+    uint64_t at = weir__entry_offset(entry) + offset;
+    int r = region_admit_piece(region, at, bytes);
+    while (r == -EAGAIN && region_wait_room(region))
+        r = region_admit_piece(region, at, bytes);
+    if (r < 0)
+        return r;
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, at, bytes);
+    memcpy(region->store.base + at, data, bytes);
+    weir__build_wrote(region, slot, data, bytes);
+    region_stored(region, resident);
+    return 0;
+}
+
+int weir_region_commit(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+    uint64_t bytes = weir__entry_bytes(entry);
+    if (weir__build_written(region, slot) != bytes)
+        return -EINVAL;
+
+    uint64_t tag = weir__word_load(&entry->tag);
+    weir__word_store(&region->slots.sums[slot.index], weir__build_end(region, slot));
+    weir__fence_release();
+    weir__word_store(&entry->tag,
+                     weir__entry_tag(slot.generation, weir__tag_owner(tag), EXTENT_LIVE, bytes));
+    return 0;
+}
+
+/* The entry of @slot if it is an item, whole or under construction. */
+static struct weir__entry *region_find(const struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+
+    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+}
+
+int weir_region_free(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__entry *entry = region_find(region, slot);
+    struct weir__figures *figures = weir__region_figures(region);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+
+    uint64_t bytes = weir__entry_bytes(entry);
+    if (weir__entry_state(entry) == EXTENT_BUILT)
+        weir__build_end(region, slot);
+    weir__word_add(&figures->slot_count, -UINT64_C(1));
+    weir__word_add(&figures->live_bytes, -bytes);
+    weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
+    /* A view that sees bytes of the next item sees this tag too. */
+    weir__fence_release();
+    if (!weir__fetches_free(region, slot))
+        weir__space_release(region, slot.index);
+    return 0;
+}
+
+void weir_region_free_owner(struct weir_region *region, uint16_t owner, uint64_t *ret_slot_count)
+{
+    uint64_t count = 0;
+
+    WEIR_ASSERT(region_is_mine(region));
+    for (uint32_t index = 1; index <= region->slots.used_count; index++) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        uint64_t tag = weir__word_load(&entry->tag);
+        if (weir__tag_generation(tag) % 2 == 0 || weir__tag_owner(tag) != owner)
+            continue;
+        int r = weir_region_free(region, (struct weir_slot){index, weir__tag_generation(tag)});
+        WEIR_CHECK(r == 0);
+        count++;
+    }
+    if (ret_slot_count != NULL)
+        *ret_slot_count = count;
+}
+
+/* ---- Items out -------------------------------------------------------------- */
+
+int weir_region_at(struct weir_region *region, struct weir_slot slot, const void **ret_data,
+                   size_t *ret_bytes)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const void *data;
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+
+    uint64_t offset = weir__entry_offset(entry);
+    uint64_t bytes = weir__entry_bytes(entry);
+    if (WEIR_LIKELY(weir__region_is_resident(region, entry))) {
+        data = region->store.base + offset;
+    } else {
+        data = weir__fetches_at(region, slot);
+        if (data == NULL)
+            return -EAGAIN;
+    }
+    *ret_data = data;
+    if (ret_bytes != NULL)
+        *ret_bytes = bytes;
+    return 0;
+}
+
+int weir_region_read(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                     void *buffer, size_t buffer_bytes, size_t *ret_bytes)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+
+    uint64_t length = weir__entry_bytes(entry);
+    uint64_t bytes = offset < length ? weir__min(length - offset, buffer_bytes) : 0;
+    const void *data;
+    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0) {
+        memcpy(buffer, (const char *)data + offset, bytes);
+    } else if (bytes > 0) {
+        int r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
+        if (r < 0)
+            return r;
+        uint64_t sum = region->slots.sums[slot.index];
+        if (bytes == length && sum != 0 && weir__sum(buffer, bytes) != sum) {
+            region->read_error_count++;
+            return -EBADMSG;
+        }
+    }
+    *ret_bytes = bytes;
+    return 0;
+}
+
+/* ---- Slots ------------------------------------------------------------------ */
+
+int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
+                     struct weir_slot_info *ret_info)
+{
+    const struct weir__entry *entry = region_find(region, slot);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
+    *ret_info = (struct weir_slot_info){
+        .bytes = weir__entry_bytes(entry),
+        .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
+        .resident = committed && (weir__region_is_resident(region, entry) ||
+                                  weir__fetches_at(region, slot) != NULL),
+        .committed = committed,
+    };
+    return 0;
+}
+
+bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
+{
+    WEIR_ASSERT(region_is_mine(region));
+    for (uint64_t index = (uint64_t)slot->index + 1; index <= region->slots.used_count; index++) {
+        uint32_t generation = weir__entry_generation(weir__region_entry(region, (uint32_t)index));
+        if (generation % 2 == 1) {
+            *slot = (struct weir_slot){(uint32_t)index, generation};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* ---- Background work -------------------------------------------------------- */
+
+static int region_tick(struct weir_region *region, int completions)
+{
+    if (completions < 0)
+        return completions;
+    completions += weir__fetches_advance(region);
+    weir__store_advance(region);
+    weir__store_trim(region);
+    /* Ahead of need; where that fails, put says so when it needs them. */
+    (void)!weir__region_tables_ready(region, region->spare_min + REGION_ENTRY_STEP / 4);
+    region_publish_figures(region);
+
+    if (region->owns_ring) {
+        int r = weir__ring_submit(region->ring);
+        if (r < 0 && r != -EBUSY && r != -EAGAIN)
+            return r;
+    }
+
+    int error = region->store.error_fresh;
+    region->store.error_fresh = 0;
+    return error < 0 ? error : completions;
+}
+
+int weir_region_poll(struct weir_region *region)
+{
+    WEIR_ASSERT(region_is_mine(region));
+    WEIR_CHECK(!region->delivers);
+
+    return region_tick(region, region->owns_ring ? weir__ring_reap(region->ring) : 0);
+}
+
+int weir_region_wait(struct weir_region *region, uint64_t timeout_ns)
+{
+    WEIR_ASSERT(region_is_mine(region));
+    WEIR_CHECK(!region->delivers);
+
+    bool is_idle = !region->owns_ring || weir__ring_in_flight(region->ring) == 0 ||
+                   !weir__list_is_empty(&region->fetches.told) ||
+                   !weir__list_is_empty(&region->fetches.told_pieces);
+    if (is_idle)
+        return weir_region_poll(region);
+    return region_tick(region, weir__ring_wait(region->ring, timeout_ns));
+}
+
+/* ---- Statistics ------------------------------------------------------------- */
+
+void weir_region_stats(const struct weir_region *region, struct weir_region_stats *ret_stats)
+{
+    const struct weir__figures *figures = weir__region_figures(region);
+    const struct weir__chunks *chunks = &region->chunks;
+    struct stat file;
+
+    WEIR_ASSERT(region_is_mine(region));
+    bool is_known = weir__sys_fstat(region->store.data_fd, &file) == 0;
+    *ret_stats = (struct weir_region_stats){
+        .bytes_max = region->bytes_max,
+        .resident_bytes_max = region->resident_bytes_max,
+        .item_bytes_max = region->item_bytes_max,
+        .put_bytes_max = region->put_bytes_max,
+        .fetch_bytes_max = weir__fetches_item_max(region),
+        .live_bytes = weir__word_load(&figures->live_bytes),
+        .live_bytes_peak = region->live_bytes_peak,
+        .file_bytes = region->store.file_bytes,
+        .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
+        .mark_bytes = region->mark_bytes,
+        .free_bytes = region->extents.free_bytes + region->resting_bytes,
+        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes,
+        .dirty_bytes =
+            (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
+            LAYOUT_CHUNK_BYTES,
+        .fetched_bytes = region->fetches.bytes,
+        .pinned_bytes = weir__word_load(&figures->pinned_bytes),
+        .metadata_bytes = region->heap.bytes,
+        .slot_count = weir__word_load(&figures->slot_count),
+        .free_extent_count = region->extents.free_count + region->resting_count,
+        .put_count = region->put_count,
+        .put_bytes = weir__word_load(&figures->put_bytes),
+        .written_bytes = weir__word_load(&figures->written_bytes),
+        .fetch_count = region->fetch_count,
+        .read_bytes = weir__word_load(&figures->read_bytes),
+        .write_error_count = region->write_error_count,
+        .read_error_count = region->read_error_count,
+        .growth_error_count = region->growth_error_count,
+        .bounded = region->store.bounded,
+        .degraded = region->store.suspect_count > 0,
+        .synchronous = weir__ring_is_synchronous(region->ring),
+        .movable = region->store.reserved_bytes == 0,
+    };
+}
+
+/* ---- Audit ------------------------------------------------------------------ */
+
+void weir_region_audit(const struct weir_region *region)
+{
+    uint64_t live_bytes = 0;
+    uint64_t slot_count = 0;
+
+    WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
+    WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
+    weir__extents_audit(&region->extents);
+    weir__space_audit(region);
+    weir__chunks_audit(&region->chunks, weir__chunk_of(region->store.file_bytes));
+    for (uint32_t index = 1; index <= region->slots.used_count; index++) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        enum weir__extent_state state = weir__entry_state(entry);
+        bool is_named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+        WEIR_CHECK(is_named == (weir__entry_generation(entry) % 2 == 1)); /* S1 */
+        live_bytes += is_named ? weir__entry_bytes(entry) : 0;
+        slot_count += is_named;
+    }
+    WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
+    WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
+    WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */
+}

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_REGION_STATE_H
+#define WEIR_REGION_STATE_H
+
+/*
+ * region_state - what a region is made of, for the files of this folder
+ *
+ *      region.c   the public calls, each in a few steps of the rooms below
+ *      space      which extent an item gets, and what happens when it is freed
+ *      store      the file: growth, write-back, drop; the seam for other stores
+ *      fetch      what is addressable for a while: pins, and items brought back
+ *
+ *      extent, slot, chunk   the tables they work on, pure
+ */
+
+#include <weir/region.h>
+
+#include "base/heap.h"
+#include "base/list.h"
+#include "base/region_layout.h"
+#include "base/ring.h"
+#include "region/chunk.h"
+#include "region/extent.h"
+#include "region/slot.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define REGION_WRITE_COUNT  4
+#define REGION_HOLD_BUCKETS 1024
+
+/* One write-back under way. */
+struct weir__write {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk;
+    uint64_t ticket; /* 0: not under way */
+    bool doubted;    /* another one failed meanwhile: its success proves nothing */
+};
+
+/* A chunk on its way back, to be stored to. */
+struct weir__revival {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk;
+    bool is_under_way;
+};
+
+struct weir__store {
+    int data_fd;
+    int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
+    char *base;              /* of the mapping; fixed unless movable */
+    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t mapped_bytes;
+    uint64_t file_bytes;    /* whole chunks; what fallocate() last agreed to */
+    uint64_t floor_bytes;   /* fixed */
+    bool writes_back;       /* fixed: not everything may stay resident */
+    bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
+    bool bounded;           /* fixed */
+    bool wanted;            /* somebody waits for room: write back beyond the target */
+    uint64_t ticket_last;   /* of the last write-back submitted */
+    uint64_t retry_ns;      /* after an error: not before */
+    uint64_t suspect_count; /* chunks to be written again after an error */
+    int error;              /* of the last write-back that failed, while degraded */
+    int error_fresh;        /* of a write-back or revival; not yet told by poll */
+    struct weir__write writes[REGION_WRITE_COUNT];
+    struct weir__revival revival;
+};
+
+struct weir__fetches {
+    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    uint64_t bytes_max;        /* fixed */
+    uint64_t bytes;            /* of all buffers */
+    struct weir__list pending; /* reads that wait for a buffer, in order */
+    struct weir__list told;    /* requests whose answer is known, for the next poll */
+    struct weir__list told_pieces;
+    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
+    uint32_t reading_count; /* reads and pieces under way in the ring */
+    struct weir__hold *buckets[REGION_HOLD_BUCKETS];
+};
+
+struct weir_region {
+    pthread_t owner; /* fixed: the one thread that may call us */
+    struct weir__heap heap;
+    struct weir_ring *ring;
+    bool owns_ring;
+    uint64_t pin_count; /* pinned slots */
+    bool delivers;      /* inside a callback of fetch: poll and close are forbidden */
+
+    uint64_t bytes_max; /* fixed; whole chunks */
+    uint64_t resident_bytes_max;
+    uint64_t item_bytes_max;
+    uint64_t put_bytes_max;
+    uint64_t spare_min; /* entries that must be there before anything is split */
+
+    uint64_t mark_bytes; /* R1 */
+    uint64_t mark_peak;  /* highest since the tail was last given back */
+    uint32_t last;       /* the extent that ends at the mark; 0: none */
+    uint64_t resting_bytes;
+    uint64_t resting_count;
+
+    int table_fd;
+    uint64_t table_bytes;
+    struct weir__header *header; /* the table file, mapped whole */
+    struct weir__slots slots;
+    struct weir__extents extents;
+    struct weir__chunks chunks;
+    struct weir__store store;
+    struct weir__fetches fetches;
+
+    uint64_t live_bytes_peak;
+    uint64_t put_count;
+    uint64_t fetch_count;
+    uint64_t write_error_count;
+    uint64_t read_error_count;
+    uint64_t growth_error_count;
+};
+
+static inline struct weir__entry *weir__region_entry(const struct weir_region *region,
+                                                     uint32_t index)
+{
+    return &region->slots.entries[index];
+}
+
+static inline struct weir__figures *weir__region_figures(const struct weir_region *region)
+{
+    return &region->header->figures;
+}
+
+/* Whether all bytes of the item are in memory; no bytes always are. */
+static inline bool weir__region_is_resident(const struct weir_region *region,
+                                            const struct weir__entry *entry)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+
+    return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
+                                                   weir__extent_space(bytes));
+}
+
+/* ---- space.c ------------------------------------------------------------ */
+
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+
+/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+
+/* The same at the mark; the file reaches there. */
+uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+
+/* An extent comes free: its generation is even, its length whole granules. */
+void weir__space_release(struct weir_region *region, uint32_t index);
+
+/* @chunk may not be stored to from now on, or may be again: its free extents follow. */
+void weir__space_rest(struct weir_region *region, uint64_t chunk);
+void weir__space_wake(struct weir_region *region, uint64_t chunk);
+
+/* Checksums for all items that touch @chunk and have none; all of them is in memory. */
+void weir__space_sum(struct weir_region *region, uint64_t chunk);
+
+/* Whether @chunk has a free extent of @space bytes. */
+bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space);
+
+void weir__space_audit(const struct weir_region *region);
+
+/* ---- store.c ------------------------------------------------------------ */
+
+int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
+void weir__store_close(struct weir_region *region);
+
+/* The file reaches @end afterwards. */
+int weir__store_grow(struct weir_region *region, uint64_t end);
+
+/* Make room in memory for @chunk_count more chunks; false: not now. */
+bool weir__store_make_room(struct weir_region *region, uint64_t chunk_count);
+
+/* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
+void weir__store_empty(struct weir_region *region, uint64_t chunk);
+
+/* A chunk with a hole of @space bytes is brought back; false: there is none. */
+bool weir__store_revive(struct weir_region *region, uint64_t space);
+
+/* @chunk, which may not be stored to now, is brought back if that is possible. */
+void weir__store_revive_chunk(struct weir_region *region, uint64_t chunk);
+
+/* Start what should be under way: write-back, drops. */
+void weir__store_advance(struct weir_region *region);
+
+/* Give the empty tail of the file back. */
+void weir__store_trim(struct weir_region *region);
+
+/* ---- fetch.c ------------------------------------------------------------ */
+
+void weir__fetches_init(struct weir_region *region, uint64_t bytes_max);
+void weir__fetches_deinit(struct weir_region *region);
+
+/* Answer what is known, start what fits; how many were answered. */
+int weir__fetches_advance(struct weir_region *region);
+
+/* Address of a fetched item; NULL: it is not here. */
+const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot);
+
+/* Copy bytes of the file, blocking. */
+int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer, uint64_t bytes);
+
+/* The slot is freed: true if its space must wait for the last unpin. */
+bool weir__fetches_free(struct weir_region *region, struct weir_slot slot);
+
+/* The largest item that a buffer takes whole. */
+uint64_t weir__fetches_item_max(const struct weir_region *region);
+
+/* An item under construction: what was written, in order, and where the next piece goes. */
+int weir__build_begin(struct weir_region *region, struct weir_slot slot);
+uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
+void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const void *data,
+                       size_t bytes);
+uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* its checksum */
+
+/* The checksum that is kept: 0 is left for "not known". */
+uint64_t weir__sum(const void *data, uint64_t bytes);
+
+/* ---- region.c ----------------------------------------------------------- */
+
+/* Whether entries can be taken for a split; grows the tables if it must. */
+int weir__region_tables_ready(struct weir_region *region, uint64_t spare);
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_REGION_SLOT_H
+#define WEIR_REGION_SLOT_H
+
+/*
+ * slot - the table of entries: which are in use, and their generations
+ *
+ * Pure: the tables lie in memory that the region mapped and grows ahead; what
+ * is taken here is there.
+ */
+
+#include "base/region_layout.h"
+
+#include <weir/base.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SLOT_COUNT_LIMIT ((UINT64_C(1) << 32) - 1)
+
+struct weir__slots {
+    struct weir__entry *entries; /* fixed; entry 0 is never used */
+    uint64_t *sums;              /* fixed; XXH3 of the item, 0: not yet known */
+    uint32_t *vacant;            /* fixed; a stack of entries that were used before */
+    uint32_t vacant_count;
+    uint32_t used_count;  /* entries 1 .. used_count were ever used */
+    uint32_t ready_count; /* entries up to here have their memory */
+    uint32_t count_max;   /* fixed */
+    uint32_t generation;  /* fixed; even: what a new entry begins with */
+};
+
+/* How many entries can be taken before the tables must grow. */
+uint64_t weir__slots_spare(const struct weir__slots *slots);
+
+/* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
+uint32_t weir__slots_take(struct weir__slots *slots);
+
+/* Give it back; it is in no list and no index any more. */
+void weir__slots_give(struct weir__slots *slots, uint32_t index);
+
+/* The entry of @slot if it is that item, in state @state; else NULL. */
+static inline struct weir__entry *weir__slots_find(const struct weir__slots *slots,
+                                                   struct weir_slot slot,
+                                                   enum weir__extent_state state)
+{
+    if (slot.index == 0 || slot.index > slots->used_count || slot.generation % 2 == 0)
+        return NULL;
+
+    struct weir__entry *entry = &slots->entries[slot.index];
+    uint64_t tag = weir__word_load(&entry->tag);
+    if (weir__tag_generation(tag) != slot.generation || weir__tag_state(tag) != state)
+        return NULL;
+    return entry;
+}
+
+static inline uint64_t weir__entry_offset(const struct weir__entry *entry)
+{
+    return weir__place_offset(weir__word_load(&entry->place));
+}
+
+static inline uint64_t weir__entry_bytes(const struct weir__entry *entry)
+{
+    return weir__entry_bytes_of(weir__word_load(&entry->place), weir__word_load(&entry->tag));
+}
+
+static inline uint64_t weir__entry_space(const struct weir__entry *entry)
+{
+    return weir__extent_space(weir__entry_bytes(entry));
+}
+
+static inline enum weir__extent_state weir__entry_state(const struct weir__entry *entry)
+{
+    return weir__tag_state(weir__word_load(&entry->tag));
+}
+
+static inline uint32_t weir__entry_generation(const struct weir__entry *entry)
+{
+    return weir__tag_generation(weir__word_load(&entry->tag));
+}
+
+static inline uint32_t weir__entry_previous(const struct weir__entry *entry)
+{
+    return (uint32_t)weir__word_load(&entry->span);
+}
+
+static inline uint32_t weir__entry_next(const struct weir__entry *entry)
+{
+    return (uint32_t)(weir__word_load(&entry->span) >> 32);
+}
+
+static inline void weir__entry_link(struct weir__entry *entry, uint32_t previous, uint32_t next)
+{
+    weir__word_store(&entry->span, (uint64_t)previous | (uint64_t)next << 32);
+}
+
+#endif

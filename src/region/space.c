@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * space - which extent an item gets
+ *
+ *      0                                      mark          file
+ *      | live | free | live | resting | live  | never used  |
+ *
+ * Each byte left of the mark is in exactly one extent. A free extent whose
+ * chunks may be stored to is FREE and stands in the index; one whose chunks are
+ * on their way to the disk or there already is RESTING and stands in none: it
+ * comes back when its chunk is brought back, or when nothing in the chunk is
+ * live any more. So a fit never leads to a cold page, and no list is walked to
+ * learn that.
+ *
+ *   R1  mark <= file <= bytes_max; each byte left of the mark is in one extent
+ *   R2  no two FREE extents touch, and no two RESTING ones
+ *   R3  a FREE extent lies in chunks that may be stored to, a RESTING one in
+ *       chunks that may not
+ *   R4  chunk.first is the extent that holds the chunk's first byte
+ *   R5  the extent that ends at the mark is not FREE: it gave the mark back
+ */
+#include "region/region_state.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+
+/* ---- Entries ------------------------------------------------------------ */
+
+static uint64_t space_offset(const struct weir_region *region, uint32_t index)
+{
+    return weir__entry_offset(weir__region_entry(region, index));
+}
+
+static uint64_t space_bytes(const struct weir_region *region, uint32_t index)
+{
+    return weir__entry_space(weir__region_entry(region, index));
+}
+
+static uint64_t space_end(const struct weir_region *region, uint32_t index)
+{
+    return space_offset(region, index) + space_bytes(region, index);
+}
+
+static enum weir__extent_state space_state(const struct weir_region *region, uint32_t index)
+{
+    return weir__entry_state(weir__region_entry(region, index));
+}
+
+static uint32_t space_previous(const struct weir_region *region, uint32_t index)
+{
+    return weir__entry_previous(weir__region_entry(region, index));
+}
+
+static uint32_t space_next(const struct weir_region *region, uint32_t index)
+{
+    return weir__entry_next(weir__region_entry(region, index));
+}
+
+/* Extents of whole granules without an owner: everything that is not an item. */
+static void space_set(struct weir_region *region, uint32_t index, uint64_t offset, uint64_t bytes,
+                      enum weir__extent_state state)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+
+    weir__word_store(&entry->place, weir__entry_place(offset, bytes));
+    weir__word_store(&entry->tag, weir__entry_tag(weir__entry_generation(entry), 0, state, bytes));
+}
+
+/* @index holds [offset, end) now, and with it the first bytes of chunks there (R4). */
+static void space_claim(struct weir_region *region, uint32_t index, uint64_t offset, uint64_t end)
+{
+    uint64_t chunk = (offset + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
+
+    for (; chunk * LAYOUT_CHUNK_BYTES < end; chunk++)
+        region->chunks.table[chunk].first = index;
+}
+
+static void space_link(struct weir_region *region, uint32_t previous, uint32_t next)
+{
+    if (previous != 0) {
+        struct weir__entry *entry = weir__region_entry(region, previous);
+        weir__entry_link(entry, weir__entry_previous(entry), next);
+    }
+    if (next != 0) {
+        struct weir__entry *entry = weir__region_entry(region, next);
+        weir__entry_link(entry, previous, weir__entry_next(entry));
+    } else {
+        region->last = previous;
+    }
+}
+
+/* ---- Split and merge, of extents in no index ---------------------------- */
+
+/* The first @bytes of @index become an extent of their own, of the same state. */
+static uint32_t space_split(struct weir_region *region, uint32_t index, uint64_t bytes)
+{
+    uint64_t offset = space_offset(region, index);
+    uint64_t end = space_end(region, index);
+    enum weir__extent_state state = space_state(region, index);
+    uint32_t front = weir__slots_take(&region->slots);
+    uint32_t previous = space_previous(region, index);
+
+    WEIR_ASSERT(bytes > 0 && bytes < end - offset);
+
+    space_set(region, front, offset, bytes, state);
+    space_set(region, index, offset + bytes, end - offset - bytes, state);
+    space_link(region, previous, front);
+    space_link(region, front, index);
+    space_claim(region, front, offset, offset + bytes);
+    return front;
+}
+
+/* Two neighbours become one; the longer keeps its entry, so that fewer chunks change hands. */
+static uint32_t space_join(struct weir_region *region, uint32_t front, uint32_t back)
+{
+    uint64_t offset = space_offset(region, front);
+    uint64_t middle = space_offset(region, back);
+    uint64_t end = space_end(region, back);
+    enum weir__extent_state state = space_state(region, front);
+    bool keeps_front = middle - offset >= end - middle;
+    uint32_t kept = keeps_front ? front : back;
+    uint32_t gone = keeps_front ? back : front;
+
+    WEIR_ASSERT(space_end(region, front) == middle);
+    WEIR_ASSERT(space_state(region, back) == state);
+
+    if (keeps_front) {
+        space_link(region, kept, space_next(region, gone));
+        space_claim(region, kept, middle, end);
+    } else {
+        space_link(region, space_previous(region, gone), kept);
+        space_claim(region, kept, offset, middle);
+    }
+    space_set(region, kept, offset, end - offset, state);
+    weir__slots_give(&region->slots, gone);
+    return kept;
+}
+
+/* ---- Free extents ------------------------------------------------------- */
+
+static void space_list(struct weir_region *region, uint32_t index)
+{
+    if (space_state(region, index) == EXTENT_FREE) {
+        weir__extents_insert(&region->extents, index);
+    } else {
+        region->resting_count++;
+        region->resting_bytes += space_bytes(region, index);
+    }
+}
+
+static void space_unlist(struct weir_region *region, uint32_t index)
+{
+    if (space_state(region, index) == EXTENT_FREE) {
+        weir__extents_remove(&region->extents, index);
+    } else {
+        WEIR_ASSERT(space_state(region, index) == EXTENT_RESTING);
+        region->resting_count--;
+        region->resting_bytes -= space_bytes(region, index);
+    }
+}
+
+/*
+ * An extent in no index is free in this way: join it with its neighbours of the
+ * same kind (R2) and list it; returns what it became.
+ */
+static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir__extent_state state)
+{
+    space_set(region, index, space_offset(region, index), space_bytes(region, index), state);
+
+    uint32_t previous = space_previous(region, index);
+    if (previous != 0 && space_state(region, previous) == state) {
+        space_unlist(region, previous);
+        index = space_join(region, previous, index);
+    }
+    uint32_t next = space_next(region, index);
+    if (next != 0 && space_state(region, next) == state) {
+        space_unlist(region, next);
+        index = space_join(region, index, next);
+    }
+    space_list(region, index);
+    return index;
+}
+
+/* The last free extent gives the mark back (R5). */
+static void space_lower_mark(struct weir_region *region)
+{
+    uint32_t last = region->last;
+
+    if (last == 0 || space_state(region, last) != EXTENT_FREE)
+        return;
+
+    uint64_t offset = space_offset(region, last);
+    space_unlist(region, last);
+    space_claim(region, 0, offset, region->mark_bytes);
+    space_link(region, space_previous(region, last), 0);
+    weir__slots_give(&region->slots, last);
+    region->mark_bytes = offset;
+}
+
+static enum weir__extent_state space_kind(const struct weir_region *region, uint64_t offset)
+{
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, weir__chunk_of(offset));
+
+    return weir__chunk_is_storable(state) ? EXTENT_FREE : EXTENT_RESTING;
+}
+
+/* Where the run of chunks of one kind that holds @offset ends, at most @end. */
+static uint64_t space_run_end(const struct weir_region *region, uint64_t offset, uint64_t end)
+{
+    enum weir__extent_state kind = space_kind(region, offset);
+    uint64_t at = weir__round_down(offset, LAYOUT_CHUNK_BYTES) + LAYOUT_CHUNK_BYTES;
+
+    while (at < end && space_kind(region, at) == kind)
+        at += LAYOUT_CHUNK_BYTES;
+    return weir__min(at, end);
+}
+
+void weir__space_release(struct weir_region *region, uint32_t index)
+{
+    uint64_t offset = space_offset(region, index);
+    uint64_t end = space_end(region, index);
+
+    WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
+
+    space_set(region, index, offset, end - offset, EXTENT_ZOMBIE);
+    weir__chunks_sub_live(&region->chunks, offset, end - offset);
+    for (uint64_t at = offset; at < end;) {
+        uint64_t run_end = space_run_end(region, at, end);
+        uint32_t piece = run_end < end ? space_split(region, index, run_end - at) : index;
+        space_add(region, piece, space_kind(region, at));
+        at = run_end;
+    }
+    for (uint64_t chunk = weir__chunk_of(offset); chunk <= weir__chunk_of(end - 1); chunk++)
+        if (weir__chunk_live(&region->chunks, chunk) == 0)
+            weir__store_empty(region, chunk);
+    space_lower_mark(region);
+}
+
+/*
+ * Free extents of @chunk turn from one kind into the other, as its state just
+ * did; what of them lies outside stays as it is.
+ */
+static void space_turn(struct weir_region *region, uint64_t chunk, enum weir__extent_state from,
+                       enum weir__extent_state to)
+{
+    uint64_t begin = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = weir__min(begin + LAYOUT_CHUNK_BYTES, region->mark_bytes);
+    uint32_t index = begin < end ? region->chunks.table[chunk].first : 0;
+
+    while (index != 0 && space_offset(region, index) < end) {
+        if (space_state(region, index) == from) {
+            space_unlist(region, index);
+            if (space_offset(region, index) < begin)
+                space_list(region, space_split(region, index, begin - space_offset(region, index)));
+            if (space_end(region, index) > end) {
+                uint32_t inside = space_split(region, index, end - space_offset(region, index));
+                space_list(region, index);
+                index = inside;
+            }
+            index = space_add(region, index, to);
+        }
+        index = space_next(region, index);
+    }
+}
+
+void weir__space_rest(struct weir_region *region, uint64_t chunk)
+{
+    space_turn(region, chunk, EXTENT_FREE, EXTENT_RESTING);
+}
+
+void weir__space_wake(struct weir_region *region, uint64_t chunk)
+{
+    space_turn(region, chunk, EXTENT_RESTING, EXTENT_FREE);
+    space_lower_mark(region);
+}
+
+/* ---- Taking ------------------------------------------------------------- */
+
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space)
+{
+    return weir__extents_find(&region->extents, space);
+}
+
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space)
+{
+    WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+
+    space_unlist(region, index);
+    if (space_bytes(region, index) > space) {
+        uint32_t front = space_split(region, index, space);
+        space_list(region, index);
+        index = front;
+    }
+    uint64_t offset = space_offset(region, index);
+    space_set(region, index, offset, space, EXTENT_BUILT);
+    weir__chunks_add_live(&region->chunks, offset, space);
+    return index;
+}
+
+uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__slots_take(&region->slots);
+    uint64_t offset = region->mark_bytes;
+
+    WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
+
+    space_set(region, index, offset, space, EXTENT_BUILT);
+    weir__entry_link(weir__region_entry(region, index), 0, 0);
+    space_link(region, region->last, index);
+    region->last = index;
+    space_claim(region, index, offset, offset + space);
+    region->mark_bytes += space;
+    region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
+    weir__chunks_add_live(&region->chunks, offset, space);
+    return index;
+}
+
+/* ---- Checksums and holes ------------------------------------------------ */
+
+void weir__space_sum(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+    uint32_t index = region->chunks.table[chunk].first;
+
+    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        if (weir__entry_state(entry) != EXTENT_LIVE || region->slots.sums[index] != 0)
+            continue;
+        weir__word_store(
+            &region->slots.sums[index],
+            weir__sum(region->store.base + weir__entry_offset(entry), weir__entry_bytes(entry)));
+    }
+}
+
+bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space)
+{
+    uint64_t begin = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = begin + LAYOUT_CHUNK_BYTES;
+    uint32_t index = region->chunks.table[chunk].first;
+
+    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
+        if (space_state(region, index) != EXTENT_RESTING)
+            continue;
+        uint64_t from = weir__max(begin, space_offset(region, index));
+        uint64_t to = weir__min(end, space_end(region, index));
+        if (to - from >= space)
+            return true;
+    }
+    return false;
+}
+
+/* ---- Audit -------------------------------------------------------------- */
+
+static void space_audit_free(const struct weir_region *region, uint32_t index)
+{
+    enum weir__extent_state state = space_state(region, index);
+    uint32_t previous = space_previous(region, index);
+
+    if (previous != 0)
+        WEIR_CHECK(space_state(region, previous) != state); /* R2 */
+    for (uint64_t at = space_offset(region, index); at < space_end(region, index);
+         at += LAYOUT_GRANULE) {
+        WEIR_CHECK(space_kind(region, at) == state); /* R3 */
+        at = weir__round_down(at, LAYOUT_CHUNK_BYTES) + LAYOUT_CHUNK_BYTES - LAYOUT_GRANULE;
+    }
+}
+
+void weir__space_audit(const struct weir_region *region)
+{
+    uint64_t at = 0;
+    uint64_t free_bytes = 0;
+    uint64_t resting_bytes = 0;
+    uint32_t previous = 0;
+    uint32_t index = region->mark_bytes > 0 ? region->chunks.table[0].first : 0;
+
+    for (; index != 0; index = space_next(region, index)) {
+        enum weir__extent_state state = space_state(region, index);
+
+        WEIR_CHECK(space_offset(region, index) == at); /* R1 */
+        WEIR_CHECK(space_previous(region, index) == previous);
+        WEIR_CHECK(state != EXTENT_VACANT);
+        if (state == EXTENT_FREE || state == EXTENT_RESTING)
+            space_audit_free(region, index);
+        free_bytes += state == EXTENT_FREE ? space_bytes(region, index) : 0;
+        resting_bytes += state == EXTENT_RESTING ? space_bytes(region, index) : 0;
+        for (uint64_t chunk = (at + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
+             chunk * LAYOUT_CHUNK_BYTES < space_end(region, index); chunk++)
+            WEIR_CHECK(region->chunks.table[chunk].first == index); /* R4 */
+        at = space_end(region, index);
+        previous = index;
+    }
+    WEIR_CHECK(at == region->mark_bytes); /* R1 */
+    WEIR_CHECK(previous == region->last);
+    if (previous != 0)
+        WEIR_CHECK(space_state(region, previous) != EXTENT_FREE); /* R5 */
+    WEIR_CHECK(free_bytes == region->extents.free_bytes);
+    WEIR_CHECK(resting_bytes == region->resting_bytes);
+}

@@ -1,0 +1,671 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * view - how to look at a region that is not ours
+ *
+ *      /proc/PID/fd/T   the tables, a memfd     mapped, read word by word
+ *      /proc/PID/fd/D   the payload             copied: pread, or O_DIRECT
+ *
+ * What we read belongs to somebody else. It may be wrong, and it changes while
+ * we look. Against the first: the fixed part of the header is copied, then
+ * checked, and from then on only the copy is believed; an index, an offset or a
+ * length from anywhere else is compared with it before it is used. Against the
+ * second: a word is loaded once, and an answer is given only if the words that
+ * name the item are the same before and after.
+ *
+ *   I1  the mapping cannot end early: the length of the memfd is sealed
+ *   I2  the tables lie inside the mapping and do not overlap
+ *   I3  an index reaches a table only after view_index_is_valid()
+ *   I4  an answer is given only between two equal loads of tag and place, with
+ *       a fence on either side; the payload is read in between
+ *   I5  reading a cold chunk leaves no page of it behind
+ *
+ * One thing the two loads cannot see: an item that moved away and back while it
+ * was copied, and whose first place held something else in between. That takes
+ * two moves of the same item within one copy; weir_view_verify() would see it.
+ *
+ * The data file is found by number in the owner's table of descriptors, so its
+ * device and inode are compared before it is opened for reading: opening a
+ * device or a pipe that happens to have the number would have effects.
+ */
+#include <weir/view.h>
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/cleanup.h"
+#include "base/fence.h"
+#include "base/heap.h"
+#include "base/region_layout.h"
+#include "base/sys.h"
+
+#include <xxhash.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define VIEW_TRIES        16 /* of an entry that changes, of an item that moves */
+#define VIEW_PAGE_BYTES   UINT64_C(4096)
+#define VIEW_PIECE_BYTES  (UINT64_C(256) << 10)
+#define VIEW_BOUNCE_BYTES (VIEW_PIECE_BYTES + 2 * VIEW_PAGE_BYTES)
+
+_Static_assert(LAYOUT_CHUNK_BYTES == WEIR_CHUNK_BYTES, "one chunk, inside and outside");
+_Static_assert(VIEW_PIECE_BYTES % VIEW_PAGE_BYTES == 0, "a piece is whole pages");
+_Static_assert(sizeof(((struct weir_view_summary *)0)->directory) ==
+                   sizeof(((struct weir__header *)0)->directory),
+               "the directory fits");
+
+struct weir_view {
+    struct weir__heap heap;           /* of this struct and the bounce buffer */
+    struct weir__header fixed;        /* checked copy; its figures are not used */
+    void *tables;                     /* I1 */
+    size_t tables_bytes;              /* I2 */
+    const struct weir__header *owner; /* in tables: the figures */
+    const struct weir__chunk *chunks; /* in tables */
+    const struct weir__entry *entries;
+    const uint64_t *sums;
+    char *bounce;  /* page aligned */
+    int data_fd;   /* through the page cache */
+    int direct_fd; /* past it; -1: this file system cannot */
+};
+
+/* What an entry said at one moment; see I4. */
+struct view_entry {
+    uint64_t tag;
+    uint64_t place;
+    uint64_t key;
+};
+
+/* ---- The header ----------------------------------------------------------- */
+
+static uint64_t view_fixed_sum(const struct weir__header *header)
+{
+    size_t from = offsetof(struct weir__header, version);
+    size_t to = offsetof(struct weir__header, fixed_sum);
+
+    return XXH3_64bits((const char *)header + from, to - from);
+}
+
+/* Whether @count rows at *@offset lie between *@end and @bytes; moves *@end behind them. */
+static bool view_table_fits(uint64_t offset, uint64_t count, size_t row_bytes, uint64_t bytes,
+                            uint64_t *end)
+{
+    if (offset % sizeof(uint64_t) != 0 || offset < *end || offset > bytes)
+        return false;
+    if (count > (bytes - offset) / row_bytes)
+        return false;
+    *end = offset + count * row_bytes;
+    return true;
+}
+
+/* @table_bytes: length of the table file; @ret_end: how much of it the tables take */
+static int view_check_header(const struct weir__header *header, uint64_t table_bytes,
+                             uint64_t *ret_end)
+{
+    uint64_t chunks_bytes = header->chunk_count_max * LAYOUT_CHUNK_BYTES;
+    uint64_t row_count = header->entry_count_max + 1; /* row 0 is never an entry */
+    uint64_t end = LAYOUT_HEADER_BYTES;
+
+    if (header->version != LAYOUT_VERSION)
+        return -EPROTONOSUPPORT;
+    if (header->fixed_sum != view_fixed_sum(header))
+        return -EBADMSG;
+    if (header->header_bytes != LAYOUT_HEADER_BYTES)
+        return -EBADMSG;
+    if (header->chunk_count_max > LAYOUT_BYTES_LIMIT / LAYOUT_CHUNK_BYTES)
+        return -EBADMSG;
+    if (header->bytes_max == 0 || header->bytes_max > chunks_bytes)
+        return -EBADMSG;
+    if (header->entry_count_max == 0 || header->entry_count_max > UINT32_MAX)
+        return -EBADMSG;
+    if (header->pid <= 0 || header->pid > INT_MAX || header->data_fd < 0)
+        return -EBADMSG;
+    if (memchr(header->directory, '\0', sizeof(header->directory)) == NULL)
+        return -EBADMSG;
+    if (!view_table_fits(header->chunk_offset, header->chunk_count_max, sizeof(struct weir__chunk),
+                         table_bytes, &end) ||
+        !view_table_fits(header->entry_offset, row_count, sizeof(struct weir__entry), table_bytes,
+                         &end) ||
+        !view_table_fits(header->sum_offset, row_count, sizeof(uint64_t), table_bytes, &end))
+        return -EBADMSG;
+    *ret_end = end; /* the vacant stack is the owner's: neither mapped nor looked at */
+    if (!view_table_fits(header->vacant_offset, row_count, sizeof(uint32_t), table_bytes, &end))
+        return -EBADMSG;
+    return 0;
+}
+
+/* 0: whole and sealed; fails softly while the owner is still between memfd_create() and magic. */
+static int view_check_file(int fd, uint64_t *ret_bytes)
+{
+    struct stat info;
+    uint64_t magic;
+
+    int sealed = weir__sys_length_is_sealed(fd);
+    if (sealed < 0)
+        return -EBADMSG;
+    int r = weir__sys_fstat(fd, &info);
+    if (r < 0)
+        return r;
+    if (info.st_size == 0)
+        return -EAGAIN;
+    if ((uint64_t)info.st_size < LAYOUT_HEADER_BYTES)
+        return -EBADMSG;
+    r = weir__sys_pread_all(fd, &magic, sizeof(magic), 0);
+    if (r < 0)
+        return r;
+    if (magic == 0)
+        return -EAGAIN;
+    if (magic != LAYOUT_MAGIC || !sealed)
+        return -EBADMSG;
+    *ret_bytes = (uint64_t)info.st_size;
+    return 0;
+}
+
+static int view_map(struct weir_view *view, int fd)
+{
+    uint64_t bytes;
+    uint64_t end;
+    void *address;
+
+    int r = view_check_file(fd, &bytes);
+    if (r < 0)
+        return r;
+    r = weir__sys_mmap(NULL, LAYOUT_HEADER_BYTES, PROT_READ, MAP_SHARED, fd, 0, &address);
+    if (r < 0)
+        return r;
+
+    struct weir__header *header = address;
+    bool made = __atomic_load_n(&header->magic, __ATOMIC_ACQUIRE) == LAYOUT_MAGIC;
+    view->fixed = *header;
+    weir__sys_munmap(address, LAYOUT_HEADER_BYTES);
+    if (!made)
+        return -EAGAIN;
+
+    r = view_check_header(&view->fixed, bytes, &end);
+    if (r < 0)
+        return r;
+    r = weir__sys_mmap(NULL, end, PROT_READ, MAP_SHARED, fd, 0, &view->tables);
+    if (r < 0)
+        return r;
+    view->tables_bytes = end;
+    view->owner = view->tables;
+    view->chunks = (const void *)((const char *)view->tables + view->fixed.chunk_offset);
+    view->entries = (const void *)((const char *)view->tables + view->fixed.entry_offset);
+    view->sums = (const void *)((const char *)view->tables + view->fixed.sum_offset);
+    return 0;
+}
+
+/* ---- Finding and opening -------------------------------------------------- */
+
+static void view_fd_path(pid_t pid, int fd, char path[64])
+{
+    if (pid == 0)
+        snprintf(path, 64, "/proc/self/fd/%d", fd);
+    else
+        snprintf(path, 64, "/proc/%ld/fd/%d", (long)pid, fd);
+}
+
+struct view_scan {
+    const char *directory;
+    int *ret_fds;
+    size_t fd_count;
+    int found;
+};
+
+static int view_scan_one(void *context, const char *name)
+{
+    struct view_scan *scan = context;
+    char path[64];
+    char target[64];
+    int fd = 0;
+
+    for (const char *digit = name; *digit != '\0'; digit++) {
+        if (*digit < '0' || *digit > '9' || fd > (INT_MAX - 9) / 10)
+            return 0;
+        fd = fd * 10 + (*digit - '0');
+    }
+    snprintf(path, sizeof(path), "%s/%d", scan->directory, fd);
+    if (weir__sys_readlink(path, target, sizeof(target)) < 0)
+        return 0; /* closed meanwhile, or a longer name than ours */
+    if (strcmp(target, "/memfd:" LAYOUT_NAME " (deleted)") != 0)
+        return 0;
+    if ((size_t)scan->found < scan->fd_count)
+        scan->ret_fds[scan->found] = fd;
+    scan->found++;
+    return 0;
+}
+
+int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count)
+{
+    char directory[40] = "/proc/self/fd";
+
+    if (pid < 0 || (ret_fds == NULL && fd_count > 0))
+        return -EINVAL;
+
+    if (pid > 0)
+        snprintf(directory, sizeof(directory), "/proc/%ld/fd", (long)pid);
+
+    struct view_scan scan = {.directory = directory, .ret_fds = ret_fds, .fd_count = fd_count};
+    int r = weir__sys_list(directory, view_scan_one, &scan);
+    return r < 0 ? r : scan.found;
+}
+
+/* The data file as descriptor number fixed.data_fd of @pid, if that is really it. */
+static int view_open_data_of(struct weir_view *view, pid_t pid)
+{
+    WEIR_CLEANUP_CLOSE int name_fd = -1;
+    char path[64];
+    struct stat info;
+
+    view_fd_path(pid, view->fixed.data_fd, path);
+    int r = weir__sys_open(path, O_PATH, &name_fd);
+    if (r < 0)
+        return r == -ENOENT ? -EBADMSG : r;
+    r = weir__sys_fstat(name_fd, &info);
+    if (r < 0)
+        return r;
+    if (!S_ISREG(info.st_mode) || (uint64_t)info.st_dev != view->fixed.data_device ||
+        (uint64_t)info.st_ino != view->fixed.data_inode)
+        return -EBADMSG;
+
+    r = weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY, &view->data_fd);
+    if (r < 0)
+        return r;
+    /* What is read ahead of an item nobody asked for. Only advice: a refusal costs memory. */
+    (void)weir__sys_fadvise(view->data_fd, 0, 0, POSIX_FADV_RANDOM);
+    if (weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY | O_DIRECT, &view->direct_fd) < 0)
+        view->direct_fd = -1;
+    return 0;
+}
+
+static int view_open_data(struct weir_view *view, pid_t pid)
+{
+    int r = view_open_data_of(view, pid);
+
+    /* The tables may have come to us as a descriptor of our own; the data file did not. */
+    if (r == -EBADMSG && view->fixed.pid != pid)
+        r = view_open_data_of(view, (pid_t)view->fixed.pid);
+    return r;
+}
+
+int weir_view_open(pid_t pid, int fd, struct weir_view **ret_view)
+{
+    WEIR_CLEANUP_CLOSE int name_fd = -1;
+    WEIR_CLEANUP_CLOSE int table_fd = -1;
+    char path[64];
+    struct stat info;
+
+    if (pid < 0 || fd < 0 || ret_view == NULL)
+        return -EINVAL;
+
+    view_fd_path(pid, fd, path);
+    int r = weir__sys_open(path, O_PATH, &name_fd);
+    if (r < 0)
+        return r;
+    r = weir__sys_fstat(name_fd, &info);
+    if (r < 0)
+        return r;
+    if (!S_ISREG(info.st_mode))
+        return -EBADMSG;
+    r = weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY, &table_fd);
+    if (r < 0)
+        return r;
+
+    struct weir__heap heap = {0};
+    struct weir_view *view = weir__heap_alloc(&heap, sizeof(*view));
+    if (view == NULL)
+        return -ENOMEM;
+    view->heap = heap;
+    view->data_fd = -1;
+    view->direct_fd = -1;
+
+    r = view_map(view, table_fd);
+    if (r == 0)
+        r = view_open_data(view, pid);
+    if (r == 0) {
+        view->bounce = weir__heap_alloc_aligned(&view->heap, VIEW_BOUNCE_BYTES, VIEW_PAGE_BYTES);
+        if (view->bounce == NULL)
+            r = -ENOMEM;
+    }
+    if (r < 0) {
+        weir_view_close(view);
+        return r;
+    }
+    *ret_view = view;
+    return 0;
+}
+
+void weir_view_close(struct weir_view *view)
+{
+    if (view == NULL)
+        return;
+
+    weir__sys_munmap(view->tables, view->tables_bytes);
+    weir__sys_close(view->data_fd);
+    weir__sys_close(view->direct_fd);
+
+    struct weir__heap heap = view->heap;
+    weir__heap_free(&heap, view->bounce, VIEW_BOUNCE_BYTES);
+    weir__heap_free(&heap, view, sizeof(*view));
+}
+
+/* ---- Figures, entries, chunks --------------------------------------------- */
+
+static uint64_t view_chunk_count(const struct weir_view *view)
+{
+    uint64_t file_bytes = weir__word_load(&view->owner->figures.file_bytes);
+    uint64_t chunk_count =
+        file_bytes / LAYOUT_CHUNK_BYTES + (file_bytes % LAYOUT_CHUNK_BYTES != 0 ? 1 : 0);
+
+    return weir__min(chunk_count, view->fixed.chunk_count_max);
+}
+
+static uint64_t view_entry_count(const struct weir_view *view)
+{
+    return weir__min(weir__word_load(&view->owner->figures.entry_count),
+                     view->fixed.entry_count_max);
+}
+
+static bool view_index_is_valid(const struct weir_view *view, uint32_t index)
+{
+    return index > 0 && index <= view_entry_count(view);
+}
+
+void weir_view_summary(const struct weir_view *view, struct weir_view_summary *ret_summary)
+{
+    const struct weir__figures *figures = &view->owner->figures;
+
+    *ret_summary = (struct weir_view_summary){
+        .pid = (pid_t)view->fixed.pid,
+        .table_fd = view->fixed.table_fd,
+        .data_fd = view->fixed.data_fd,
+        .bytes_max = view->fixed.bytes_max,
+        .resident_bytes_max = view->fixed.resident_bytes_max,
+        .file_bytes = weir__word_load(&figures->file_bytes),
+        .disk_bytes = weir__word_load(&figures->disk_bytes),
+        .mark_bytes = weir__word_load(&figures->mark_bytes),
+        .live_bytes = weir__word_load(&figures->live_bytes),
+        .free_bytes = weir__word_load(&figures->free_bytes),
+        .resident_bytes = weir__word_load(&figures->resident_bytes),
+        .dirty_bytes = weir__word_load(&figures->dirty_bytes),
+        .fetched_bytes = weir__word_load(&figures->fetched_bytes),
+        .pinned_bytes = weir__word_load(&figures->pinned_bytes),
+        .metadata_bytes = weir__word_load(&figures->metadata_bytes),
+        .put_bytes = weir__word_load(&figures->put_bytes),
+        .written_bytes = weir__word_load(&figures->written_bytes),
+        .read_bytes = weir__word_load(&figures->read_bytes),
+        .slot_count = weir__word_load(&figures->slot_count),
+        .free_extent_count = weir__word_load(&figures->free_extent_count),
+        .entry_count = view_entry_count(view),
+        .chunk_count = view_chunk_count(view),
+        .bounded = weir__word_load(&figures->bounded) != 0,
+        .degraded = weir__word_load(&figures->degraded) != 0,
+    };
+    memcpy(ret_summary->directory, view->fixed.directory, sizeof(ret_summary->directory));
+}
+
+/* I4: false while the owner is changing the entry. */
+static bool view_entry_load(const struct weir__entry *entry, struct view_entry *ret_entry)
+{
+    ret_entry->tag = __atomic_load_n(&entry->tag, __ATOMIC_ACQUIRE);
+    ret_entry->place = weir__word_load(&entry->place);
+    ret_entry->key = weir__word_load(&entry->key);
+    weir__fence_acquire();
+    return weir__word_load(&entry->tag) == ret_entry->tag &&
+           weir__word_load(&entry->place) == ret_entry->place;
+}
+
+static bool view_extent_is_inside(const struct weir_view *view, uint64_t offset, uint64_t bytes)
+{
+    return bytes <= LAYOUT_BYTES_LIMIT &&
+           offset + weir__extent_space(bytes) <= view->fixed.chunk_count_max * LAYOUT_CHUNK_BYTES;
+}
+
+/* 0, -ENOENT, -EBADMSG, or -EAGAIN: the owner has taken it and not yet named it */
+static int view_extent_of(const struct weir_view *view, uint32_t index,
+                          const struct view_entry *entry, struct weir_view_extent *ret_extent)
+{
+    enum weir__extent_state state = weir__tag_state(entry->tag);
+    uint32_t generation = weir__tag_generation(entry->tag);
+    uint64_t offset = weir__place_offset(entry->place);
+    uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
+    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+
+    if (state == EXTENT_VACANT)
+        return -ENOENT;
+    if (state == EXTENT_BUILT && generation % 2 == 0)
+        return -EAGAIN;
+    if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
+        return -EBADMSG;
+    if (!view_extent_is_inside(view, offset, bytes))
+        return -EBADMSG;
+
+    *ret_extent = (struct weir_view_extent){
+        .offset = offset,
+        .bytes = bytes,
+        .extent_bytes = weir__extent_space(bytes),
+        .committed = state == EXTENT_LIVE,
+        .held = state == EXTENT_ZOMBIE,
+    };
+    if (named) {
+        ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
+        ret_extent->label =
+            (struct weir_label){.key = entry->key, .owner = weir__tag_owner(entry->tag)};
+        ret_extent->summed = weir__word_load(&view->sums[index]) != 0;
+    }
+    return 0;
+}
+
+int weir_view_extent(const struct weir_view *view, uint32_t index,
+                     struct weir_view_extent *ret_extent)
+{
+    int r = -EAGAIN;
+
+    if (!view_index_is_valid(view, index))
+        return -EINVAL;
+
+    /*
+     * A free extent has one even generation while its place and length change,
+     * in two words: nonsense may be half of such a change, and is looked at again.
+     */
+    for (int i = 0; i < VIEW_TRIES && (r == -EAGAIN || r == -EBADMSG); i++) {
+        struct view_entry entry;
+        r = -EAGAIN;
+        if (view_entry_load(&view->entries[index], &entry))
+            r = view_extent_of(view, index, &entry, ret_extent);
+    }
+    return r;
+}
+
+int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_view_chunk *ret_chunk)
+{
+    if (index >= view_chunk_count(view))
+        return -EINVAL;
+
+    uint64_t word = weir__word_load(&view->chunks[index].word);
+    uint32_t state = weir__chunk_word_state(word);
+    if (state > WEIR_CHUNK_FILLING)
+        return -EBADMSG;
+    *ret_chunk = (struct weir_view_chunk){
+        .state = (enum weir_chunk_state)state,
+        .live_bytes = weir__chunk_word_live(word),
+        .pinned_count = weir__chunk_word_pins(word),
+    };
+    return 0;
+}
+
+/* ---- Payload -------------------------------------------------------------- */
+
+static uint32_t view_chunk_state_at(const struct weir_view *view, uint64_t offset)
+{
+    uint64_t index = offset / LAYOUT_CHUNK_BYTES;
+
+    WEIR_ASSERT(index < view->fixed.chunk_count_max);
+    return weir__chunk_word_state(weir__word_load(&view->chunks[index].word));
+}
+
+static bool view_chunk_is_resident(uint32_t state)
+{
+    return state == WEIR_CHUNK_DIRTY || state == WEIR_CHUNK_WRITING || state == WEIR_CHUNK_CLEAN;
+}
+
+/* @bytes of one chunk, at most a piece; they lie at *@ret_data, in the bounce buffer. */
+static int view_read_piece(const struct weir_view *view, uint64_t offset, uint64_t bytes,
+                           uint64_t file_bytes, const char **ret_data)
+{
+    uint64_t from = weir__round_down(offset, VIEW_PAGE_BYTES);
+    uint64_t to = weir__round_up(offset + bytes, VIEW_PAGE_BYTES);
+
+    WEIR_ASSERT(to - from <= VIEW_BOUNCE_BYTES);
+
+    if (view->direct_fd >= 0 && to <= file_bytes &&
+        !view_chunk_is_resident(view_chunk_state_at(view, offset))) {
+        int r = weir__sys_pread_all(view->direct_fd, view->bounce, to - from, from);
+        *ret_data = view->bounce + (offset - from);
+        if (r != -EINVAL)
+            return r; /* -EINVAL: this disk wants a larger alignment than pages */
+    }
+
+    int r = weir__sys_pread_all(view->data_fd, view->bounce, bytes, offset);
+    /* I5: it went cold while we read, or there is no other way to read it. */
+    if (view_chunk_state_at(view, offset) == WEIR_CHUNK_COLD)
+        (void)weir__sys_fadvise(view->data_fd, from, to - from, POSIX_FADV_DONTNEED);
+    *ret_data = view->bounce;
+    return r;
+}
+
+/* What is done with each piece in turn. */
+typedef void view_take_fn(void *context, const char *data, size_t bytes);
+
+static int view_read_place(const struct weir_view *view, uint64_t offset, uint64_t bytes,
+                           view_take_fn *take, void *context)
+{
+    struct stat info;
+
+    int r = weir__sys_fstat(view->data_fd, &info);
+    if (r < 0)
+        return r;
+    if (offset + bytes > (uint64_t)info.st_size)
+        return -EBADMSG;
+
+    while (bytes > 0) {
+        uint64_t chunk_rest = LAYOUT_CHUNK_BYTES - offset % LAYOUT_CHUNK_BYTES;
+        uint64_t step = weir__min(weir__min(bytes, chunk_rest), VIEW_PIECE_BYTES);
+        const char *data;
+
+        r = view_read_piece(view, offset, step, (uint64_t)info.st_size, &data);
+        if (r < 0)
+            return r;
+        take(context, data, step);
+        offset += step;
+        bytes -= step;
+    }
+    return 0;
+}
+
+/* One try; -EAGAIN with *@ret_moved: it was somewhere else afterwards. */
+static int view_read_once(const struct weir_view *view, struct weir_slot slot, uint64_t offset,
+                          uint64_t bytes_max, view_take_fn *take, void *context,
+                          uint64_t *ret_bytes, bool *ret_moved)
+{
+    const struct weir__entry *entry = &view->entries[slot.index];
+    struct weir_view_extent extent;
+    struct view_entry before;
+    struct view_entry after;
+
+    *ret_moved = !view_entry_load(entry, &before);
+    if (weir__tag_generation(before.tag) != slot.generation)
+        return -ESTALE;
+    if (*ret_moved)
+        return -EAGAIN;
+    int r = view_extent_of(view, slot.index, &before, &extent);
+    if (r < 0)
+        return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
+    if (!extent.committed)
+        return -EAGAIN;
+
+    offset = weir__min(offset, extent.bytes);
+    *ret_bytes = weir__min(bytes_max, extent.bytes - offset);
+    r = view_read_place(view, extent.offset + offset, *ret_bytes, take, context);
+
+    /* I4: what failed may have failed because it is gone, or no longer there. */
+    weir__fence_acquire();
+    bool whole = view_entry_load(entry, &after);
+    if (weir__tag_generation(after.tag) != slot.generation)
+        return -ESTALE;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag;
+    return *ret_moved ? -EAGAIN : r;
+}
+
+struct view_copy {
+    char *to;
+};
+
+static void view_copy_take(void *context, const char *data, size_t bytes)
+{
+    struct view_copy *copy = context;
+
+    memcpy(copy->to, data, bytes);
+    copy->to += bytes;
+}
+
+int weir_view_read(const struct weir_view *view, struct weir_slot slot, uint64_t offset,
+                   void *buffer, size_t buffer_bytes, size_t *ret_bytes)
+{
+    uint64_t bytes = 0;
+    bool moved = true;
+    int r = -EAGAIN;
+
+    if (ret_bytes == NULL || (buffer == NULL && buffer_bytes > 0))
+        return -EINVAL;
+    if (!view_index_is_valid(view, slot.index) || slot.generation % 2 == 0)
+        return -ESTALE;
+
+    for (int i = 0; i < VIEW_TRIES && moved; i++) {
+        struct view_copy copy = {.to = buffer};
+        r = view_read_once(view, slot, offset, buffer_bytes, view_copy_take, &copy, &bytes, &moved);
+        if (r != -EAGAIN)
+            break;
+    }
+    if (r == 0)
+        *ret_bytes = bytes;
+    return r;
+}
+
+static void view_sum_take(void *context, const char *data, size_t bytes)
+{
+    XXH3_64bits_update(context, data, bytes);
+}
+
+int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
+{
+    XXH3_state_t state;
+    bool moved = true;
+    int r = -EAGAIN;
+
+    if (!view_index_is_valid(view, slot.index) || slot.generation % 2 == 0)
+        return -ESTALE;
+
+    for (int i = 0; i < VIEW_TRIES && moved; i++) {
+        uint64_t bytes;
+        uint64_t expected = weir__word_load(&view->sums[slot.index]);
+
+        XXH3_64bits_reset(&state);
+        r = view_read_once(view, slot, 0, expected == 0 ? 0 : UINT64_MAX, view_sum_take, &state,
+                           &bytes, &moved);
+        if (r < 0 && r != -EAGAIN)
+            break;
+        if (r < 0)
+            continue;
+        if (expected == 0)
+            return -ENOENT;
+
+        /* 0 stands for not yet summed, so a sum of 0 is kept as 1. */
+        uint64_t sum = XXH3_64bits_digest(&state);
+        return (sum == 0 ? 1 : sum) == expected ? 0 : -EBADMSG;
+    }
+    return r;
+}

@@ -1,0 +1,736 @@
+/* SPDX-License-Identifier: MIT */
+#include <weir/worker.h>
+
+#include "base/bits.h"
+#include "base/clock.h"
+#include "base/ring.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <liburing.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define LONG_NS UINT64_C(20000000000) /* longer than any test may take */
+
+/* ---- Helpers -------------------------------------------------------------- */
+
+static uint32_t descriptor_count(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    uint32_t count = 0;
+
+    assert_non_null(directory);
+    while (readdir(directory) != NULL)
+        count++;
+    closedir(directory);
+    return count;
+}
+
+static uint32_t thread_count(void)
+{
+    DIR *directory = opendir("/proc/self/task");
+    uint32_t count = 0;
+
+    assert_non_null(directory);
+    for (struct dirent *entry = readdir(directory); entry != NULL; entry = readdir(directory)) {
+        char path[300];
+        char name[32] = "";
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (file == NULL)
+            continue;
+        /* The kernel's own helpers end when they like. */
+        count += fgets(name, sizeof(name), file) != NULL && strncmp(name, "iou-wrk", 7) != 0;
+        fclose(file);
+    }
+    closedir(directory);
+    return count;
+}
+
+struct counted {
+    struct weir_operation operation;
+    uint32_t count;
+    int32_t result;
+};
+
+static void counted_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct counted *counted = WEIR_CONTAINER_OF(operation, struct counted, operation);
+
+    (void)flags;
+    counted->count++;
+    counted->result = result;
+}
+
+static struct weir_worker *attach(const struct weir_worker_config *config)
+{
+    struct weir_worker *worker = NULL;
+
+    assert_int_equal(weir_worker_attach(config, &worker), 0);
+    assert_non_null(worker);
+    return worker;
+}
+
+/* ---- The ring ------------------------------------------------------------- */
+
+static struct weir_ring *ring_new(void)
+{
+    struct weir_ring *ring = NULL;
+
+    assert_int_equal(weir__ring_open(8, false, &ring), 0);
+    return ring;
+}
+
+static void ring_refuses_nonsense(void **state)
+{
+    struct weir_ring *ring = NULL;
+
+    (void)state;
+    assert_int_equal(weir__ring_open(0, false, &ring), -EINVAL);
+    assert_int_equal(weir__ring_open(32769, false, &ring), -EINVAL);
+    assert_null(ring);
+    weir__ring_close(NULL);
+}
+
+static void more_than_the_queue_holds(void **state)
+{
+    struct weir_ring *ring = ring_new();
+    struct counted operations[500];
+
+    (void)state;
+    for (size_t i = 0; i < 500; i++) {
+        operations[i] = (struct counted){{counted_complete}, 0, 1};
+        io_uring_prep_nop(weir__ring_sqe(ring, &operations[i].operation));
+    }
+    assert_int_equal(weir__ring_in_flight(ring), 500);
+    while (weir__ring_in_flight(ring) > 0)
+        assert_true(weir__ring_wait(ring, LONG_NS) >= 0);
+    for (size_t i = 0; i < 500; i++) {
+        assert_int_equal(operations[i].count, 1);
+        assert_int_equal(operations[i].result, 0);
+    }
+    weir__ring_close(ring);
+}
+
+static void wake_reaches_a_sleeping_ring(void **state)
+{
+    struct weir_ring *sleeper = ring_new();
+    struct weir_ring *other = ring_new();
+    struct counted failed = {{counted_complete}, 0, 0};
+
+    (void)state;
+    weir__ring_wake(other, weir__ring_fd(sleeper), &failed.operation);
+    assert_int_equal(weir__ring_in_flight(other), 0);
+    assert_int_equal(weir__ring_submit(other), 0);
+    uint64_t begin_ns = weir__clock_ns();
+    assert_int_equal(weir__ring_sleep(sleeper, LONG_NS), 0);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    assert_true(weir__ring_is_ready(sleeper));
+    assert_true(weir__ring_reap(sleeper) >= 0);
+    assert_false(weir__ring_is_ready(sleeper));
+    assert_true(weir__ring_reap(other) >= 0);
+    assert_int_equal(failed.count, 0);
+    weir__ring_close(other);
+    weir__ring_close(sleeper);
+}
+
+static void wake_of_nobody_is_told(void **state)
+{
+    struct weir_ring *ring = ring_new();
+    struct counted failed = {{counted_complete}, 0, 0};
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(pipe(pair), 0);
+    weir__ring_wake(ring, pair[0], &failed.operation);
+    while (failed.count == 0)
+        assert_true(weir__ring_wait(ring, LONG_NS) >= 0);
+    assert_int_equal(failed.count, 1);
+    assert_true(failed.result < 0);
+    assert_int_equal(weir__ring_in_flight(ring), 0);
+    close(pair[0]);
+    close(pair[1]);
+    weir__ring_close(ring);
+}
+
+static void cancel_all_leaves_nothing(void **state)
+{
+    struct weir_ring *ring = ring_new();
+    struct counted operations[20];
+    char buffers[20][16];
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    for (size_t i = 0; i < 20; i++) {
+        operations[i] = (struct counted){{counted_complete}, 0, 0};
+        io_uring_prep_recv(weir__ring_sqe(ring, &operations[i].operation), pair[0], buffers[i],
+                           sizeof(buffers[i]), 0);
+    }
+    weir__ring_cancel_all(ring);
+    assert_int_equal(weir__ring_in_flight(ring), 0);
+    for (size_t i = 0; i < 20; i++) {
+        assert_int_equal(operations[i].count, 1);
+        assert_int_equal(operations[i].result, -ECANCELED);
+    }
+    close(pair[0]);
+    close(pair[1]);
+    weir__ring_close(ring);
+}
+
+struct chain {
+    struct weir_operation operation;
+    struct weir_ring *ring;
+    uint32_t count;
+};
+
+static void chain_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct chain *chain = WEIR_CONTAINER_OF(operation, struct chain, operation);
+
+    (void)result;
+    (void)flags;
+    if (++chain->count < 100)
+        io_uring_prep_nop(weir__ring_sqe(chain->ring, operation));
+}
+
+static void reap_ends(void **state)
+{
+    struct chain chain = {{chain_complete}, ring_new(), 0};
+
+    (void)state;
+    io_uring_prep_nop(weir__ring_sqe(chain.ring, &chain.operation));
+    assert_int_equal(weir__ring_reap(chain.ring), 1); /* and not 100 */
+    assert_int_equal(chain.count, 1);
+    while (weir__ring_in_flight(chain.ring) > 0)
+        assert_true(weir__ring_wait(chain.ring, LONG_NS) >= 0);
+    assert_int_equal(chain.count, 100);
+    weir__ring_close(chain.ring);
+}
+
+/* ---- Attached workers ----------------------------------------------------- */
+
+static void attach_refuses_nonsense(void **state)
+{
+    struct weir_worker *worker = NULL;
+    struct weir_mesh *mesh;
+    struct weir_worker_config config = {.reserved = {0, 0, 0, 0, 0, 0, 0, 1}};
+
+    (void)state;
+    assert_int_equal(weir_worker_attach(&config, &worker), -EINVAL);
+    assert_int_equal(weir_worker_start(&config, &worker), -EINVAL);
+    config = (struct weir_worker_config){.ring_entries = 32769};
+    assert_int_equal(weir_worker_attach(&config, &worker), -EINVAL);
+    config = (struct weir_worker_config){.pinned = true, .cpu = 100000};
+    assert_int_equal(weir_worker_attach(&config, &worker), -EINVAL);
+    assert_int_equal(weir_worker_start(&config, &worker), -EINVAL);
+
+    assert_int_equal(weir_mesh_create(2, 0, &mesh), 0);
+    config = (struct weir_worker_config){.mesh = mesh, .index = 2};
+    assert_int_equal(weir_worker_attach(&config, &worker), -EINVAL);
+    weir_mesh_destroy(mesh);
+    assert_null(worker);
+    weir_worker_stop(NULL);
+}
+
+static void operation_completes_in_poll(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
+    struct counted nop = {{counted_complete}, 0, 1};
+
+    (void)state;
+    assert_null(weir_worker_region(worker));
+    assert_null(weir_worker_account(worker));
+    assert_non_null(weir_worker_ring(worker));
+    io_uring_prep_nop(weir_worker_sqe(worker, &nop.operation));
+    assert_int_equal(nop.count, 0);
+    assert_int_equal(weir_worker_poll(worker, LONG_NS), 1);
+    assert_int_equal(nop.count, 1);
+    assert_int_equal(nop.result, 0);
+    weir_worker_stop(worker);
+}
+
+static void poll_submits_before_it_returns(void **state)
+{
+    int pair[2];
+    char byte = 0;
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
+    struct chain chain = {{chain_complete}, weir_worker_ring(worker), 98};
+    struct counted send = {{counted_complete}, 0, 0};
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    io_uring_prep_nop(weir_worker_sqe(worker, &chain.operation));
+    (void)weir_worker_poll(worker, 0); /* completes the first, starts the second */
+    assert_int_equal(chain.count, 99);
+    while (chain.count < 100)
+        (void)weir_worker_poll(worker, LONG_NS);
+
+    io_uring_prep_send(weir_worker_sqe(worker, &send.operation), pair[0], "x", 1, 0);
+    (void)weir_worker_poll(worker, 0);
+    assert_int_equal(recv(pair[1], &byte, 1, MSG_DONTWAIT), 1);
+    while (send.count == 0)
+        (void)weir_worker_poll(worker, LONG_NS);
+    close(pair[0]);
+    close(pair[1]);
+    weir_worker_stop(worker);
+}
+
+static void sleep_ends_at_the_tick(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.tick_ns = 2000000});
+    struct weir_worker_stats stats;
+
+    (void)state;
+    uint64_t begin_ns = weir__clock_ns();
+    assert_int_equal(weir_worker_poll(worker, LONG_NS), 0);
+    uint64_t slept_ns = weir__clock_ns() - begin_ns;
+    assert_true(slept_ns >= 2000000);
+    assert_true(slept_ns < LONG_NS);
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.turn_count, 1);
+    assert_int_equal(stats.sleep_count, 1);
+    assert_true(stats.busy_ns < slept_ns);
+
+    assert_int_equal(weir_worker_poll(worker, 0), 0);
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.turn_count, 2);
+    assert_int_equal(stats.sleep_count, 1);
+    weir_worker_stop(worker);
+}
+
+static void wake_of_oneself_skips_the_sleep(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.tick_ns = LONG_NS});
+    struct weir_worker_stats stats;
+
+    (void)state;
+    weir_worker_wake(worker);
+    assert_int_equal(weir_worker_poll(worker, LONG_NS), 0);
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.sleep_count, 0);
+    weir_worker_stop(worker);
+}
+
+static void affinity_comes_back(void **state)
+{
+    cpu_set_t before;
+    cpu_set_t during;
+    cpu_set_t after;
+    uint32_t cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+    while (!CPU_ISSET(cpu, &before))
+        cpu++;
+    struct weir_worker *worker =
+        attach(&(struct weir_worker_config){.pinned = true, .cpu = cpu, .tick_ns = 1});
+    assert_int_equal(sched_getaffinity(0, sizeof(during), &during), 0);
+    assert_int_equal(CPU_COUNT(&during), 1);
+    assert_true(CPU_ISSET(cpu, &during));
+    (void)weir_worker_poll(worker, 0);
+    struct weir_worker_stats stats;
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.cpu, cpu);
+    assert_true(stats.ring_bytes > 0);
+    weir_worker_stop(worker);
+    assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
+    assert_true(CPU_EQUAL(&before, &after));
+}
+
+static void stop_cancels_what_is_left(void **state)
+{
+    int pair[2];
+    char buffer[16];
+    struct weir_worker *worker = attach(&(struct weir_worker_config){0});
+    struct counted receive = {{counted_complete}, 0, 0};
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    io_uring_prep_recv(weir_worker_sqe(worker, &receive.operation), pair[0], buffer, sizeof(buffer),
+                       0);
+    (void)weir_worker_poll(worker, 0);
+    assert_int_equal(receive.count, 0);
+    weir_worker_stop(worker);
+    assert_int_equal(receive.count, 1);
+    assert_int_equal(receive.result, -ECANCELED);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+/* ---- Messages, on one thread ---------------------------------------------- */
+
+struct numbered {
+    struct weir_message message;
+    uint32_t number;
+    uint32_t *next;
+    struct weir_worker *received_by;
+};
+
+static void numbered_receive(struct weir_worker *worker, struct weir_message *message)
+{
+    struct numbered *numbered = WEIR_CONTAINER_OF(message, struct numbered, message);
+
+    assert_int_equal(numbered->number, *numbered->next);
+    (*numbered->next)++;
+    numbered->received_by = worker;
+}
+
+static void message_arrives(void **state)
+{
+    struct weir_mesh *mesh;
+    struct weir_worker *workers[2];
+    struct numbered messages[4];
+    uint32_t next = 0;
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(2, 2, &mesh), 0);
+    for (uint32_t i = 0; i < 2; i++)
+        workers[i] =
+            attach(&(struct weir_worker_config){.mesh = mesh, .index = i, .tick_ns = LONG_NS});
+    assert_int_equal(weir_worker_index(workers[1]), 1);
+    for (uint32_t i = 0; i < 4; i++)
+        messages[i] = (struct numbered){{numbered_receive}, i, &next, NULL};
+
+    assert_int_equal(weir_worker_send(workers[0], 2, &messages[0].message), -EINVAL);
+    assert_int_equal(weir_worker_send(workers[0], 1, &messages[0].message), 0);
+    assert_int_equal(weir_worker_send(workers[0], 1, &messages[1].message), 0);
+    assert_int_equal(weir_worker_send(workers[0], 1, &messages[2].message), -EAGAIN);
+    assert_int_equal(weir_worker_poll(workers[1], LONG_NS), 2); /* does not sleep */
+    assert_int_equal(next, 2);
+    assert_ptr_equal(messages[1].received_by, workers[1]);
+
+    /* To itself. */
+    assert_int_equal(weir_worker_send(workers[0], 0, &messages[2].message), 0);
+    assert_int_equal(weir_worker_poll(workers[0], LONG_NS), 1);
+    assert_ptr_equal(messages[2].received_by, workers[0]);
+
+    /* To one who has gone. */
+    weir_worker_stop(workers[1]);
+    assert_int_equal(weir_worker_send(workers[0], 1, &messages[3].message), -ECANCELED);
+
+    struct weir_worker_stats stats;
+    weir_worker_stats(workers[0], &stats);
+    assert_int_equal(stats.message_count, 1);
+    assert_int_equal(stats.doorbell_count, 0); /* nobody slept */
+    weir_worker_stop(workers[0]);
+    weir_mesh_destroy(mesh);
+}
+
+static void alone_has_nobody_to_send_to(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){0});
+    struct weir_message message = {NULL};
+
+    (void)state;
+    message.receive = numbered_receive;
+    assert_int_equal(weir_worker_send(worker, 0, &message), -EINVAL);
+    weir_worker_stop(worker);
+}
+
+struct endless {
+    struct weir_message message;
+    uint32_t count;
+};
+
+static void endless_receive(struct weir_worker *worker, struct weir_message *message)
+{
+    struct endless *endless = WEIR_CONTAINER_OF(message, struct endless, message);
+
+    endless->count++;
+    assert_int_equal(weir_worker_send(worker, weir_worker_index(worker), message), 0);
+}
+
+static void messages_do_not_starve_completions(void **state)
+{
+    struct weir_mesh *mesh;
+    struct endless endless = {{endless_receive}, 0};
+    struct counted nop = {{counted_complete}, 0, 0};
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(1, 0, &mesh), 0);
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.mesh = mesh});
+    assert_int_equal(weir_worker_send(worker, 0, &endless.message), 0);
+    io_uring_prep_nop(weir_worker_sqe(worker, &nop.operation));
+    for (int i = 0; i < 3 && nop.count == 0; i++)
+        (void)weir_worker_poll(worker, 0);
+    assert_int_equal(nop.count, 1);
+    assert_true(endless.count > 0);
+    weir_worker_stop(worker);
+    weir_mesh_destroy(mesh);
+}
+
+/* ---- Started workers ------------------------------------------------------ */
+
+struct life {
+    sem_t reached;
+    int start_result;
+    uint32_t starts;
+    uint32_t ticks;
+    uint32_t stops;
+    uint32_t stops_wanted;
+    char name[16];
+    cpu_set_t affinity;
+    bool blocks_term;
+    bool blocks_bus;
+};
+
+static int life_start(struct weir_worker *worker, void *context)
+{
+    struct life *life = context;
+    sigset_t blocked;
+
+    (void)worker;
+    life->starts++;
+    pthread_getname_np(pthread_self(), life->name, sizeof(life->name));
+    sched_getaffinity(0, sizeof(life->affinity), &life->affinity);
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    life->blocks_term = sigismember(&blocked, SIGTERM) == 1;
+    life->blocks_bus = sigismember(&blocked, SIGBUS) == 1;
+    return life->start_result;
+}
+
+static void life_tick(struct weir_worker *worker, void *context)
+{
+    struct life *life = context;
+
+    (void)worker;
+    life->ticks++;
+    sem_post(&life->reached);
+}
+
+static bool life_stop(struct weir_worker *worker, void *context)
+{
+    struct life *life = context;
+
+    (void)worker;
+    return ++life->stops == life->stops_wanted;
+}
+
+static void life_of_a_worker(void **state)
+{
+    uint32_t descriptors = descriptor_count();
+    uint32_t threads = thread_count();
+    struct life life = {.stops_wanted = 3};
+    struct weir_worker *worker = NULL;
+    cpu_set_t allowed;
+    uint32_t cpu = 0;
+
+    (void)state;
+    sem_init(&life.reached, 0, 0);
+    assert_int_equal(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    while (!CPU_ISSET(cpu, &allowed))
+        cpu++;
+    struct weir_worker_config config = {
+        .name = "a name that is far too long",
+        .pinned = true,
+        .cpu = cpu,
+        .tick_ns = 1000000,
+        .on_start = life_start,
+        .on_tick = life_tick,
+        .on_stop = life_stop,
+        .context = &life,
+    };
+    assert_int_equal(weir_worker_start(&config, &worker), 0);
+    assert_int_equal(life.starts, 1);
+    assert_string_equal(life.name, "a name that is ");
+    assert_int_equal(CPU_COUNT(&life.affinity), 1);
+    assert_true(CPU_ISSET(cpu, &life.affinity));
+    assert_true(life.blocks_term);
+    assert_false(life.blocks_bus);
+    for (int i = 0; i < 3; i++)
+        sem_wait(&life.reached);
+    weir_worker_stop(worker);
+    assert_int_equal(life.starts, 1);
+    assert_true(life.ticks >= 3);
+    assert_int_equal(life.stops, 3);
+    sem_destroy(&life.reached);
+    assert_int_equal(descriptor_count(), descriptors);
+    assert_int_equal(thread_count(), threads);
+}
+
+static void failed_start_leaves_nothing(void **state)
+{
+    uint32_t descriptors = descriptor_count();
+    uint32_t threads = thread_count();
+    struct life life = {.start_result = -EADDRINUSE};
+    struct weir_worker *worker = NULL;
+    struct weir_mesh *mesh;
+    cpu_set_t before;
+    cpu_set_t after;
+
+    (void)state;
+    sem_init(&life.reached, 0, 0);
+    assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+    assert_int_equal(weir_mesh_create(1, 0, &mesh), 0);
+    struct weir_worker_config config = {
+        .mesh = mesh,
+        .on_start = life_start,
+        .on_tick = life_tick,
+        .on_stop = life_stop,
+        .context = &life,
+    };
+    for (int i = 0; i < 10; i++) {
+        assert_int_equal(weir_worker_start(&config, &worker), -EADDRINUSE);
+        assert_int_equal(weir_worker_attach(&config, &worker), -EADDRINUSE);
+    }
+    assert_null(worker);
+    assert_int_equal(life.starts, 20);
+    assert_int_equal(life.ticks, 0);
+    assert_int_equal(life.stops, 0);
+
+    /* The place in the mesh can still be taken. */
+    life.start_result = 0;
+    life.stops_wanted = 1;
+    assert_int_equal(weir_worker_start(&config, &worker), 0);
+    weir_worker_stop(worker);
+    weir_mesh_destroy(mesh);
+    assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
+    assert_true(CPU_EQUAL(&before, &after));
+    assert_int_equal(descriptor_count(), descriptors);
+    assert_int_equal(thread_count(), threads);
+    sem_destroy(&life.reached);
+}
+
+static void stop_ends_a_long_sleep(void **state)
+{
+    struct weir_worker *worker = NULL;
+
+    (void)state;
+    uint64_t begin_ns = weir__clock_ns();
+    for (int i = 0; i < 100; i++) {
+        struct weir_worker_config config = {.tick_ns = LONG_NS};
+        assert_int_equal(weir_worker_start(&config, &worker), 0);
+        weir_worker_stop(worker);
+    }
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+}
+
+static void wake_from_outside_runs_a_turn(void **state)
+{
+    struct weir_worker *worker = NULL;
+    struct life life = {.stops_wanted = 1};
+    struct weir_worker_config config = {
+        .tick_ns = LONG_NS, .on_tick = life_tick, .on_stop = life_stop, .context = &life};
+
+    (void)state;
+    sem_init(&life.reached, 0, 0);
+    assert_int_equal(weir_worker_start(&config, &worker), 0);
+    uint64_t begin_ns = weir__clock_ns();
+    for (int i = 0; i < 1000; i++) {
+        weir_worker_wake(worker);
+        sem_wait(&life.reached); /* the turn that begins after the wake */
+    }
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    weir_worker_stop(worker);
+    sem_destroy(&life.reached);
+}
+
+/* Ball games: a message goes round until it has been caught often enough. */
+struct ball {
+    struct weir_message message;
+    uint32_t catches_left;
+    uint32_t worker_count;
+    sem_t *done;
+};
+
+static void ball_receive(struct weir_worker *worker, struct weir_message *message)
+{
+    struct ball *ball = WEIR_CONTAINER_OF(message, struct ball, message);
+
+    if (--ball->catches_left == 0) {
+        sem_post(ball->done);
+        return;
+    }
+    uint32_t next = (weir_worker_index(worker) + 1) % ball->worker_count;
+    assert_int_equal(weir_worker_send(worker, next, message), 0);
+}
+
+static int ball_start(struct weir_worker *worker, void *context)
+{
+    struct ball *ball = context;
+
+    if (weir_worker_index(worker) != 0)
+        return 0;
+    return weir_worker_send(worker, ball->worker_count - 1, &ball->message);
+}
+
+static void sleepers_are_woken_by_messages(void **state)
+{
+    sem_t done;
+    struct ball ball = {{ball_receive}, 3000, 3, &done};
+    struct weir_worker *workers[3];
+    struct weir_worker_stats stats;
+    struct weir_mesh *mesh;
+    uint64_t doorbells = 0;
+
+    (void)state;
+    sem_init(&done, 0, 0);
+    assert_int_equal(weir_mesh_create(3, 0, &mesh), 0);
+    uint64_t begin_ns = weir__clock_ns();
+    for (uint32_t i = 3; i > 0; i--) {
+        struct weir_worker_config config = {
+            .mesh = mesh,
+            .index = i - 1,
+            .tick_ns = LONG_NS,
+            .on_start = ball_start,
+            .context = &ball,
+        };
+        assert_int_equal(weir_worker_start(&config, &workers[i - 1]), 0);
+    }
+    sem_wait(&done);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS); /* no sleep lasted for a tick */
+    for (uint32_t i = 0; i < 3; i++) {
+        weir_worker_stats(workers[i], &stats);
+        doorbells += stats.doorbell_count;
+        weir_worker_stop(workers[i]);
+    }
+    assert_true(doorbells > 0);
+    weir_mesh_destroy(mesh);
+    sem_destroy(&done);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        {"a ring refuses nonsense", ring_refuses_nonsense, NULL, NULL, NULL},
+        {"a ring takes more than its queue holds", more_than_the_queue_holds, NULL, NULL, NULL},
+        {"a wake reaches a sleeping ring", wake_reaches_a_sleeping_ring, NULL, NULL, NULL},
+        {"a wake that reaches nobody is told", wake_of_nobody_is_told, NULL, NULL, NULL},
+        {"cancel leaves nothing in flight", cancel_all_leaves_nothing, NULL, NULL, NULL},
+        {"a reap ends though completions go on", reap_ends, NULL, NULL, NULL},
+        {"a worker refuses nonsense", attach_refuses_nonsense, NULL, NULL, NULL},
+        {"an operation completes in poll", operation_completes_in_poll, NULL, NULL, NULL},
+        {"poll submits before it returns", poll_submits_before_it_returns, NULL, NULL, NULL},
+        {"a sleep ends at the tick", sleep_ends_at_the_tick, NULL, NULL, NULL},
+        {"a wake of oneself skips the sleep", wake_of_oneself_skips_the_sleep, NULL, NULL, NULL},
+        {"an attached thread gets its affinity back", affinity_comes_back, NULL, NULL, NULL},
+        {"stop cancels what is left", stop_cancels_what_is_left, NULL, NULL, NULL},
+        {"a message arrives", message_arrives, NULL, NULL, NULL},
+        {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
+        {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,
+         NULL},
+        {"the life of a worker", life_of_a_worker, NULL, NULL, NULL},
+        {"a failed start leaves nothing", failed_start_leaves_nothing, NULL, NULL, NULL},
+        {"stop ends a long sleep", stop_ends_a_long_sleep, NULL, NULL, NULL},
+        {"a wake from outside runs a turn", wake_from_outside_runs_a_turn, NULL, NULL, NULL},
+        {"sleepers are woken by messages", sleepers_are_woken_by_messages, NULL, NULL, NULL},
+    };
+
+    return cmocka_run_group_tests_name("worker", tests, NULL, NULL);
+}
