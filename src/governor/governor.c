@@ -61,6 +61,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #define GOVERNOR_LINE_BYTES 64
@@ -543,7 +544,7 @@ static struct weir_account *account_new(struct weir_governor *governor,
     account->context = config->context;
     account->deadline_min_ns = UINT64_MAX;
     if (config->name != NULL)
-        strncpy(account->name, config->name, sizeof(account->name) - 1);
+        snprintf(account->name, sizeof(account->name), "%s", config->name);
     weir__list_init(&account->link);
     weir__list_init(&account->untold_link);
     weir__lane_init(&account->lane);
