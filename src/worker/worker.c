@@ -193,15 +193,13 @@ static bool worker_has_mail(const struct weir_worker *worker)
     return worker->mesh != NULL && !weir__mesh_is_quiet(worker->mesh, worker->config.index);
 }
 
-/* Whether it slept; then mark_ns is the end of the sleep. */
+/* Then mark_ns is the end of the sleep. */
 static void worker_sleep(struct weir_worker *worker, uint64_t timeout_ns)
 {
-    if (weir__port_was_called(worker->port) || weir__ring_is_ready(worker->ring) ||
-        worker_has_mail(worker))
-        return;
-
+    /* First lie down, then look: in this order nothing can come in between. */
     weir__port_lie_down(worker->port);
-    if (!weir__port_was_called(worker->port) && !worker_has_mail(worker)) {
+    if (!weir__port_was_called(worker->port) && !worker_has_mail(worker) &&
+        !weir__ring_is_ready(worker->ring)) {
         int r = weir__ring_sleep(worker->ring, weir__min(timeout_ns, worker->config.tick_ns));
         WEIR_CHECK(r == 0); /* the kernel lost completions: nothing that waits for one can go on */
         worker_count(&worker->stats.sleep_count, 1);
