@@ -101,17 +101,6 @@ struct weir_worker {
     struct weir_worker_stats stats; /* written by the worker, read by any */
 };
 
-/* Until the modules are there. */
-#pragma weak weir_account_books
-#pragma weak weir_account_charge_forced
-#pragma weak weir_account_close
-#pragma weak weir_account_open
-#pragma weak weir_account_poll
-#pragma weak weir_account_refund
-#pragma weak weir_region_close
-#pragma weak weir_region_open
-#pragma weak weir_region_poll
-
 /* The worker whose turn this thread is in. */
 static _Thread_local struct weir_worker *worker_current;
 
@@ -454,8 +443,7 @@ static int worker_open_region(struct weir_worker *worker)
 /* What worker_open() made, whole or half, in reverse. */
 static void worker_close(struct weir_worker *worker)
 {
-    if (worker->region != NULL)
-        weir_region_close(worker->region);
+    weir_region_close(worker->region);
     worker->region = NULL;
 
     worker->closing = true;
