@@ -73,6 +73,7 @@ struct weir_worker {
     pthread_t thread;       /* I1 */
     bool attached;          /* fixed: the thread is the caller's */
     bool in_turn;           /* I3 */
+    bool again;             /* it asked for another turn itself */
     bool closing;           /* what completes now is not started again */
     bool port_is_own;       /* no mesh: port_alone is initialised */
     bool affinity_changed;  /* of an attached thread: given back at the end */
@@ -239,8 +240,9 @@ static int worker_turn(struct weir_worker *worker, uint64_t timeout_ns)
     worker_current = worker;
 
     worker_ring_doorbells(worker);
-    if (timeout_ns > 0)
+    if (timeout_ns > 0 && !worker->again)
         worker_sleep(worker, timeout_ns);
+    worker->again = false;
 
     weir__port_take_call(worker->port);
     int completions = weir__ring_reap(worker->ring);
@@ -641,6 +643,10 @@ void weir_worker_wake(struct weir_worker *worker)
 {
     struct weir_worker *caller = worker_current;
 
+    if (worker_is_mine(worker)) {
+        worker->again = true;
+        return;
+    }
     if (!weir__port_call(worker->port))
         return;
 
