@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_full - what a region does on a disk of 64 MiB
+ *
+ * A full disk is an error code: never a signal, never an item lost, and the
+ * region goes on as soon as there is space again, ours or that of others. What
+ * growth could not get whole is given back at once.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <weir/region.h>
+
+#include "pattern.h"
+#include "process.h"
+#include "smalldisk.h"
+#include "tmpdir.h"
+
+#include <time.h>
+
+#define KIB         UINT64_C(1024)
+#define MIB         (KIB << 10)
+#define DISK_BYTES  (64 * MIB)
+#define CHUNK_BYTES (2 * MIB)
+#define ITEMS_MAX   8192
+#define PATIENCE_S  60
+
+static const char *full_disk;
+
+struct items {
+    struct weir_region *region;
+    struct weir_slot slots[ITEMS_MAX];
+    size_t bytes;
+    size_t count;
+};
+
+static int put(struct items *items)
+{
+    uint64_t seed = items->count;
+    unsigned char *data = test_malloc(items->bytes);
+
+    assert_true(items->count < ITEMS_MAX);
+    harness_fill(data, items->bytes, seed, 0);
+    int r = weir_region_put(items->region, data, items->bytes, (struct weir_label){seed, 1},
+                            &items->slots[items->count]);
+    test_free(data);
+    items->count += r == 0;
+    return r;
+}
+
+static int fill(struct items *items)
+{
+    int r;
+
+    while ((r = put(items)) == 0)
+        if (items->count % 64 == 0)
+            weir_region_audit(items->region);
+    weir_region_audit(items->region);
+    return r;
+}
+
+static void assert_all_whole(struct items *items)
+{
+    unsigned char *data = test_malloc(items->bytes + 1);
+
+    for (size_t i = 0; i < items->count; i++) {
+        size_t bytes = 0;
+        if (weir_slot_is_none(items->slots[i]))
+            continue;
+        assert_int_equal(
+            weir_region_read(items->region, items->slots[i], 0, data, items->bytes + 1, &bytes), 0);
+        assert_int_equal(bytes, items->bytes);
+        assert_int_equal(harness_differs_at(data, bytes, i, 0), bytes);
+    }
+    test_free(data);
+}
+
+static struct weir_region_stats figures(struct weir_region *region)
+{
+    struct weir_region_stats stats;
+    struct stat file;
+    int fd = harness_data_fd(full_disk, 0, NULL);
+
+    weir_region_stats(region, &stats);
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &file), 0);
+    assert_int_equal(stats.file_bytes, file.st_size);
+    assert_int_equal(stats.disk_bytes, (uint64_t)file.st_blocks * 512);
+    assert_false(stats.degraded);
+    assert_int_equal(stats.write_error_count, 0);
+    return stats;
+}
+
+/* A file of another owner takes all but @left_bytes of the disk. */
+static int take_disk(uint64_t left_bytes)
+{
+    char path[PATH_MAX + 32];
+
+    snprintf(path, sizeof(path), "%s/other", full_disk);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    uint64_t free_bytes = harness_free_bytes(full_disk);
+    if (free_bytes > left_bytes)
+        assert_int_equal(posix_fallocate(fd, 0, (off_t)(free_bytes - left_bytes)), 0);
+    return fd;
+}
+
+/* The last blocks too, one by one. */
+static void take_the_rest(int fd)
+{
+    struct stat file;
+
+    assert_int_equal(fstat(fd, &file), 0);
+    off_t at = file.st_size;
+    while (posix_fallocate(fd, at, 4096) == 0)
+        at += 4096;
+}
+
+static void give_disk(int fd)
+{
+    char path[PATH_MAX + 32];
+
+    snprintf(path, sizeof(path), "%s/other", full_disk);
+    assert_int_equal(unlink(path), 0);
+    close(fd);
+    sync();
+}
+
+static struct items *start(struct weir_region_config config, size_t bytes)
+{
+    struct items *items = test_calloc(1, sizeof(*items));
+
+    config.directory = full_disk;
+    items->bytes = bytes;
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    return items;
+}
+
+static void finish(struct items *items)
+{
+    weir_region_audit(items->region);
+    weir_region_close(items->region);
+    test_free(items);
+    sync();
+    assert_true(harness_free_bytes(full_disk) > 50 * MIB);
+    assert_int_equal(harness_name_count(full_disk), 1); /* lost+found */
+}
+
+/* ---- Cases ------------------------------------------------------------------ */
+
+static void a_full_disk_is_an_error_code(void **state)
+{
+    struct items *items = start((struct weir_region_config){.bytes_initial = 4 * MIB}, 20000);
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    assert_true(items->count * items->bytes >= 40 * MIB); /* growth takes what fits */
+    struct weir_region_stats before = figures(items->region);
+    uint64_t free_bytes = harness_free_bytes(full_disk);
+    for (int i = 0; i < 20; i++) {
+        struct weir_slot slot = {4711, 4712};
+        assert_int_equal(put(items), -ENOSPC);
+        assert_int_equal(
+            weir_region_alloc(items->region, 5 * MIB, (struct weir_label){0, 0}, &slot), -ENOSPC);
+        assert_int_equal(slot.index, 4711);
+    }
+    struct weir_region_stats after = figures(items->region);
+    assert_int_equal(after.file_bytes, before.file_bytes); /* what failed was undone */
+    assert_int_equal(after.disk_bytes, before.disk_bytes);
+    assert_int_equal(harness_free_bytes(full_disk), free_bytes);
+    assert_int_equal(after.slot_count, items->count);
+    assert_true(after.growth_error_count > 0);
+    assert_all_whole(items);
+    for (int i = 0; i < 100; i++)
+        assert_true(weir_region_poll(items->region) >= 0);
+    assert_all_whole(items);
+    finish(items);
+}
+
+static void freed_items_make_room(void **state)
+{
+    struct items *items = start((struct weir_region_config){.bytes_initial = 4 * MIB}, 20000);
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    size_t count = items->count;
+    for (size_t i = 0; i < count; i += 2) {
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+        items->slots[i] = (struct weir_slot){0, 0};
+    }
+    weir_region_audit(items->region);
+    for (size_t i = 0; i < count / 4; i++) {
+        struct timespec since;
+        struct timespec now;
+        int r;
+        clock_gettime(CLOCK_MONOTONIC, &since);
+        while ((r = put(items)) == -ENOSPC || r == -EAGAIN) { /* holes become of use in poll */
+            assert_true(weir_region_wait(items->region, 10000000) >= 0);
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+        }
+        assert_int_equal(r, 0);
+    }
+    assert_all_whole(items);
+    finish(items);
+}
+
+static void space_of_others_makes_room(void **state)
+{
+    struct items *items = start((struct weir_region_config){.bytes_initial = 4 * MIB}, 20000);
+
+    (void)state;
+    int other = take_disk(6 * MIB);
+    assert_int_equal(fill(items), -ENOSPC);
+    size_t count = items->count;
+    assert_true(count * items->bytes < 16 * MIB);
+    give_disk(other);
+    assert_int_equal(fill(items), -ENOSPC);
+    assert_true((items->count - count) * items->bytes >= 30 * MIB);
+    assert_all_whole(items);
+    finish(items);
+}
+
+static void what_was_reserved_is_never_a_signal(void **state)
+{
+    struct items *items = start(
+        (struct weir_region_config){
+            .bytes_initial = 24 * MIB,
+            .bytes_max = 24 * MIB,
+            .resident_bytes_max = 8 * MIB,
+        },
+        20000);
+
+    (void)state;
+    assert_int_equal(figures(items->region).file_bytes, 24 * MIB);
+    int other = take_disk(0);
+    take_the_rest(other);
+    assert_true(harness_free_bytes(full_disk) < MIB);
+    while (items->count * items->bytes < 20 * MIB) /* stores to blocks that are ours */
+        assert_int_equal(put(items), 0);
+    assert_int_equal(fill(items), -EDQUOT);
+    assert_all_whole(items); /* written back, dropped and read on a full disk */
+    assert_true(figures(items->region).resident_bytes <= 8 * MIB);
+    give_disk(other);
+    finish(items);
+}
+
+static void the_first_reservation_is_no_minimum(void **state)
+{
+    (void)state;
+    int other = take_disk(20 * MIB);
+    struct items *items = start((struct weir_region_config){.bytes_initial = 0}, 20000);
+    assert_true(figures(items->region).file_bytes <= 20 * MIB);
+    while (items->count * items->bytes < 8 * MIB)
+        assert_int_equal(put(items), 0);
+    assert_all_whole(items);
+    give_disk(other);
+    finish(items);
+}
+
+static void on_a_full_disk_open_fails_and_leaves_nothing(void **state)
+{
+    struct weir_region *region = NULL;
+    struct weir_region_config config = {.directory = full_disk};
+    int fd_count = harness_fd_count();
+
+    (void)state;
+    int other = take_disk(0);
+    take_the_rest(other);
+    uint64_t free_bytes = harness_free_bytes(full_disk);
+    assert_int_equal(weir_region_open(&config, &region), -ENOSPC);
+    assert_null(region);
+    assert_int_equal(harness_fd_count(), fd_count + 1);
+    assert_int_equal(harness_free_bytes(full_disk), free_bytes);
+    give_disk(other);
+    assert_int_equal(weir_region_open(&config, &region), 0);
+    weir_region_close(region);
+}
+
+static void the_floor_is_left_alone(void **state)
+{
+    struct items *items = start(
+        (struct weir_region_config){
+            .bytes_initial = 4 * MIB,
+            .disk_floor_bytes = 24 * MIB,
+        },
+        20000);
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    assert_true(harness_free_bytes(full_disk) >= 24 * MIB - 512 * KIB); /* its own tables */
+    assert_true(harness_free_bytes(full_disk) <= 24 * MIB + 2 * CHUNK_BYTES);
+    assert_all_whole(items);
+    finish(items);
+}
+
+static void cold_items_live_on_a_full_disk(void **state)
+{
+    struct items *items = start(
+        (struct weir_region_config){
+            .bytes_initial = 4 * MIB,
+            .resident_bytes_max = 8 * MIB,
+        },
+        20000);
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    assert_true(items->count * items->bytes >= 40 * MIB);
+    assert_true(figures(items->region).resident_bytes <= 8 * MIB);
+    assert_all_whole(items);
+    for (size_t i = 0; i < items->count; i++) {
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+        items->slots[i] = (struct weir_slot){0, 0};
+    }
+    weir_region_audit(items->region);
+    size_t count = items->count;
+    while ((items->count - count) * items->bytes < 30 * MIB) {
+        struct timespec since;
+        struct timespec now;
+        int r;
+        clock_gettime(CLOCK_MONOTONIC, &since);
+        while ((r = put(items)) == -ENOSPC || r == -EAGAIN) {
+            assert_true(weir_region_wait(items->region, 10000000) >= 0);
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+        }
+        assert_int_equal(r, 0);
+    }
+    assert_all_whole(items);
+    finish(items);
+}
+
+/* Full at every step: with each amount of free space, growth gets it or leaves it. */
+static void full_at_every_step(void **state)
+{
+    (void)state;
+    for (uint64_t left = 0; left < 12 * MIB; left += 700 * KIB) {
+        struct items *items = start((struct weir_region_config){.bytes_initial = 4 * MIB}, 9000);
+        int other = take_disk(left);
+        assert_int_equal(fill(items), -ENOSPC);
+        struct weir_region_stats before = figures(items->region);
+        uint64_t free_bytes = harness_free_bytes(full_disk);
+        assert_int_equal(put(items), -ENOSPC);
+        assert_int_equal(figures(items->region).disk_bytes, before.disk_bytes);
+        assert_int_equal(harness_free_bytes(full_disk), free_bytes);
+        assert_true(before.disk_bytes <= before.file_bytes + MIB);
+        take_the_rest(other);
+        assert_all_whole(items);
+        give_disk(other);
+        assert_int_equal(put(items), 0);
+        finish(items);
+    }
+}
+
+int main(void)
+{
+    static const struct CMUnitTest cases[] = {
+        {"a full disk is an error code, and what failed is undone", a_full_disk_is_an_error_code,
+         NULL, NULL, NULL},
+        {"freed items make room", freed_items_make_room, NULL, NULL, NULL},
+        {"space that others give back makes room", space_of_others_makes_room, NULL, NULL, NULL},
+        {"what was reserved is never a signal", what_was_reserved_is_never_a_signal, NULL, NULL,
+         NULL},
+        {"the first reservation is no minimum", the_first_reservation_is_no_minimum, NULL, NULL,
+         NULL},
+        {"on a full disk open fails and leaves nothing",
+         on_a_full_disk_open_fails_and_leaves_nothing, NULL, NULL, NULL},
+        {"the floor of free space is left alone", the_floor_is_left_alone, NULL, NULL, NULL},
+        {"cold items live on a full disk", cold_items_live_on_a_full_disk, NULL, NULL, NULL},
+        {"the disk may be full at every step", full_at_every_step, NULL, NULL, NULL},
+    };
+    const char *reason = harness_smalldisk(DISK_BYTES, &full_disk);
+
+    if (reason != NULL) {
+        printf("SKIP: %s\n", reason);
+        return 77;
+    }
+    int failures = cmocka_run_group_tests_name("region on a small disk", cases, NULL, NULL);
+    harness_smalldisk_remove(full_disk);
+    return failures;
+}
