@@ -7,6 +7,7 @@
 #include "forbid.h"
 #include "process.h"
 #include "tmpdir.h"
+#include "worker/mailbox.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +18,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <sched.h>
@@ -697,6 +699,75 @@ static void sleepers_are_woken_by_messages(void **state)
     sem_destroy(&done);
 }
 
+static void failed_doorbell_is_rung_again(void **state)
+{
+    sem_t done;
+    struct ball ball = {{ball_receive}, 1000, 2, &done};
+    struct weir_worker *workers[2];
+    struct weir_mesh *mesh;
+
+    (void)state;
+    sem_init(&done, 0, 0);
+    assert_int_equal(weir_mesh_create(3, 0, &mesh), 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct weir_worker_config config = {.mesh = mesh, .index = i, .tick_ns = LONG_NS};
+        assert_int_equal(weir_worker_start(&config, &workers[i]), 0);
+    }
+
+    /* What the others ring at is no ring any more. */
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    assert_true(null >= 0);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(dup3(null, mesh->ports[i].ring_fd, O_CLOEXEC), mesh->ports[i].ring_fd);
+    close(null);
+
+    uint64_t begin_ns = weir__clock_ns();
+    struct weir_worker *thrower = attach(&(struct weir_worker_config){.mesh = mesh, .index = 2});
+    assert_int_equal(weir_worker_send(thrower, 0, &ball.message), 0);
+    while (sem_trywait(&done) < 0)
+        (void)weir_worker_poll(thrower, LONG_NS);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    weir_worker_stop(thrower);
+    for (uint32_t i = 0; i < 2; i++)
+        weir_worker_stop(workers[i]);
+    weir_mesh_destroy(mesh);
+    sem_destroy(&done);
+}
+
+static void place_can_be_taken_again(void **state)
+{
+    int descriptors = harness_fd_count();
+    struct weir_mesh *mesh;
+    struct numbered messages[3];
+    uint32_t next = 0;
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(2, 0, &mesh), 0);
+    struct weir_worker_config config = {.mesh = mesh, .index = 1, .tick_ns = LONG_NS};
+    struct weir_worker *sender = attach(&(struct weir_worker_config){.mesh = mesh, .index = 0});
+    for (uint32_t i = 0; i < 3; i++)
+        messages[i] = (struct numbered){{numbered_receive}, i, &next, NULL};
+
+    /* Sent before there is anybody. */
+    assert_int_equal(weir_worker_send(sender, 1, &messages[0].message), 0);
+    struct weir_worker *receiver = attach(&config);
+    assert_int_equal(weir_worker_poll(receiver, LONG_NS), 1);
+
+    /* Left by one who goes, and taken by the next. */
+    assert_int_equal(weir_worker_send(sender, 1, &messages[1].message), 0);
+    weir_worker_stop(receiver);
+    assert_int_equal(next, 1);
+    assert_int_equal(weir_worker_send(sender, 1, &messages[2].message), -ECANCELED);
+    receiver = attach(&config);
+    assert_int_equal(weir_worker_send(sender, 1, &messages[2].message), 0);
+    assert_int_equal(weir_worker_poll(receiver, LONG_NS), 2);
+    assert_int_equal(next, 3);
+    weir_worker_stop(receiver);
+    weir_worker_stop(sender);
+    weir_mesh_destroy(mesh);
+    assert_int_equal(harness_fd_count(), descriptors);
+}
+
 /* ---- Memory --------------------------------------------------------------- */
 
 #define MIB (UINT64_C(1) << 20)
@@ -1007,6 +1078,8 @@ int main(void)
         {"stop ends a long sleep", stop_ends_a_long_sleep, NULL, NULL, NULL},
         {"a wake from outside runs a turn", wake_from_outside_runs_a_turn, NULL, NULL, NULL},
         {"sleepers are woken by messages", sleepers_are_woken_by_messages, NULL, NULL, NULL},
+        {"a failed doorbell is rung again", failed_doorbell_is_rung_again, NULL, NULL, NULL},
+        {"a place in the mesh can be taken again", place_can_be_taken_again, NULL, NULL, NULL},
         {"the region is paid for, and given back", region_is_paid_for, NULL, NULL, NULL},
         {"a region that does not fit is -EDQUOT", region_that_does_not_fit, NULL, NULL, NULL},
         {"has_room is asked with the worker", has_room_is_asked_with_the_worker, NULL, NULL, NULL},
