@@ -129,6 +129,16 @@ static inline struct weir__figures *weir__region_figures(const struct weir_regio
     return &region->header->figures;
 }
 
+/* Whether all bytes of the item are in memory; no bytes always are. */
+static inline bool weir__region_is_resident(const struct weir_region *region,
+                                            const struct weir__entry *entry)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+
+    return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
+                                                   weir__extent_space(bytes));
+}
+
 /* ---- space.c ------------------------------------------------------------ */
 
 /* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
