@@ -83,7 +83,7 @@ static struct weir_region_stats figures(struct weir_region *region)
 {
     struct weir_region_stats stats;
     struct stat file;
-    int fd = harness_data_fd(full_disk, 0, NULL);
+    int fd = harness_data_fd(full_disk, NULL);
 
     weir_region_stats(region, &stats);
     assert_true(fd >= 0);

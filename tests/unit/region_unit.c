@@ -57,7 +57,7 @@ struct fixture {
     int fd_count;           /* before open */
     int map_count;
     int data_fd;
-    uint64_t data_inode;
+    bool marks[HARNESS_FD_MAX]; /* descriptors before open */
     bool in_poll;
 };
 
@@ -78,6 +78,7 @@ static void begin(struct fixture *f)
         .data_fd = -1,
     };
     f->map_count = harness_map_count(f->directory);
+    harness_mark_fds(f->marks);
 }
 
 static int open_as(struct fixture *f, struct weir_region_config config)
@@ -94,7 +95,7 @@ static void start(struct fixture *f, struct weir_region_config config)
     begin(f);
     assert_int_equal(open_as(f, config), 0);
     assert_non_null(f->region);
-    f->data_fd = harness_data_fd(f->directory, 0, &f->data_inode);
+    f->data_fd = harness_data_fd(f->directory, f->marks);
     assert_true(f->data_fd >= 0);
     weir_region_audit(f->region);
 }
@@ -700,7 +701,7 @@ static void small_regions_work_or_are_refused(void **state)
         assert_true(r == 0 || r == -EINVAL);
         if (r == 0) {
             struct weir_slot slot;
-            f.data_fd = harness_data_fd(f.directory, 0, NULL);
+            f.data_fd = harness_data_fd(f.directory, f.marks);
             assert_true(figures(&f).bytes_max <= sizes[i]);
             r = try_put(&f, 1, 16, 0, &slot);
             assert_true(r == 0 || r == -EDQUOT || r == -EFBIG);
@@ -2047,13 +2048,7 @@ static void all_of_it_is_fetched_in_turns(void **state)
     for (size_t at = 0; at < 2000; at += 50) {
         fetches->count = 50;
         memcpy(fetches->slots, slots + at, 50 * sizeof(slots[0]));
-        int r = fetch_start(&f, fetches);
-        for (int tries = 0; r == -EAGAIN; tries++) {
-            assert_true(tries < 1000);
-            assert_true(wait_once(&f) >= 0);
-            r = fetch_start(&f, fetches);
-        }
-        assert_int_equal(r, 0);
+        assert_int_equal(fetch_start(&f, fetches), 0);
         fetch_finish(&f, fetches);
         for (size_t i = 0; i < 50; i++)
             assert_int_equal(fetches->results[i], 0);
@@ -2063,38 +2058,35 @@ static void all_of_it_is_fetched_in_turns(void **state)
     finish(&f);
 }
 
-static void too_much_at_once_is_not_now(void **state)
+static void more_than_the_memory_is_asked_for_at_once(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[1025];
-    struct fetches *fetches = test_calloc(64, sizeof(*fetches));
-    size_t started = 0;
-    int r = 0;
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     need_bounded(&f);
-    make_cold_items(&f, slots, 1024, 64 * KIB);
-    while (started < 64) {
-        fetches[started].count = 16;
-        memcpy(fetches[started].slots, slots + started * 16, 16 * sizeof(slots[0]));
-        r = fetch_start(&f, &fetches[started]);
+    make_cold_items(&f, slots, 1024, 64 * KIB); /* 64 MiB through 8 */
+    for (int i = 0; i < 2; i++) {
+        fetches[i].count = FETCH_MAX;
+        memcpy(fetches[i].slots, slots, FETCH_MAX * sizeof(slots[0]));
+        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
         assert_true(figures(&f).resident_bytes <= RESIDENT_MIN);
-        if (r != 0)
-            break;
-        started++;
     }
-    assert_int_equal(r, -EAGAIN); /* 64 MiB do not fit into 8 */
-    assert_true(started >= 1);
-    for (size_t i = 0; i < started; i++)
-        fetch_finish(&f, &fetches[i]);
-    for (size_t i = 0; i < started; i++)
-        for (size_t k = 0; k < 16; k++)
-            assert_int_equal(fetches[i].results[k], 0);
-    fetches[0].count = 16;
-    memcpy(fetches[0].slots, slots + 1000, 16 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, &fetches[0]), 0);
-    fetch_finish(&f, &fetches[0]);
+    while (fetches[0].called < FETCH_MAX || fetches[1].called < FETCH_MAX) {
+        size_t called = fetches[0].called + fetches[1].called;
+        for (int tries = 0; fetches[0].called + fetches[1].called == called; tries++) {
+            assert_true(tries < 1000);
+            assert_true(wait_once(&f) >= 0);
+        }
+        assert_bound_holds(&f);
+    }
+    for (size_t i = 0; i < FETCH_MAX; i++) {
+        assert_int_equal(fetches[0].results[i], 0);
+        assert_int_equal(fetches[1].results[i], 0);
+    }
+    weir_region_audit(f.region);
     test_free(fetches);
     finish(&f);
 }
@@ -2339,27 +2331,22 @@ static void many_pieces_are_under_way(void **state)
     struct weir_slot slots[2];
     static struct piece pieces[4096];
     char *buffer = test_malloc(4096 * 16);
-    size_t started = 0;
-    int r = 0;
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     need_bounded(&f);
     make_cold_items(&f, slots, 1, 65536);
-    for (; started < 4096; started++) {
-        pieces[started] = (struct piece){.operation = {piece_done}, .f = &f};
-        r = weir_region_fetch_into(f.region, slots[0], started * 16, buffer + started * 16, 16,
-                                   &pieces[started].operation);
-        if (r != 0)
-            break;
+    for (size_t i = 0; i < 4096; i++) {
+        pieces[i] = (struct piece){.operation = {piece_done}, .f = &f};
+        assert_int_equal(weir_region_fetch_into(f.region, slots[0], i * 16, buffer + i * 16, 16,
+                                                &pieces[i].operation),
+                         0);
     }
-    assert_true(r == 0 || r == -EAGAIN);
-    assert_true(started >= 1);
-    for (size_t i = 0; i < started; i++) {
+    for (size_t i = 0; i < 4096; i++) {
         piece_finish(&f, &pieces[i]);
         assert_int_equal(pieces[i].result, 16);
     }
-    assert_pattern(buffer, started * 16, 0, 0);
+    assert_pattern(buffer, 4096 * 16, 0, 0);
     test_free(buffer);
     finish(&f);
 }
@@ -2637,45 +2624,48 @@ static void a_fetched_item_can_be_pinned(void **state)
     finish(&f);
 }
 
-static void too_many_pins_are_not_now(void **state)
+static void pin_it(struct fetches *fetches, struct weir_slot slot, int result)
+{
+    const void *data;
+
+    assert_int_equal(result, 0);
+    assert_int_equal(weir_region_pin(fetches->f->region, slot, &data, NULL), 0);
+}
+
+static void what_is_pinned_holds_its_buffer(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[257];
-    const void *data;
-    size_t pinned = 0;
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     need_bounded(&f);
     make_cold_items(&f, slots, 256, 64 * KIB); /* twice the memory */
-    while (pinned < 256) {
-        struct fetches *fetches = test_calloc(1, sizeof(*fetches));
-        fetches->count = 1;
-        fetches->slots[0] = slots[pinned];
-        int r = fetch_start(&f, fetches);
-        for (int tries = 0; r == -EAGAIN && tries < 50; tries++) {
-            assert_true(wait_once(&f) >= 0);
-            r = fetch_start(&f, fetches);
-        }
-        if (r == -EAGAIN) {
-            test_free(fetches);
-            break;
-        }
-        assert_int_equal(r, 0);
-        fetch_finish(&f, fetches);
-        r = fetches->results[0];
-        test_free(fetches);
-        assert_int_equal(r, 0);
-        assert_int_equal(weir_region_pin(f.region, slots[pinned], &data, NULL), 0);
-        pinned++;
+    fetches->count = 256;
+    fetches->then = pin_it;
+    memcpy(fetches->slots, slots, 256 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    for (int idle = 0; idle < 50; idle++) {
+        size_t called = fetches->called;
+        assert_true(wait_once(&f) >= 0);
+        if (fetches->called > called)
+            idle = 0;
         assert_true(figures(&f).resident_bytes <= RESIDENT_MIN);
     }
-    assert_true(pinned > 0);
-    assert_true(pinned < 256); /* not more than the memory there is */
-    while (pinned > 0)
-        weir_region_unpin(f.region, slots[--pinned]);
-    fetch_one(&f, slots[200], 0); /* and on again */
+    assert_true(fetches->called > 0);
+    assert_true(fetches->called < 256); /* not more than the memory there is */
+    weir_region_audit(f.region);
+    fetches->then = NULL;
+    for (size_t i = 0; i < 256; i++)
+        if (fetches->done[i])
+            weir_region_unpin(f.region, slots[i]);
+    assert_int_equal(figures(&f).pinned_bytes, 0);
+    fetch_finish(&f, fetches); /* and the rest comes */
+    for (size_t i = 0; i < 256; i++)
+        assert_int_equal(fetches->results[i], 0);
     assert_bound_holds(&f);
+    test_free(fetches);
     finish(&f);
 }
 
@@ -2782,7 +2772,7 @@ static void on_a_shared_ring_nothing_waits(void **state)
     f.map_count = harness_map_count(f.directory);
     assert_int_equal(open_as(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}),
                      0);
-    f.data_fd = harness_data_fd(f.directory, 0, NULL);
+    f.data_fd = harness_data_fd(f.directory, f.marks);
     need_bounded(&f);
     for (uint64_t i = 0; i < 1024; i++) {
         struct timespec since;
@@ -2811,12 +2801,7 @@ static void on_a_shared_ring_nothing_waits(void **state)
     struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     fetches->count = 32;
     memcpy(fetches->slots, slots, 32 * sizeof(slots[0]));
-    int r = fetch_start(&f, fetches);
-    for (int tries = 0; r == -EAGAIN && tries < 1000; tries++) {
-        assert_true(wait_once(&f) >= 0);
-        r = fetch_start(&f, fetches);
-    }
-    assert_int_equal(r, 0);
+    assert_int_equal(fetch_start(&f, fetches), 0);
     fetch_finish(&f, fetches);
     for (int i = 0; i < 32; i++)
         assert_int_equal(fetches->results[i], 0);
@@ -2845,7 +2830,7 @@ static void an_unfinished_item_on_a_shared_ring(void **state)
     f.map_count = harness_map_count(f.directory);
     assert_int_equal(open_as(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}),
                      0);
-    f.data_fd = harness_data_fd(f.directory, 0, NULL);
+    f.data_fd = harness_data_fd(f.directory, f.marks);
     need_bounded(&f);
     assert_int_equal(weir_region_alloc(f.region, 32 * MIB, (struct weir_label){6, 1}, &slot), 0);
     for (uint64_t at = 0; at < 32 * MIB; at += sizeof(bytes)) {
@@ -3029,7 +3014,8 @@ int main(int argc, char **argv)
         CASE("fetch takes 1 to 1024 slots", fetch_has_a_range),
         CASE("the largest fetch works, and one byte more is -EFBIG", the_largest_fetch),
         CASE("four times the memory is fetched in turns", all_of_it_is_fetched_in_turns),
-        CASE("too much at once is -EAGAIN, and goes on after polls", too_much_at_once_is_not_now),
+        CASE("more than the memory may be asked for at once",
+             more_than_the_memory_is_asked_for_at_once),
         CASE("an item freed while it is fetched is stale", a_fetched_item_freed_under_way_is_stale),
         CASE("a callback may free what is under way", a_callback_may_free_what_is_under_way),
         CASE("a callback may free, put and read", a_callback_may_use_the_region),
@@ -3050,7 +3036,8 @@ int main(int argc, char **argv)
         CASE("a pinned item that is freed goes with its last pin",
              a_pinned_item_is_freed_with_its_last_pin),
         CASE("a fetched item can be pinned", a_fetched_item_can_be_pinned),
-        CASE("too many pins are -EAGAIN, and go on after unpins", too_many_pins_are_not_now),
+        CASE("what is pinned holds its buffer, and fetches go on after unpins",
+             what_is_pinned_holds_its_buffer),
 
         CASE("every live slot is walked once", every_live_slot_is_walked_once),
         CASE("unfinished items are walked too", unfinished_items_are_walked_too),
