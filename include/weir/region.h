@@ -287,8 +287,9 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * drops clean chunks, grows tables ahead, gives the empty tail of the file back.
  * Never blocks.
  *
- * Return: how many completions were handled, or a negative errno: the write-back
- *         or the read that failed (stats.degraded; nothing in memory was lost).
+ * Return: how many completions were handled, or a negative errno: a write-back
+ *         failed (stats.degraded; nothing in memory was lost). A read that fails
+ *         is told to whoever asked for it.
  */
 WEIR_API int weir_region_poll(struct weir_region *region);
 

@@ -40,7 +40,7 @@ struct weir_reorder;
  * @region:            where to spill; NULL: never spills
  * @first_sequence:    the first to be delivered
  * @window_items_max:  how far ahead of next a sequence may be; 0: 2^32
- * @window_bytes_max:  payload held, in memory and spilled; 0: no limit
+ * @window_bytes_max:  payload held, in memory and spilled, the head apart; 0: no limit
  * @hot_items:         this many behind next spill last; 0: 16
  * @working_bytes:     charged at create and kept: the missing head and fetches
  *                     live on it, whatever the level; 0: 64 KiB
@@ -85,7 +85,8 @@ WEIR_API void weir_reorder_destroy(struct weir_reorder *reorder);
  *         or too far ahead; -EAGAIN: no memory now and no room in the region:
  *         wait for the account (or poll the region), then push again; -EFBIG:
  *         larger than the region takes at once: weir_reorder_push_slot();
- *         -EDQUOT, -ENOSPC: the region is full, and memory too; -ENOMEM.
+ *         -EDQUOT, -ENOSPC: the region is full, and memory too, or
+ *         window_bytes_max is reached; -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence,
                                                const void *data, size_t bytes);
@@ -96,7 +97,8 @@ WEIR_API WEIR_MUST_CHECK int weir_reorder_push(struct weir_reorder *reorder, uin
  *
  * For items that came in pieces. Charges no payload.
  *
- * Return: 0, -EEXIST, -ERANGE, -ESTALE, -ENOMEM.
+ * Return: 0, -EEXIST, -ERANGE, -ESTALE, -EDQUOT (window_bytes_max), -ENOMEM,
+ *         -EINVAL: there is no region, or the item is not committed.
  */
 WEIR_API WEIR_MUST_CHECK int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
                                                     struct weir_slot take_slot);
@@ -104,7 +106,8 @@ WEIR_API WEIR_MUST_CHECK int weir_reorder_push_slot(struct weir_reorder *reorder
 /*
  * weir_reorder_spill() - move up to @bytes of payload to the region, furthest first
  *
- * What a flush (WEIR_FLUSH) asks for. The hot zone stays.
+ * What a flush asks for. The hot zone stays. A push that is answered WEIR_FLUSH
+ * begins one by itself, and this and the next pushes spill a part of it each.
  *
  * Return: how many bytes of memory came free; 0 also when the region took none.
  */
@@ -144,9 +147,10 @@ WEIR_API void weir_reorder_release(struct weir_reorder *reorder, struct weir_ite
 /*
  * weir_reorder_skip() - give up the head: next moves on by one
  *
- * A gap is stepped over, a head that is there is dropped.
+ * A gap is stepped over, a head that is there is dropped; a fetch of it that is
+ * under way is forgotten.
  *
- * Return: 0, or -EAGAIN: the head is being fetched right now.
+ * Return: 0, or -ERANGE: there is no number behind this one.
  */
 WEIR_API int weir_reorder_skip(struct weir_reorder *reorder);
 

@@ -12,7 +12,7 @@ _Noreturn void weir__check_failed(const char *expression, const char *file, int 
 
 /* Off under NDEBUG, but still type-checked. For hot paths. */
 #ifdef NDEBUG
-# define WEIR_ASSERT(x) ((void)sizeof(!(x)))
+# define WEIR_ASSERT(x) ((void)(0 && (x)))
 #else
 # define WEIR_ASSERT(x) WEIR_CHECK(x)
 #endif

@@ -35,7 +35,7 @@
 #define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
 #define FETCH_SLOT_COUNT   1024
 #define FETCH_AGAIN_MAX    8
-#define FETCH_STEP_BYTES   (UINT64_C(1) << 20) /* of a blocking read */
+#define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
 /* One read of the file into a buffer: for holds, or a piece for somebody's own buffer. */
 struct fetch_read {
@@ -46,14 +46,16 @@ struct fetch_read {
     uint64_t offset;         /* in the file, aligned */
     uint64_t bytes;          /* aligned */
     char *buffer;            /* NULL: pending */
-    uint32_t user_count;     /* its holds, and the ring while it is under way */
+    uint64_t buffer_bytes;
+    uint32_t user_count; /* its holds, and the ring while it is under way */
     uint32_t again_count;
     bool is_done;
     struct weir_operation *piece; /* theirs; NULL: this read is for holds */
     struct weir_slot piece_slot;
     void *piece_buffer;
-    uint64_t piece_offset; /* in the file */
+    uint64_t piece_offset; /* in the file, of the next byte to come */
     uint64_t piece_bytes;
+    uint64_t piece_copied; /* of these */
     int32_t piece_result;
 };
 
@@ -149,8 +151,8 @@ static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
 
     weir__list_remove(&read->link);
     if (read->buffer != NULL) {
-        weir__heap_free(&region->fetches.heap, read->buffer, read->bytes);
-        fetch_add_bytes(region, -(int64_t)read->bytes);
+        weir__heap_free(&region->fetches.heap, read->buffer, read->buffer_bytes);
+        fetch_add_bytes(region, -(int64_t)read->buffer_bytes);
     }
     weir__heap_free(&region->heap, read, sizeof(*read));
 }
@@ -188,12 +190,6 @@ static void fetch_settle(struct weir_region *region, struct weir__hold *hold)
 }
 
 /* ---- Reads -------------------------------------------------------------- */
-
-static void fetch_failed(struct weir_region *region, int error)
-{
-    region->read_error_count++;
-    region->fetches.error_fresh = error;
-}
 
 static const char *fetch_data(const struct weir__hold *hold)
 {
@@ -239,7 +235,7 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
         else if (answer == 0)
             answer = fetch_verify(region, hold);
         if (answer < 0 && answer != -ESTALE)
-            fetch_failed(region, answer);
+            region->read_error_count++;
         fetch_answer(region, hold, answer);
         if (answer < 0)
             fetch_drop_hold(region, hold);
@@ -253,13 +249,8 @@ static void fetch_piece_done(struct weir_region *region, struct fetch_read *read
 {
     read->is_done = true;
     read->piece_result = error < 0 ? error : (int32_t)read->piece_bytes;
-    if (error < 0)
-        fetch_failed(region, error);
-    else if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
-        read->piece_result = -ESTALE;
-    else
-        memcpy(read->piece_buffer, read->buffer + (read->piece_offset - read->offset),
-               read->piece_bytes);
+    if (error < 0 && error != -ESTALE)
+        region->read_error_count++;
     weir__list_append(&region->fetches.told_pieces, &read->link);
 }
 
@@ -268,6 +259,34 @@ static void fetch_submit(struct weir_region *region, struct fetch_read *read)
     region->fetches.reading_count++;
     weir__ring_read(region->ring, &read->operation, region->store.direct_fd, read->buffer,
                     (uint32_t)read->bytes, read->offset);
+}
+
+/* A step of a piece has come; false: there are more. */
+static bool fetch_piece_step(struct fetch_read *read)
+{
+    uint64_t left = read->piece_bytes - read->piece_copied;
+    uint64_t skipped = read->piece_offset - read->offset;
+    uint64_t bytes = weir__min(left, read->bytes - skipped);
+
+    memcpy((char *)read->piece_buffer + read->piece_copied, read->buffer + skipped, bytes);
+    read->piece_copied += bytes;
+    read->piece_offset += bytes;
+    left -= bytes;
+    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
+    read->bytes =
+        weir__min(weir__round_up(read->piece_offset + left, FETCH_ALIGNMENT) - read->offset,
+                  read->buffer_bytes);
+    return left == 0;
+}
+
+static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
+{
+    if (error == 0 && weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+        error = -ESTALE;
+    if (error < 0 || fetch_piece_step(read))
+        fetch_piece_done(region, read, error);
+    else
+        fetch_submit(region, read);
 }
 
 static void fetch_read_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
@@ -286,7 +305,7 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
     if (error == 0)
         weir__word_add(&weir__region_figures(region)->read_bytes, read->bytes);
     if (read->piece != NULL)
-        fetch_piece_done(region, read, error);
+        fetch_piece_came(region, read, error);
     else
         fetch_read_done(region, read, error);
 }
@@ -332,6 +351,7 @@ static void fetch_start(struct weir_region *region)
         if (!fetch_make_room(region, read->bytes))
             return;
         weir__list_remove(&read->link);
+        read->buffer_bytes = read->bytes;
         read->buffer = weir__heap_alloc_aligned(&fetches->heap, read->bytes, FETCH_ALIGNMENT);
         if (read->buffer == NULL) {
             if (read->piece != NULL)
@@ -346,12 +366,6 @@ static void fetch_start(struct weir_region *region)
 }
 
 /* ---- Fetch -------------------------------------------------------------- */
-
-static bool fetch_is_resident(const struct weir_region *region, const struct weir__entry *entry)
-{
-    return weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
-                                     weir__entry_space(entry));
-}
 
 static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
 {
@@ -406,7 +420,7 @@ static struct fetch_read *fetch_place(struct weir_region *region, struct fetch_r
         weir__list_append(&hold->requests, &request->link);
         return read;
     }
-    if (hold != NULL || fetch_is_resident(region, entry)) {
+    if (hold != NULL || weir__region_is_resident(region, entry)) {
         fetch_tell(region, request, 0);
         return read;
     }
@@ -451,7 +465,7 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
     for (size_t i = 0; i < slot_count; i++) {
         const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
         if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region) &&
-            !fetch_is_resident(region, entry))
+            !weir__region_is_resident(region, entry))
             return -EFBIG;
         order[i] = (struct fetch_order){entry != NULL ? weir__entry_offset(entry) : 0, i};
     }
@@ -491,14 +505,14 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     if (entry == NULL)
         return -ESTALE;
     uint64_t length = weir__entry_bytes(entry);
-    if (operation == NULL || bytes > weir__fetches_item_max(region) || offset > length ||
-        bytes > length - offset)
+    if (operation == NULL || bytes > INT32_MAX || offset > length || bytes > length - offset)
         return -EINVAL;
 
     uint64_t at = weir__entry_offset(entry) + offset;
     struct fetch_read *read = fetch_new_read(region, at, at + bytes);
     if (read == NULL)
         return -ENOMEM;
+    read->bytes = weir__min(read->bytes, FETCH_STEP_BYTES);
     read->piece = operation;
     read->piece_slot = slot;
     read->piece_buffer = buffer;
@@ -579,6 +593,8 @@ int weir__fetches_advance(struct weir_region *region)
         struct weir_operation *theirs = read->piece;
         int32_t result = read->piece_result;
 
+        if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+            result = -ESTALE;
         weir__list_remove(&read->link);
         fetch_let_go(region, read);
         region->delivers = true;

@@ -18,6 +18,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/fence.h"
 #include "base/sys.h"
 #include "region/region_state.h"
 
@@ -44,12 +45,6 @@ static bool region_is_mine(const struct weir_region *region)
     return pthread_equal(region->owner, pthread_self());
 }
 
-static bool region_is_resident(const struct weir_region *region, const struct weir__entry *entry)
-{
-    return weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
-                                     weir__entry_space(entry));
-}
-
 /* ---- Tables --------------------------------------------------------------- */
 
 struct region_tables {
@@ -61,13 +56,14 @@ struct region_tables {
     uint64_t bytes;
 };
 
-static struct region_tables region_plan(uint64_t bytes_max)
+static struct region_tables region_plan(uint64_t bytes_max, uint64_t entry_count)
 {
     uint64_t page_bytes = LAYOUT_HEADER_BYTES;
-    struct region_tables plan = {.chunk_count = bytes_max / LAYOUT_CHUNK_BYTES};
+    struct region_tables plan = {
+        .chunk_count = bytes_max / LAYOUT_CHUNK_BYTES,
+        .entry_count = entry_count,
+    };
 
-    /* An extent takes a granule at least. */
-    plan.entry_count = weir__min(bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
     plan.entry_offset = LAYOUT_HEADER_BYTES +
                         weir__round_up(plan.chunk_count * sizeof(struct weir__chunk), page_bytes);
     plan.sum_offset =
@@ -119,20 +115,39 @@ int weir__region_tables_ready(struct weir_region *region, uint64_t spare)
     return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
 }
 
+/* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
+static int region_map_tables(struct weir_region *region, struct region_tables *ret_plan,
+                             void **ret_tables)
+{
+    /* An extent takes a granule at least. */
+    uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
+    int r = -ENOMEM;
+
+    for (; entry_count >= region->spare_min + REGION_ENTRY_STEP && r < 0; entry_count /= 2) {
+        *ret_plan = region_plan(region->bytes_max, entry_count);
+        if (ret_plan->bytes > weir__sys_file_bytes_max())
+            continue;
+        r = weir__sys_ftruncate(region->table_fd, ret_plan->bytes);
+        if (r == 0)
+            r = weir__sys_mmap(NULL, ret_plan->bytes, PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_NORESERVE, region->table_fd, 0, ret_tables);
+    }
+    return r;
+}
+
 static int region_open_tables(struct weir_region *region)
 {
-    struct region_tables plan = region_plan(region->bytes_max);
+    struct region_tables plan;
     void *tables;
     void *heads;
     int r = weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
 
     if (r < 0)
         return r;
-    r = weir__sys_ftruncate(region->table_fd, plan.bytes);
+    r = region_map_tables(region, &plan, &tables);
     if (r < 0)
         return r;
-    r = weir__sys_mmap(NULL, plan.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                       region->table_fd, 0, &tables);
+    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
     if (r < 0)
         return r;
     region->header = tables;
@@ -372,13 +387,14 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
     return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
 }
 
-/* A store comes; another chunk in memory may mean that an older one has to be written. */
-static void region_touch(struct weir_region *region, uint64_t offset, uint64_t bytes)
+/*
+ * Bytes were stored; if that brought chunks into memory, older ones may have to
+ * be written. Not before the bytes are there: what is sealed is stored to no
+ * more.
+ */
+static void region_stored(struct weir_region *region, uint64_t resident_before)
 {
-    uint64_t resident = region->chunks.resident_count;
-
-    weir__chunks_touch(&region->chunks, offset, bytes);
-    if (WEIR_LIKELY(region->chunks.resident_count == resident))
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
         return;
     weir__store_advance(region);
     if (region->owns_ring)
@@ -403,13 +419,13 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
 }
 
 /*
- * An extent for @space bytes, of which the first @touched are stored to now. No
+ * An extent for @space bytes, with memory for the first @touched of them. No
  * waiting: -EAGAIN when something must be written or brought back first.
  */
 static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
                        uint32_t *ret_index)
 {
-    uint32_t index;
+    uint32_t index = 0;
     int r = weir__region_tables_ready(region, region->spare_min);
 
     if (r == 0)
@@ -424,8 +440,6 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
         return r;
     *ret_index =
         index != 0 ? weir__space_take(region, index, space) : weir__space_bump(region, space);
-    if (touched > 0)
-        region_touch(region, offset, touched);
     return 0;
 }
 
@@ -466,9 +480,11 @@ static struct weir_slot region_name(struct weir_region *region, uint32_t index, 
     weir__word_store(&region->slots.sums[index], 0);
     weir__word_store(&entry->place, weir__entry_place(weir__entry_offset(entry), bytes));
     weir__word_store(&entry->key, label.key);
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
 
+    /* Not left to the tick: a view compares handles with it. */
+    weir__word_store(&figures->entry_count, region->slots.used_count);
     weir__word_add(&figures->slot_count, 1);
     weir__word_add(&figures->live_bytes, bytes);
     weir__word_add(&figures->put_bytes, bytes);
@@ -492,10 +508,14 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     int r = region_take_or_wait(region, space, space, &index);
     if (r < 0)
         return r;
+
+    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, offset, space);
     if (bytes > 0)
-        memcpy(region->store.base + weir__entry_offset(weir__region_entry(region, index)), data,
-               bytes);
+        memcpy(region->store.base + offset, data, bytes);
     *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
+    region_stored(region, resident);
     return 0;
 }
 
@@ -558,9 +578,11 @@ int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_
         r = region_admit_piece(region, at, bytes);
     if (r < 0)
         return r;
-    region_touch(region, at, bytes);
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, at, bytes);
     memcpy(region->store.base + at, data, bytes);
     weir__build_wrote(region, slot, data, bytes);
+    region_stored(region, resident);
     return 0;
 }
 
@@ -577,7 +599,7 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
 
     uint64_t tag = weir__word_load(&entry->tag);
     weir__word_store(&region->slots.sums[slot.index], weir__build_end(region, slot));
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     weir__word_store(&entry->tag,
                      weir__entry_tag(slot.generation, weir__tag_owner(tag), EXTENT_LIVE, bytes));
     return 0;
@@ -607,7 +629,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     weir__word_add(&figures->live_bytes, -bytes);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
-    __atomic_thread_fence(__ATOMIC_RELEASE);
+    weir__fence_release();
     if (!weir__fetches_free(region, slot))
         weir__space_release(region, slot.index);
     return 0;
@@ -645,8 +667,7 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
 
     uint64_t offset = weir__entry_offset(entry);
     uint64_t bytes = weir__entry_bytes(entry);
-    if (WEIR_LIKELY(
-            weir__chunks_are_resident(&region->chunks, offset, weir__extent_space(bytes)))) {
+    if (WEIR_LIKELY(weir__region_is_resident(region, entry))) {
         data = region->store.base + offset;
     } else {
         data = weir__fetches_at(region, slot);
@@ -697,11 +718,13 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
+    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = region_is_resident(region, entry) || weir__fetches_at(region, slot) != NULL,
-        .committed = weir__entry_state(entry) == EXTENT_LIVE,
+        .resident = committed && (weir__region_is_resident(region, entry) ||
+                                  weir__fetches_at(region, slot) != NULL),
+        .committed = committed,
     };
     return 0;
 }
@@ -721,17 +744,6 @@ bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
 
 /* ---- Background work -------------------------------------------------------- */
 
-/* Errors are told once; -ESTALE and the like belong to single requests. */
-static int region_take_error(struct weir_region *region)
-{
-    int error =
-        region->store.error_fresh < 0 ? region->store.error_fresh : region->fetches.error_fresh;
-
-    region->store.error_fresh = 0;
-    region->fetches.error_fresh = 0;
-    return error;
-}
-
 static int region_tick(struct weir_region *region, int completions)
 {
     if (completions < 0)
@@ -748,7 +760,9 @@ static int region_tick(struct weir_region *region, int completions)
         if (r < 0 && r != -EBUSY && r != -EAGAIN)
             return r;
     }
-    int error = region_take_error(region);
+
+    int error = region->store.error_fresh;
+    region->store.error_fresh = 0;
     return error < 0 ? error : completions;
 }
 

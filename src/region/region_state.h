@@ -63,7 +63,7 @@ struct weir__store {
     uint64_t retry_ns;      /* after an error: not before */
     uint64_t suspect_count; /* chunks to be written again after an error */
     int error;              /* of the last write-back that failed, while degraded */
-    int error_fresh;        /* not yet told by poll */
+    int error_fresh;        /* of a write-back or revival; not yet told by poll */
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
 };
@@ -78,7 +78,6 @@ struct weir__fetches {
     struct weir__list idle; /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count; /* reads and pieces under way in the ring */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
-    int error_fresh;
 };
 
 struct weir_region {
@@ -127,6 +126,16 @@ static inline struct weir__entry *weir__region_entry(const struct weir_region *r
 static inline struct weir__figures *weir__region_figures(const struct weir_region *region)
 {
     return &region->header->figures;
+}
+
+/* Whether all bytes of the item are in memory; no bytes always are. */
+static inline bool weir__region_is_resident(const struct weir_region *region,
+                                            const struct weir__entry *entry)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+
+    return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
+                                                   weir__extent_space(bytes));
 }
 
 /* ---- space.c ------------------------------------------------------------ */

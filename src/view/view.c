@@ -32,6 +32,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/cleanup.h"
+#include "base/fence.h"
 #include "base/heap.h"
 #include "base/region_layout.h"
 #include "base/sys.h"
@@ -105,6 +106,7 @@ static int view_check_header(const struct weir__header *header, uint64_t table_b
                              uint64_t *ret_end)
 {
     uint64_t chunks_bytes = header->chunk_count_max * LAYOUT_CHUNK_BYTES;
+    uint64_t row_count = header->entry_count_max + 1; /* row 0 is never an entry */
     uint64_t end = LAYOUT_HEADER_BYTES;
 
     if (header->version != LAYOUT_VERSION)
@@ -125,14 +127,12 @@ static int view_check_header(const struct weir__header *header, uint64_t table_b
         return -EBADMSG;
     if (!view_table_fits(header->chunk_offset, header->chunk_count_max, sizeof(struct weir__chunk),
                          table_bytes, &end) ||
-        !view_table_fits(header->entry_offset, header->entry_count_max, sizeof(struct weir__entry),
-                         table_bytes, &end) ||
-        !view_table_fits(header->sum_offset, header->entry_count_max, sizeof(uint64_t), table_bytes,
-                         &end))
+        !view_table_fits(header->entry_offset, row_count, sizeof(struct weir__entry), table_bytes,
+                         &end) ||
+        !view_table_fits(header->sum_offset, row_count, sizeof(uint64_t), table_bytes, &end))
         return -EBADMSG;
     *ret_end = end; /* the vacant stack is the owner's: neither mapped nor looked at */
-    if (!view_table_fits(header->vacant_offset, header->entry_count_max, sizeof(uint32_t),
-                         table_bytes, &end))
+    if (!view_table_fits(header->vacant_offset, row_count, sizeof(uint32_t), table_bytes, &end))
         return -EBADMSG;
     return 0;
 }
@@ -363,11 +363,10 @@ static uint64_t view_chunk_count(const struct weir_view *view)
     return weir__min(chunk_count, view->fixed.chunk_count_max);
 }
 
-/* Entry 0 is none, so a table of N rows has entries 1 .. N - 1. */
 static uint64_t view_entry_count(const struct weir_view *view)
 {
     return weir__min(weir__word_load(&view->owner->figures.entry_count),
-                     view->fixed.entry_count_max - 1);
+                     view->fixed.entry_count_max);
 }
 
 static bool view_index_is_valid(const struct weir_view *view, uint32_t index)
@@ -414,7 +413,7 @@ static bool view_entry_load(const struct weir__entry *entry, struct view_entry *
     ret_entry->tag = __atomic_load_n(&entry->tag, __ATOMIC_ACQUIRE);
     ret_entry->place = weir__word_load(&entry->place);
     ret_entry->key = weir__word_load(&entry->key);
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    weir__fence_acquire();
     return weir__word_load(&entry->tag) == ret_entry->tag &&
            weir__word_load(&entry->place) == ret_entry->place;
 }
@@ -425,7 +424,7 @@ static bool view_extent_is_inside(const struct weir_view *view, uint64_t offset,
            offset + weir__extent_space(bytes) <= view->fixed.chunk_count_max * LAYOUT_CHUNK_BYTES;
 }
 
-/* 0, -ENOENT or -EBADMSG */
+/* 0, -ENOENT, -EBADMSG, or -EAGAIN: the owner has taken it and not yet named it */
 static int view_extent_of(const struct weir_view *view, uint32_t index,
                           const struct view_entry *entry, struct weir_view_extent *ret_extent)
 {
@@ -437,6 +436,8 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
+    if (state == EXTENT_BUILT && generation % 2 == 0)
+        return -EAGAIN;
     if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
@@ -591,7 +592,7 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     r = view_read_place(view, extent.offset + offset, *ret_bytes, take, context);
 
     /* I4: what failed may have failed because it is gone, or no longer there. */
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    weir__fence_acquire();
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;

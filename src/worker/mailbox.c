@@ -39,10 +39,10 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/fence.h"
+#include "base/heap.h"
 #include "base/sys.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #define MAILBOX_WORKER_COUNT_MAX 1024
@@ -257,7 +257,7 @@ int weir_mesh_create(uint32_t worker_count, uint32_t messages_max, struct weir_m
     if (messages_max > MAILBOX_MESSAGES_MAX)
         return -EINVAL;
 
-    struct weir_mesh *mesh = calloc(1, sizeof(*mesh));
+    struct weir_mesh *mesh = weir__heap_alloc(NULL, sizeof(*mesh));
     if (mesh == NULL)
         return -ENOMEM;
     mesh->worker_count = worker_count;
@@ -283,5 +283,5 @@ void weir_mesh_destroy(struct weir_mesh *mesh)
     weir__sys_munmap(mesh->ports, mesh_port_bytes(mesh));
     weir__sys_munmap(mesh->messages, mesh_message_bytes(mesh));
     weir__sys_munmap(mesh->queues, mesh_queue_bytes(mesh));
-    free(mesh);
+    weir__heap_free(NULL, mesh, sizeof(*mesh));
 }

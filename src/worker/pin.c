@@ -13,7 +13,7 @@
 #include <errno.h>
 #include <numa.h>
 #include <pthread.h>
-#include <string.h>
+#include <stdio.h>
 
 /* libnuma fills its table of nodes on first use, without a lock. */
 static pthread_mutex_t pin_numa_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -88,8 +88,7 @@ void weir__pin_name(const char *name)
 {
     char kept[16];
 
-    strncpy(kept, name, sizeof(kept) - 1);
-    kept[sizeof(kept) - 1] = '\0';
+    snprintf(kept, sizeof(kept), "%.15s", name);
     (void)pthread_setname_np(pthread_self(),
                              kept); /* a name is for people: nothing depends on it */
 }

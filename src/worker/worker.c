@@ -37,6 +37,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/fence.h"
+#include "base/heap.h"
 #include "base/ring.h"
 #include "base/sys.h"
 
@@ -44,7 +45,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define WORKER_RING_ENTRIES_DEFAULT 256
@@ -428,8 +428,8 @@ static int worker_open_peers(struct weir_worker *worker)
         return 0;
 
     uint32_t count = worker->mesh->worker_count;
-    worker->peers = calloc(count, sizeof(*worker->peers));
-    worker->touched = calloc(count, sizeof(*worker->touched));
+    worker->peers = weir__heap_alloc(NULL, count * sizeof(*worker->peers));
+    worker->touched = weir__heap_alloc(NULL, count * sizeof(*worker->touched));
     if (worker->peers == NULL || worker->touched == NULL)
         return -ENOMEM;
     for (uint32_t i = 0; i < count; i++) {
@@ -474,10 +474,11 @@ static void worker_close(struct weir_worker *worker)
     weir__ring_close(worker->ring);
     worker_close_account(worker);
 
-    if (worker->port_is_own)
-        weir__port_deinit(&worker->port_alone);
-    free(worker->touched);
-    free(worker->peers);
+    if (worker->mesh != NULL) {
+        uint32_t count = worker->mesh->worker_count;
+        weir__heap_free(NULL, worker->touched, count * sizeof(*worker->touched));
+        weir__heap_free(NULL, worker->peers, count * sizeof(*worker->peers));
+    }
     if (worker->attached && worker->affinity_changed)
         (void)weir__pin_set(&worker->affinity);
 }
@@ -518,7 +519,8 @@ static int worker_create(const struct weir_worker_config *config, struct weir_wo
     if (!worker_config_is_valid(config))
         return -EINVAL;
 
-    struct weir_worker *worker = aligned_alloc(_Alignof(struct weir_worker), sizeof(*worker));
+    struct weir_worker *worker =
+        weir__heap_alloc_aligned(NULL, sizeof(*worker), _Alignof(struct weir_worker));
     if (worker == NULL)
         return -ENOMEM;
     memset(worker, 0, sizeof(*worker));
@@ -538,11 +540,14 @@ static int worker_create(const struct weir_worker_config *config, struct weir_wo
     return 0;
 }
 
+/* The port goes last: who stops us may still be about to ring. */
 static void worker_destroy(struct weir_worker *worker)
 {
+    if (worker->port_is_own)
+        weir__port_deinit(&worker->port_alone);
     pthread_cond_destroy(&worker->answered);
     pthread_mutex_destroy(&worker->lock);
-    free(worker);
+    weir__heap_free(NULL, worker, sizeof(*worker));
 }
 
 static void *worker_main(void *context)

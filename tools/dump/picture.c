@@ -14,6 +14,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #define PICTURE_LABEL_WIDTH 11
 #define PICTURE_ROWS_MAX    24
@@ -143,26 +144,35 @@ static void picture_memory(const struct weir_view_summary *summary, const struct
 static void picture_legend(const struct terminal *terminal, const struct picture_cell *all,
                            uint64_t group)
 {
-    char bytes[TERMINAL_BYTES_MAX];
+    size_t column = PICTURE_LABEL_WIDTH;
+    char text[64];
 
     printf("%-*s", PICTURE_LABEL_WIDTH, "");
     for (size_t i = 0; i < PICTURE_STYLES; i++) {
         const struct picture_style *style = &picture_styles[i];
         if (all->counts[style->state] == 0)
             continue;
+        snprintf(text, sizeof(text), "%s %" PRIu64, terminal_chunk_state(style->state),
+                 all->counts[style->state]);
+        if (column + strlen("   # ") + strlen(text) > terminal->width) {
+            printf("\n%-*s", PICTURE_LABEL_WIDTH, "");
+            column = PICTURE_LABEL_WIDTH;
+        } else if (column > PICTURE_LABEL_WIDTH) {
+            printf("   ");
+            column += strlen("   ");
+        }
         if (terminal->coloured)
             picture_paint(style);
         if (terminal->unicode)
             printf("%s", style->state == WEIR_CHUNK_FRESH ? "\u00b7" : "\u2585");
         else
             putchar(style->letter);
-        printf("%s %s %" PRIu64 "   ", terminal->coloured ? "\033[0m" : "",
-               terminal_chunk_state(style->state), all->counts[style->state]);
+        printf("%s %s", terminal->coloured ? "\033[0m" : "", text);
+        column += strlen("# ") + strlen(text);
     }
     printf("\n%-*sa cell is %s; %s\n", PICTURE_LABEL_WIDTH, "",
-           terminal_bytes(group * WEIR_CHUNK_BYTES, bytes),
-           terminal->unicode ? "its height is what is live in it"
-                             : "a capital is at least half live");
+           terminal_bytes(group * WEIR_CHUNK_BYTES, text),
+           terminal->unicode ? "its height is what is live" : "a capital is half live, or more");
 }
 
 void picture_draw(const struct weir_view *view, const struct terminal *terminal)

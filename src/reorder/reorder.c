@@ -1,0 +1,1419 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * reorder - how items wait for their turn
+ *
+ *      push --> charge --admit, flush--> memory (window, packs)
+ *                  |                        | furthest first
+ *                  `--spill, wait--> swap --+--> region (slot in the window)
+ *                                                   |
+ *      pop <-- memory, or pinned <-- fetched ahead -'
+ *
+ * Payload in memory is charged when it enters and refunded when it leaves. Where
+ * the governor refuses, an item that is nearer to delivery takes over the charge
+ * of one that is further and goes to the region for it: a swap passes no level.
+ * The missing head lives on the working set, charged at create.
+ *
+ * An item in the region keeps its slot until it is released, so it is written
+ * once, and a copy fetched ahead can be dropped at any time. Fetched copies are
+ * pinned when they come, at most `ahead_bytes_max` of them; the fetch records
+ * are in order and only the first may be the head. What the region holds in
+ * memory anyway is not fetched but pinned when it is popped.
+ *
+ * Numbers in comments name the invariant that a check defends:
+ *
+ *   O1  what waits lies in [next, next + window_items_max)
+ *   O2  charged for payload == memory_bytes + popped_bytes - lent_bytes
+ *   O3  lent_bytes <= working_bytes
+ *   O4  fetch records are sorted, of items in the region, and their bytes sum to
+ *       ahead_bytes
+ *   O5  before `scan`, what lies in the region has a record, or was in memory when
+ *       it was looked at, or cannot be fetched, or has failed once
+ *   O6  a buffer is in the busy table of its thread exactly if it has records
+ *
+ * A region calls back what was asked for, even when the one who asked is gone,
+ * and after its own end it calls back nothing. Neither a pointer nor a count of
+ * calls to come would survive both, so the context of a fetch is a number, and
+ * the busy table of the thread tells whose it is. The same table lets a buffer
+ * whose fetch the region refuses take back what others only hold ahead.
+ *
+ * Not here: the index and the payload in memory (window.c).
+ */
+#include <weir/reorder.h>
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/heap.h"
+#include "base/list.h"
+#include "reorder/window.h"
+
+#include <weir/governor.h>
+#include <weir/region.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#define REORDER_WINDOW_ITEMS  (UINT64_C(1) << 32)
+#define REORDER_HOT_ITEMS     16u
+#define REORDER_WORKING_BYTES (UINT64_C(64) << 10)
+
+/* Slots in one call to the region, and records to begin with: they take this much of the heap. */
+#define FETCH_BATCH       128u
+#define FETCH_RECORDS_MIN 32u
+#define FETCH_RECORDS_MAX 1024u
+
+/* An item further than this from next is not fetched yet. */
+#define FETCH_DISTANCE UINT64_C(4096)
+
+/* A flush is paid in pieces, so that no push pays for all of it. */
+#define FLUSH_STEP_BYTES (UINT64_C(256) << 10)
+
+#define BUSY_BUCKETS 64u
+
+_Static_assert(FETCH_BATCH <= 1024, "the region takes them at once");
+_Static_assert(FETCH_RECORDS_MAX <= FETCH_DISTANCE, "the distance is what bounds small items");
+
+enum fetch_state {
+    FETCH_UNDERWAY,
+    FETCH_HELD,   /* pinned */
+    FETCH_FAILED, /* result */
+};
+
+/* An item that is being fetched, or has been. */
+struct reorder_fetch {
+    uint64_t sequence;
+    struct weir_slot slot;
+    const void *data; /* FETCH_HELD */
+    uint64_t bytes;
+    enum fetch_state state;
+    int result; /* FETCH_FAILED */
+};
+
+/* A large item on its way to the region in pieces. */
+struct reorder_partial {
+    uint64_t sequence;
+    struct weir_slot slot; /* none: there is no such item */
+    uint64_t offset;
+};
+
+struct weir_reorder {
+    struct weir__window window;
+    uint64_t next;
+    uint64_t window_items_max; /* O1; fixed at create, as all up to @owner */
+    uint64_t window_bytes_max;
+    uint64_t working_bytes;
+    struct weir_account *account;
+    struct weir_region *region;
+    void (*ready)(void *context);
+    void *context;
+    uint64_t put_bytes_max; /* of the region */
+    uint64_t fetch_bytes_max;
+    uint64_t ahead_bytes_max;
+    uint32_t hot_items;
+    uint16_t label_owner;
+    pthread_t owner;
+
+    bool head_is_here;
+    bool is_waiting; /* pop said -EAGAIN: ready is owed */
+
+    uint64_t charged_bytes; /* O2 */
+    uint64_t memory_bytes;  /* payload of what waits in memory */
+    uint64_t popped_bytes;  /* payload in memory of what is out */
+    uint64_t lent_bytes;    /* O3 */
+    uint64_t spilled_bytes;
+    uint64_t spilled_count;
+    uint64_t debt_bytes;  /* still to be spilled for a flush */
+    uint64_t slack_bytes; /* told to the books for packs beyond their payload */
+    struct reorder_partial partial;
+
+    struct reorder_fetch *fetches; /* O4; from @fetch_first on */
+    uint32_t fetch_first;
+    uint32_t fetch_count;
+    uint32_t fetch_capacity;
+    uint64_t ahead_bytes;
+    uint64_t scan;                   /* O5 */
+    uint64_t id;                     /* the context of our fetches */
+    struct weir_reorder *busy_next;  /* O6 */
+    struct weir_reorder **busy_link; /* what points to us; NULL: not in the table */
+    struct weir__list starved;
+    struct weir__list ready_due;
+
+    struct weir__heap heap;
+    uint64_t stall_since_ns; /* 0: no stall now */
+    uint64_t stall_ns;
+    uint64_t popped_count;
+    uint64_t pushed_count;
+    uint64_t delivered_count;
+    uint64_t skipped_count;
+    uint64_t spill_count;
+    uint64_t fetch_done_count;
+    uint64_t duplicate_count;
+    uint64_t range_count;
+    uint64_t failed_spill_count;
+    uint64_t failed_fetch_count;
+};
+
+/* O6. By id, so that the context of a fetch can outlive its buffer. */
+static _Thread_local struct weir_reorder *reorder_busy[BUSY_BUCKETS];
+static _Thread_local uint64_t reorder_last_id;
+
+/* Whose head the region refused to fetch, and who is owed a call of ready. */
+static _Thread_local struct weir__list reorder_starved;
+static _Thread_local struct weir__list reorder_ready_due;
+
+static bool reorder_is_mine(const struct weir_reorder *reorder)
+{
+    return pthread_equal(reorder->owner, pthread_self());
+}
+
+/* ---- The busy table ----------------------------------------------------------- */
+
+static void reorder_enlist(struct weir_reorder *reorder)
+{
+    struct weir_reorder **bucket = &reorder_busy[reorder->id % BUSY_BUCKETS];
+
+    if (reorder->busy_link != NULL)
+        return;
+    reorder->busy_next = *bucket;
+    reorder->busy_link = bucket;
+    if (reorder->busy_next != NULL)
+        reorder->busy_next->busy_link = &reorder->busy_next;
+    *bucket = reorder;
+}
+
+static void reorder_delist(struct weir_reorder *reorder)
+{
+    if (reorder->busy_link == NULL)
+        return;
+    *reorder->busy_link = reorder->busy_next;
+    if (reorder->busy_next != NULL)
+        reorder->busy_next->busy_link = reorder->busy_link;
+    reorder->busy_next = NULL;
+    reorder->busy_link = NULL;
+}
+
+static struct weir_reorder *reorder_by_id(uint64_t id)
+{
+    struct weir_reorder *reorder = reorder_busy[id % BUSY_BUCKETS];
+
+    while (reorder != NULL && reorder->id != id)
+        reorder = reorder->busy_next;
+    return reorder;
+}
+
+static struct weir__list *reorder_queue(struct weir__list *list)
+{
+    if (list->next == NULL)
+        weir__list_init(list);
+    return list;
+}
+
+static void reorder_set_starved(struct weir_reorder *reorder, bool is_starved)
+{
+    weir__list_remove(&reorder->starved);
+    if (is_starved)
+        weir__list_append(reorder_queue(&reorder_starved), &reorder->starved);
+}
+
+static void reorder_set_ready_due(struct weir_reorder *reorder, bool is_due)
+{
+    weir__list_remove(&reorder->ready_due);
+    if (is_due)
+        weir__list_append(reorder_queue(&reorder_ready_due), &reorder->ready_due);
+}
+
+/* The head is not what it was: nobody waits for a fetch of it any more. */
+static void reorder_stop_waiting(struct weir_reorder *reorder)
+{
+    reorder->is_waiting = false;
+    reorder_set_starved(reorder, false);
+    reorder_set_ready_due(reorder, false);
+}
+
+/* ---- Books -------------------------------------------------------------------- */
+
+/* @bytes of payload are charged, come what may: on the working set as far as it goes. */
+static void reorder_charge_head(struct weir_reorder *reorder, uint64_t bytes)
+{
+    uint64_t lent = weir__min(bytes, reorder->working_bytes - reorder->lent_bytes);
+
+    if (reorder->account == NULL)
+        return;
+    reorder->lent_bytes += lent;
+    if (bytes > lent)
+        weir_account_charge_forced(reorder->account, bytes - lent);
+    reorder->charged_bytes += bytes - lent;
+}
+
+/* @bytes of payload left the memory; what the working set lent comes back first. */
+static void reorder_refund(struct weir_reorder *reorder, uint64_t bytes)
+{
+    uint64_t lent = weir__min(bytes, reorder->lent_bytes);
+
+    if (reorder->account == NULL)
+        return;
+    reorder->lent_bytes -= lent;
+    if (bytes > lent)
+        weir_account_refund(reorder->account, bytes - lent);
+    WEIR_ASSERT(reorder->charged_bytes >= bytes - lent);
+    reorder->charged_bytes -= bytes - lent;
+}
+
+/*
+ * Tell the books what packs take beyond their payload. Not with every item:
+ * what was told is never below the truth, and above it by a part of it.
+ */
+static void reorder_tell_slack(struct weir_reorder *reorder)
+{
+    uint64_t held = reorder->window.packs.bytes;
+    uint64_t slack = held - weir__min(held, reorder->memory_bytes + reorder->popped_bytes);
+    uint64_t step = 256 + held / 16;
+    uint64_t told = reorder->slack_bytes;
+
+    if (slack <= told && told <= slack + 2 * step)
+        return;
+    told = slack == 0 ? 0 : slack + step;
+    weir__heap_account(&reorder->heap, (int64_t)(told - reorder->slack_bytes));
+    reorder->slack_bytes = told;
+}
+
+/* A stall begins when the head is missing while others wait, and ends with it. */
+static void reorder_watch_stall(struct weir_reorder *reorder)
+{
+    bool is_stalled = !reorder->head_is_here && reorder->window.item_count > 0;
+
+    if (is_stalled == (reorder->stall_since_ns != 0))
+        return;
+    if (is_stalled) {
+        reorder->stall_since_ns = weir__clock_coarse_ns();
+    } else {
+        reorder->stall_ns += weir__clock_coarse_ns() - reorder->stall_since_ns;
+        reorder->stall_since_ns = 0;
+    }
+}
+
+/* ---- Fetch records ------------------------------------------------------------ */
+
+static struct reorder_fetch *reorder_fetch_at(const struct weir_reorder *reorder, uint32_t index)
+{
+    WEIR_ASSERT(index < reorder->fetch_count);
+    return &reorder->fetches[reorder->fetch_first + index];
+}
+
+/* The first record at or after @sequence; fetch_count: none. */
+static uint32_t reorder_fetch_index(const struct weir_reorder *reorder, uint64_t sequence)
+{
+    uint32_t low = 0;
+    uint32_t high = reorder->fetch_count;
+
+    if (high > 0 && reorder_fetch_at(reorder, high - 1)->sequence < sequence)
+        return high;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+
+        if (reorder_fetch_at(reorder, middle)->sequence < sequence)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static struct reorder_fetch *reorder_fetch_find(const struct weir_reorder *reorder,
+                                                uint64_t sequence)
+{
+    uint32_t index = reorder_fetch_index(reorder, sequence);
+
+    if (index == reorder->fetch_count || reorder_fetch_at(reorder, index)->sequence != sequence)
+        return NULL;
+    return reorder_fetch_at(reorder, index);
+}
+
+/* By slot: what was put has its sequence as key, what came by push_slot may have any. */
+static struct reorder_fetch *reorder_fetch_by_slot(const struct weir_reorder *reorder,
+                                                   struct weir_slot slot)
+{
+    struct weir_slot_info info;
+
+    if (weir_region_slot(reorder->region, slot, &info) == 0) {
+        struct reorder_fetch *fetch = reorder_fetch_find(reorder, info.label.key);
+
+        if (fetch != NULL && fetch->slot.index == slot.index &&
+            fetch->slot.generation == slot.generation)
+            return fetch;
+    }
+    for (uint32_t i = 0; i < reorder->fetch_count; i++) {
+        struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
+
+        if (fetch->slot.index == slot.index && fetch->slot.generation == slot.generation)
+            return fetch;
+    }
+    return NULL;
+}
+
+/* One more record fits, or -ENOMEM. */
+static int reorder_fetch_reserve(struct weir_reorder *reorder)
+{
+    struct reorder_fetch *fetches = reorder->fetches;
+    uint32_t capacity = reorder->fetch_capacity * 2;
+
+    if (reorder->fetch_first + reorder->fetch_count < reorder->fetch_capacity)
+        return 0;
+    if (reorder->fetch_first > 0) {
+        memmove(fetches, fetches + reorder->fetch_first, reorder->fetch_count * sizeof(*fetches));
+        reorder->fetch_first = 0;
+        return 0;
+    }
+    if (capacity > FETCH_RECORDS_MAX)
+        return -ENOMEM;
+    fetches = weir__heap_resize(&reorder->heap, fetches, reorder->fetch_capacity * sizeof(*fetches),
+                                capacity * sizeof(*fetches));
+    if (fetches == NULL)
+        return -ENOMEM;
+    reorder->fetches = fetches;
+    reorder->fetch_capacity = capacity;
+    return 0;
+}
+
+static void reorder_fetch_insert(struct weir_reorder *reorder, struct reorder_fetch fetch)
+{
+    uint32_t index = reorder_fetch_index(reorder, fetch.sequence);
+    struct reorder_fetch *place = reorder->fetches + reorder->fetch_first + index;
+
+    WEIR_ASSERT(reorder->fetch_first + reorder->fetch_count < reorder->fetch_capacity);
+    memmove(place + 1, place, (reorder->fetch_count - index) * sizeof(*place));
+    *place = fetch;
+    reorder->fetch_count++;
+    reorder->ahead_bytes += fetch.bytes;
+    reorder_enlist(reorder);
+}
+
+/* Forget a record; what it pinned is the caller's. */
+static void reorder_fetch_erase(struct weir_reorder *reorder, struct reorder_fetch *fetch)
+{
+    uint32_t index = (uint32_t)(fetch - (reorder->fetches + reorder->fetch_first));
+
+    reorder->ahead_bytes -= fetch->bytes;
+    reorder->fetch_count--;
+    if (index == 0)
+        reorder->fetch_first++;
+    else
+        memmove(fetch, fetch + 1, (reorder->fetch_count - index) * sizeof(*fetch));
+    if (reorder->fetch_count == 0) {
+        reorder->fetch_first = 0;
+        reorder_delist(reorder);
+    }
+}
+
+/* Forget a record and what it holds; the item may be fetched again. */
+static void reorder_fetch_drop(struct weir_reorder *reorder, struct reorder_fetch *fetch)
+{
+    if (fetch->state == FETCH_HELD)
+        weir_region_unpin(reorder->region, fetch->slot);
+    reorder->scan = weir__min(reorder->scan, fetch->sequence);
+    reorder_fetch_erase(reorder, fetch);
+}
+
+/* What is only held ahead goes back to the region; true if there was something. */
+static bool reorder_yield(struct weir_reorder *reorder)
+{
+    bool has_yielded = false;
+
+    for (uint32_t i = reorder->fetch_count; i-- > 0;) {
+        struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
+
+        if (fetch->state != FETCH_HELD || fetch->sequence == reorder->next)
+            continue;
+        reorder_fetch_drop(reorder, fetch);
+        has_yielded = true;
+    }
+    return has_yielded;
+}
+
+/* All buffers of this thread let go of what they hold ahead in @region. */
+static bool reorder_yield_all(const struct weir_region *region)
+{
+    bool has_yielded = false;
+
+    for (uint32_t bucket = 0; bucket < BUSY_BUCKETS; bucket++) {
+        struct weir_reorder *reorder = reorder_busy[bucket];
+
+        while (reorder != NULL) {
+            struct weir_reorder *following = reorder->busy_next;
+
+            if (reorder->region == region)
+                has_yielded |= reorder_yield(reorder);
+            reorder = following;
+        }
+    }
+    return has_yielded;
+}
+
+/* ---- Fetching ------------------------------------------------------------------ */
+
+static void reorder_fetched(void *context, struct weir_slot slot, int result);
+
+/*
+ * Whether the item at @sequence is to be fetched now: it is small enough, and
+ * cold. What is in memory is pinned when it is popped: to pin it now would keep
+ * a whole chunk for it.
+ */
+static bool reorder_wants(struct weir_reorder *reorder, const struct weir__window_view *view)
+{
+    struct weir_slot_info info;
+
+    if (view->bytes == 0 || view->bytes > reorder->fetch_bytes_max)
+        return false;
+    return weir_region_slot(reorder->region, view->slot, &info) == 0 && !info.resident;
+}
+
+/*
+ * Records for up to FETCH_BATCH items from `scan` on, as far as the bounds go;
+ * the head is taken whatever its size.
+ */
+static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slots[FETCH_BATCH])
+{
+    size_t slot_count = 0;
+
+    while (slot_count < FETCH_BATCH) {
+        struct weir__window_view view;
+        uint64_t sequence;
+
+        if (!weir__window_first(&reorder->window, WINDOW_MARK_REGION, reorder->scan, &sequence)) {
+            reorder->scan = UINT64_MAX;
+            break;
+        }
+        reorder->scan = sequence;
+        if (sequence - reorder->next > FETCH_DISTANCE)
+            break;
+        weir__window_get(&reorder->window, sequence, &view);
+        if (reorder_fetch_find(reorder, sequence) == NULL && reorder_wants(reorder, &view)) {
+            if (sequence != reorder->next &&
+                reorder->ahead_bytes + view.bytes > reorder->ahead_bytes_max)
+                break;
+            if (reorder_fetch_reserve(reorder) < 0)
+                break;
+            reorder_fetch_insert(reorder, (struct reorder_fetch){
+                                              .sequence = sequence,
+                                              .slot = view.slot,
+                                              .bytes = view.bytes,
+                                              .state = FETCH_UNDERWAY,
+                                          });
+            slots[slot_count++] = view.slot;
+        }
+        reorder->scan = sequence + 1;
+    }
+    return slot_count;
+}
+
+/* Ask the region for a batch from `scan` on; 0, or what it said; *ret_count may be 0. */
+static int reorder_fetch_batch(struct weir_reorder *reorder, size_t *ret_count)
+{
+    struct weir_slot slots[FETCH_BATCH];
+    size_t slot_count = reorder_gather(reorder, slots);
+    int r;
+
+    *ret_count = slot_count;
+    if (slot_count == 0)
+        return 0;
+    r = weir_region_fetch(reorder->region, slots, slot_count, reorder_fetched,
+                          (void *)(uintptr_t)reorder->id);
+    if (r < 0) {
+        for (size_t i = 0; i < slot_count; i++)
+            reorder_fetch_drop(reorder, reorder_fetch_by_slot(reorder, slots[i]));
+        *ret_count = 0;
+    }
+    return r;
+}
+
+/* Fetch what comes soon, in batches: not before half of what was fetched is used. */
+static void reorder_fetch_ahead(struct weir_reorder *reorder)
+{
+    size_t slot_count;
+
+    if (reorder->spilled_count == 0)
+        return;
+    reorder->scan = weir__max(reorder->scan, reorder->next);
+    if (reorder->scan - reorder->next > FETCH_DISTANCE)
+        return;
+    if (reorder->fetch_count > FETCH_RECORDS_MAX / 2 ||
+        reorder->ahead_bytes > reorder->ahead_bytes_max / 2)
+        return;
+
+    do {
+        if (reorder_fetch_batch(reorder, &slot_count) < 0)
+            return;
+    } while (slot_count == FETCH_BATCH);
+}
+
+/* Ask for the head alone. */
+static int reorder_fetch_one(struct weir_reorder *reorder)
+{
+    struct weir__window_view view;
+    int r = reorder_fetch_reserve(reorder);
+
+    if (r < 0)
+        return -EAGAIN;
+    weir__window_get(&reorder->window, reorder->next, &view);
+    reorder_fetch_insert(reorder, (struct reorder_fetch){
+                                      .sequence = reorder->next,
+                                      .slot = view.slot,
+                                      .bytes = view.bytes,
+                                      .state = FETCH_UNDERWAY,
+                                  });
+    r = weir_region_fetch(reorder->region, &view.slot, 1, reorder_fetched,
+                          (void *)(uintptr_t)reorder->id);
+    if (r < 0)
+        reorder_fetch_drop(reorder, reorder_fetch_find(reorder, reorder->next));
+    return r;
+}
+
+/*
+ * Fetch the head, which is cold and has no record, and what follows it; where
+ * the region refuses, the head alone, and what others hold ahead must go.
+ * -EAGAIN: what is out or under way must come back first.
+ */
+static int reorder_fetch_head(struct weir_reorder *reorder)
+{
+    size_t slot_count;
+    int r;
+
+    reorder->scan = reorder->next;
+    r = reorder_fetch_batch(reorder, &slot_count);
+    if (r == 0 && reorder_fetch_find(reorder, reorder->next) != NULL)
+        return 0;
+    r = reorder_fetch_one(reorder);
+    if (r == -EAGAIN && reorder_yield_all(reorder->region))
+        r = reorder_fetch_one(reorder);
+    return r;
+}
+
+/* Something was let go of, or came in: the starved try again, once round. */
+static void reorder_feed_starved(void)
+{
+    struct weir__list *starved = reorder_queue(&reorder_starved);
+    struct weir__list round;
+
+    if (weir__list_is_empty(starved))
+        return;
+    weir__list_append(starved, &round);
+    while (starved->next != &round) {
+        struct weir_reorder *reorder =
+            WEIR_CONTAINER_OF(starved->next, struct weir_reorder, starved);
+
+        reorder_set_starved(reorder, reorder_fetch_head(reorder) < 0);
+    }
+    weir__list_remove(&round);
+}
+
+/* Each call may destroy any buffer, so the queue is looked at anew after each. */
+static void reorder_call_ready(void)
+{
+    struct weir__list *due = reorder_queue(&reorder_ready_due);
+
+    while (!weir__list_is_empty(due)) {
+        struct weir_reorder *reorder = WEIR_CONTAINER_OF(due->next, struct weir_reorder, ready_due);
+
+        reorder_set_ready_due(reorder, false);
+        if (reorder->ready != NULL)
+            reorder->ready(reorder->context);
+    }
+}
+
+/* From the poll of the region, for each slot that was asked for. */
+static void reorder_fetched(void *context, struct weir_slot slot, int result)
+{
+    struct weir_reorder *reorder = reorder_by_id((uint64_t)(uintptr_t)context);
+    struct reorder_fetch *fetch;
+    bool is_head;
+
+    if (reorder == NULL)
+        return;
+    fetch = reorder_fetch_by_slot(reorder, slot);
+    if (fetch == NULL || fetch->state != FETCH_UNDERWAY)
+        return;
+
+    is_head = fetch->sequence == reorder->next;
+    if (result == 0)
+        result = weir_region_pin(reorder->region, slot, &fetch->data, NULL);
+    if (result == 0) {
+        fetch->state = FETCH_HELD;
+        reorder->fetch_done_count++;
+    } else {
+        reorder->failed_fetch_count++;
+        /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
+        if (is_head && reorder->is_waiting) {
+            fetch->state = FETCH_FAILED;
+            fetch->result = result;
+        } else {
+            reorder_fetch_erase(reorder, fetch);
+        }
+    }
+    if (is_head && reorder->is_waiting) {
+        reorder->is_waiting = false;
+        reorder_set_ready_due(reorder, true);
+    }
+
+    reorder_feed_starved();
+    reorder_call_ready();
+}
+
+/* ---- Spilling ------------------------------------------------------------------- */
+
+static struct weir_label reorder_label(const struct weir_reorder *reorder, uint64_t sequence)
+{
+    return (struct weir_label){.key = sequence, .owner = reorder->label_owner};
+}
+
+static void reorder_partial_drop(struct weir_reorder *reorder)
+{
+    if (weir_slot_is_none(reorder->partial.slot))
+        return;
+    weir_region_free(reorder->region, reorder->partial.slot);
+    reorder->partial = (struct reorder_partial){0};
+}
+
+/* Larger than a put: in pieces. What the region took stays there for the next try. */
+static int reorder_put_pieces(struct weir_reorder *reorder, uint64_t sequence, const char *data,
+                              size_t bytes, struct weir_slot *ret_slot)
+{
+    struct reorder_partial *partial = &reorder->partial;
+    int r;
+
+    if (partial->sequence != sequence)
+        reorder_partial_drop(reorder);
+    if (weir_slot_is_none(partial->slot)) {
+        r = weir_region_alloc(reorder->region, bytes, reorder_label(reorder, sequence),
+                              &partial->slot);
+        if (r < 0)
+            return r;
+        partial->sequence = sequence;
+        partial->offset = 0;
+    }
+    while (partial->offset < bytes) {
+        uint64_t piece = weir__min(bytes - partial->offset, reorder->put_bytes_max);
+
+        r = weir_region_write(reorder->region, partial->slot, partial->offset,
+                              data + partial->offset, piece);
+        if (r < 0)
+            goto fail;
+        partial->offset += piece;
+    }
+    r = weir_region_commit(reorder->region, partial->slot);
+    if (r < 0)
+        goto fail;
+
+    *ret_slot = partial->slot;
+    *partial = (struct reorder_partial){0};
+    return 0;
+
+fail:
+    if (r != -EAGAIN)
+        reorder_partial_drop(reorder);
+    return r;
+}
+
+/* The furthest item that is in memory goes to the region; its charge is the caller's to settle. */
+static int reorder_spill_one(struct weir_reorder *reorder, uint64_t sequence, uint64_t *ret_bytes)
+{
+    struct weir__window_view view;
+    struct weir_slot slot;
+    int r;
+
+    weir__window_get(&reorder->window, sequence, &view);
+    WEIR_ASSERT(view.kind == WINDOW_MEMORY);
+    if (view.bytes <= reorder->put_bytes_max)
+        r = weir_region_put(reorder->region, view.data, view.bytes,
+                            reorder_label(reorder, sequence), &slot);
+    else
+        r = reorder_put_pieces(reorder, sequence, view.data, view.bytes, &slot);
+    if (r < 0) {
+        if (r != -EAGAIN)
+            reorder->failed_spill_count++;
+        return r;
+    }
+
+    weir__window_spill(&reorder->window, sequence, slot);
+    reorder->memory_bytes -= view.bytes;
+    reorder->spilled_bytes += view.bytes;
+    reorder->spilled_count++;
+    reorder->spill_count++;
+    reorder->scan = weir__min(reorder->scan, sequence);
+    *ret_bytes = view.bytes;
+    return 0;
+}
+
+/*
+ * Spill the furthest, down to @from, until @bytes are free; *ret_bytes is what
+ * is, and still charged. 0: enough, or nothing left to spill.
+ */
+static int reorder_spill_from(struct weir_reorder *reorder, uint64_t from, uint64_t bytes,
+                              uint64_t *ret_bytes)
+{
+    uint64_t sequence = UINT64_MAX;
+
+    *ret_bytes = 0;
+    while (*ret_bytes < bytes) {
+        uint64_t freed = 0;
+        int r;
+
+        if (!weir__window_last(&reorder->window, WINDOW_MARK_MEMORY, sequence, &sequence) ||
+            sequence < from)
+            return 0;
+        r = reorder_spill_one(reorder, sequence, &freed);
+        /* One that is too large for the region keeps nobody else in memory. */
+        if (r < 0 && r != -EFBIG)
+            return r;
+        if (r == -EFBIG && sequence-- == 0)
+            return 0;
+        *ret_bytes += freed;
+    }
+    return 0;
+}
+
+uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
+{
+    uint64_t hot_items = weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
+    uint64_t freed;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    if (reorder->region == NULL)
+        return 0;
+    /* What stopped it shows in the figures; what was freed counts. */
+    (void)reorder_spill_from(reorder, reorder->next + hot_items, bytes, &freed);
+    reorder_refund(reorder, freed);
+    reorder_tell_slack(reorder);
+    return freed;
+}
+
+/* A piece of the flush that a verdict asked for. */
+static void reorder_pay_debt(struct weir_reorder *reorder, uint64_t bytes)
+{
+    uint64_t wanted;
+    uint64_t freed;
+
+    if (reorder->debt_bytes == 0)
+        return;
+    reorder->debt_bytes =
+        weir__min(reorder->debt_bytes, weir_account_flush_bytes(reorder->account));
+    wanted = weir__min(reorder->debt_bytes, bytes + FLUSH_STEP_BYTES);
+    freed = weir_reorder_spill(reorder, wanted);
+    reorder->debt_bytes -= weir__min(reorder->debt_bytes, freed);
+    /* There is nothing to spill, or no room: a later verdict will ask again. */
+    if (freed == 0)
+        reorder->debt_bytes = 0;
+}
+
+static void reorder_take_flush(struct weir_reorder *reorder)
+{
+    if (reorder->region != NULL)
+        reorder->debt_bytes = weir_account_flush_bytes(reorder->account);
+}
+
+/* ---- Lifecycle -------------------------------------------------------------------- */
+
+static int reorder_charge_working(struct weir_account *account, uint64_t bytes, bool *ret_flush)
+{
+    enum weir_verdict verdict;
+    int r;
+
+    *ret_flush = false;
+    if (account == NULL || bytes == 0)
+        return 0;
+    r = weir_account_charge(account, bytes, &verdict);
+    if (r < 0)
+        return -EDQUOT;
+    switch (verdict) {
+    case WEIR_FLUSH:
+        *ret_flush = true;
+        return 0;
+    case WEIR_ADMIT:
+        return 0;
+    case WEIR_SPILL:
+    case WEIR_WAIT:
+        break;
+    }
+    return -EDQUOT;
+}
+
+static void reorder_configure(struct weir_reorder *reorder,
+                              const struct weir_reorder_config *config)
+{
+    reorder->next = config->first_sequence;
+    reorder->scan = UINT64_MAX;
+    reorder->window_items_max =
+        config->window_items_max > 0 ? config->window_items_max : REORDER_WINDOW_ITEMS;
+    reorder->window_bytes_max =
+        config->window_bytes_max > 0 ? config->window_bytes_max : UINT64_MAX;
+    reorder->hot_items = config->hot_items > 0 ? config->hot_items : REORDER_HOT_ITEMS;
+    reorder->account = config->account;
+    reorder->region = config->region;
+    reorder->ready = config->ready;
+    reorder->context = config->context;
+    reorder->label_owner = config->owner;
+    reorder->owner = pthread_self();
+    reorder->id = ++reorder_last_id;
+    weir__list_init(&reorder->starved);
+    weir__list_init(&reorder->ready_due);
+    if (config->region != NULL) {
+        struct weir_region_stats stats;
+
+        weir_region_stats(config->region, &stats);
+        reorder->put_bytes_max = stats.put_bytes_max;
+        reorder->fetch_bytes_max = stats.fetch_bytes_max;
+        reorder->ahead_bytes_max = stats.fetch_bytes_max / 2;
+    }
+}
+
+int weir_reorder_create(const struct weir_reorder_config *config, struct weir_reorder **ret_reorder)
+{
+    struct weir__heap heap = {0};
+    struct weir_reorder *reorder;
+    uint64_t working_bytes;
+    bool is_flush;
+    int r;
+
+    if (config == NULL || config->first_sequence == UINT64_MAX ||
+        !weir__reserved_is_zero(config->reserved))
+        return -EINVAL;
+    working_bytes = config->working_bytes > 0 ? config->working_bytes : REORDER_WORKING_BYTES;
+    r = reorder_charge_working(config->account, working_bytes, &is_flush);
+    if (r < 0)
+        return r;
+
+    if (config->account != NULL)
+        heap.books = weir_account_books(config->account);
+    reorder = weir__heap_alloc(&heap, sizeof(*reorder));
+    if (reorder == NULL)
+        goto fail;
+    if (config->region != NULL) {
+        reorder->fetch_capacity = FETCH_RECORDS_MIN;
+        reorder->fetches =
+            weir__heap_alloc(&heap, reorder->fetch_capacity * sizeof(*reorder->fetches));
+        if (reorder->fetches == NULL)
+            goto fail;
+    }
+    reorder->heap = heap;
+    reorder->working_bytes = config->account != NULL ? working_bytes : 0;
+    weir__window_init(&reorder->window, &reorder->heap);
+    reorder_configure(reorder, config);
+    if (is_flush)
+        reorder_take_flush(reorder);
+
+    *ret_reorder = reorder;
+    return 0;
+
+fail:
+    weir__heap_free(&heap, reorder, sizeof(*reorder));
+    if (config->account != NULL)
+        weir_account_refund(config->account, working_bytes);
+    return -ENOMEM;
+}
+
+void weir_reorder_destroy(struct weir_reorder *reorder)
+{
+    struct weir__heap heap;
+    uint64_t sequence = 0;
+
+    if (reorder == NULL)
+        return;
+    WEIR_ASSERT(reorder_is_mine(reorder));
+    WEIR_CHECK(reorder->popped_count == 0);
+
+    while (reorder->fetch_count > 0)
+        reorder_fetch_drop(reorder, reorder_fetch_at(reorder, reorder->fetch_count - 1));
+    reorder_stop_waiting(reorder);
+    reorder_delist(reorder);
+    if (reorder->region != NULL)
+        reorder_partial_drop(reorder);
+    while (weir__window_first(&reorder->window, WINDOW_MARK_REGION, sequence, &sequence)) {
+        struct weir__window_view view;
+
+        weir__window_get(&reorder->window, sequence, &view);
+        weir_region_free(reorder->region, view.slot);
+        sequence++;
+    }
+    weir__window_deinit(&reorder->window);
+    if (reorder->region != NULL)
+        reorder_feed_starved();
+
+    reorder_refund(reorder, reorder->memory_bytes);
+    WEIR_CHECK(reorder->charged_bytes == 0);
+    WEIR_CHECK(reorder->lent_bytes == 0);
+    if (reorder->account != NULL)
+        weir_account_refund(reorder->account, reorder->working_bytes);
+    weir__heap_account(&reorder->heap, -(int64_t)reorder->slack_bytes);
+    weir__heap_free(&reorder->heap, reorder->fetches,
+                    reorder->fetch_capacity * sizeof(*reorder->fetches));
+    heap = reorder->heap;
+    weir__heap_free(&heap, reorder, sizeof(*reorder));
+    WEIR_CHECK(heap.bytes == 0);
+}
+
+/* ---- In ------------------------------------------------------------------------------- */
+
+/* Whether @sequence may enter; 0, -EEXIST or -ERANGE. */
+static int reorder_admits(struct weir_reorder *reorder, uint64_t sequence)
+{
+    /* O1; the last number of all has none behind it to be next. */
+    if (sequence < reorder->next || sequence - reorder->next >= reorder->window_items_max ||
+        sequence == UINT64_MAX) {
+        reorder->range_count++;
+        return -ERANGE;
+    }
+    if (weir__window_contains(&reorder->window, sequence)) {
+        reorder->duplicate_count++;
+        return -EEXIST;
+    }
+    return 0;
+}
+
+static bool reorder_is_full(const struct weir_reorder *reorder, size_t bytes)
+{
+    uint64_t held = reorder->memory_bytes + reorder->spilled_bytes;
+
+    return held > reorder->window_bytes_max || bytes > reorder->window_bytes_max - held;
+}
+
+static void reorder_entered(struct weir_reorder *reorder, uint64_t sequence)
+{
+    reorder->pushed_count++;
+    if (sequence == reorder->next)
+        reorder->head_is_here = true;
+    reorder_watch_stall(reorder);
+}
+
+/* Its payload is charged already. */
+static int reorder_push_memory(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                               size_t bytes)
+{
+    void *copy;
+    int r = weir__window_add(&reorder->window, sequence, bytes, &copy);
+
+    if (r < 0)
+        return r;
+    if (bytes > 0)
+        memcpy(copy, data, bytes);
+    reorder->memory_bytes += bytes;
+    reorder_entered(reorder, sequence);
+    return 0;
+}
+
+/* It is the furthest of all: straight to the region. */
+static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                               size_t bytes)
+{
+    struct weir_slot slot;
+    int r;
+
+    if (reorder->region == NULL)
+        return -EAGAIN;
+    if (bytes > reorder->put_bytes_max)
+        return -EFBIG;
+    r = weir_region_put(reorder->region, data, bytes, reorder_label(reorder, sequence), &slot);
+    if (r < 0) {
+        if (r != -EAGAIN)
+            reorder->failed_spill_count++;
+        return r;
+    }
+    r = weir__window_add_slot(&reorder->window, sequence, bytes, slot);
+    if (r < 0) {
+        weir_region_free(reorder->region, slot);
+        return r;
+    }
+    reorder->spilled_bytes += bytes;
+    reorder->spilled_count++;
+    reorder->spill_count++;
+    reorder->scan = weir__min(reorder->scan, sequence);
+    reorder_entered(reorder, sequence);
+    return 0;
+}
+
+/*
+ * No memory was granted: take over the charge of items that are further, which
+ * go to the region for it; or go there oneself.
+ */
+static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                             size_t bytes)
+{
+    bool is_head = sequence == reorder->next;
+    uint64_t freed = 0;
+    int r = 0;
+
+    if (reorder->region != NULL)
+        r = reorder_spill_from(reorder, sequence + 1, bytes, &freed);
+    if (freed < bytes && !is_head) {
+        reorder_refund(reorder, freed);
+        /* The region took no more of ours: it will not take this one. */
+        return r < 0 ? r : reorder_push_region(reorder, sequence, data, bytes);
+    }
+
+    r = reorder_push_memory(reorder, sequence, data, bytes);
+    if (r < 0)
+        reorder_refund(reorder, freed);
+    else if (freed > bytes)
+        reorder_refund(reorder, freed - bytes);
+    else if (freed < bytes)
+        reorder_charge_head(reorder, bytes - freed);
+    return r;
+}
+
+static int reorder_push_charged(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                                size_t bytes)
+{
+    enum weir_verdict verdict;
+    int r = weir_account_charge(reorder->account, bytes, &verdict);
+
+    /* More than will ever be granted: only the head has a right to it. */
+    if (r < 0 && sequence != reorder->next)
+        return reorder->region == NULL ? -EDQUOT
+                                       : reorder_push_region(reorder, sequence, data, bytes);
+    if (r < 0)
+        verdict = WEIR_WAIT;
+    switch (verdict) {
+    case WEIR_ADMIT:
+    case WEIR_FLUSH:
+        reorder->charged_bytes += bytes;
+        r = reorder_push_memory(reorder, sequence, data, bytes);
+        if (r < 0)
+            reorder_refund(reorder, bytes);
+        if (verdict == WEIR_FLUSH)
+            reorder_take_flush(reorder);
+        return r;
+    case WEIR_SPILL:
+    case WEIR_WAIT:
+        break;
+    }
+    return reorder_push_swap(reorder, sequence, data, bytes);
+}
+
+int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                      size_t bytes)
+{
+    int r;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+    WEIR_ASSERT(data != NULL || bytes == 0);
+
+    r = reorder_admits(reorder, sequence);
+    if (r < 0)
+        return r;
+    if (sequence != reorder->next && reorder_is_full(reorder, bytes))
+        return -EDQUOT;
+
+    if (reorder->account == NULL || bytes == 0)
+        r = reorder_push_memory(reorder, sequence, data, bytes);
+    else
+        r = reorder_push_charged(reorder, sequence, data, bytes);
+    reorder_pay_debt(reorder, bytes);
+    reorder_tell_slack(reorder);
+    return r;
+}
+
+int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
+                           struct weir_slot take_slot)
+{
+    struct weir_slot_info info;
+    int r;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    if (reorder->region == NULL)
+        return -EINVAL;
+    r = reorder_admits(reorder, sequence);
+    if (r < 0)
+        return r;
+    r = weir_region_slot(reorder->region, take_slot, &info);
+    if (r < 0)
+        return r;
+    if (!info.committed)
+        return -EINVAL;
+    if (sequence != reorder->next && reorder_is_full(reorder, info.bytes))
+        return -EDQUOT;
+    r = weir__window_add_slot(&reorder->window, sequence, info.bytes, take_slot);
+    if (r < 0)
+        return r;
+
+    reorder->spilled_bytes += info.bytes;
+    reorder->spilled_count++;
+    reorder->scan = weir__min(reorder->scan, sequence);
+    reorder_entered(reorder, sequence);
+    return 0;
+}
+
+/* ---- Out ------------------------------------------------------------------------------ */
+
+/* What follows the head will be asked for next: have its bytes near. */
+static void reorder_look_ahead(struct weir_reorder *reorder)
+{
+    struct weir__window_view view;
+
+    reorder->head_is_here = weir__window_get(&reorder->window, reorder->next, &view);
+    if (reorder->head_is_here && view.kind == WINDOW_MEMORY)
+        __builtin_prefetch(view.data);
+    reorder_watch_stall(reorder);
+}
+
+/* The head leaves the window, next moves on; its payload stays with @ret_view. */
+static void reorder_advance(struct weir_reorder *reorder, struct weir__window_view *ret_view)
+{
+    weir__window_remove(&reorder->window, reorder->next, ret_view);
+    if (ret_view->kind == WINDOW_MEMORY) {
+        reorder->memory_bytes -= ret_view->bytes;
+        if (reorder->partial.sequence == reorder->next)
+            reorder_partial_drop(reorder);
+    } else if (ret_view->kind == WINDOW_REGION) {
+        reorder->spilled_bytes -= ret_view->bytes;
+        reorder->spilled_count--;
+    }
+    reorder->next++;
+    reorder_stop_waiting(reorder);
+    reorder_look_ahead(reorder);
+}
+
+/*
+ * The address of the head, which lies in the region, pinned; NULL if it is read
+ * in pieces or has no bytes. 0, -EAGAIN or why not.
+ */
+static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__window_view *view,
+                            const void **ret_data)
+{
+    struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
+    int r;
+
+    *ret_data = NULL;
+    reorder_stop_waiting(reorder);
+    if (view->bytes == 0 || view->bytes > reorder->fetch_bytes_max)
+        return 0;
+    if (fetch != NULL && fetch->state == FETCH_HELD) {
+        *ret_data = fetch->data;
+        reorder_fetch_erase(reorder, fetch);
+        return 0;
+    }
+    if (fetch != NULL && fetch->state == FETCH_FAILED) {
+        r = fetch->result;
+        reorder_fetch_erase(reorder, fetch);
+        return r;
+    }
+
+    /* Nobody need wait for a fetch of what is in memory. */
+    r = weir_region_pin(reorder->region, view->slot, ret_data, NULL);
+    if (r == 0 && fetch != NULL)
+        reorder_fetch_erase(reorder, fetch);
+    if (r != -EAGAIN)
+        return r;
+    reorder->is_waiting = true;
+    if (fetch != NULL)
+        return -EAGAIN;
+    r = reorder_fetch_head(reorder);
+    if (r == 0 || r == -EAGAIN) {
+        reorder_set_starved(reorder, r < 0);
+        return -EAGAIN;
+    }
+    reorder->is_waiting = false;
+    return r;
+}
+
+int weir_reorder_pop(struct weir_reorder *reorder, struct weir_item *ret_item)
+{
+    struct weir__window_view view;
+    const void *data;
+    int r;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    if (!reorder->head_is_here) {
+        reorder_fetch_ahead(reorder);
+        return -ENOENT;
+    }
+    weir__window_get(&reorder->window, reorder->next, &view);
+    data = view.data;
+    if (view.kind == WINDOW_REGION) {
+        r = reorder_pin_head(reorder, &view, &data);
+        if (r < 0)
+            return r;
+    }
+
+    reorder_advance(reorder, &view);
+    if (view.kind == WINDOW_MEMORY)
+        reorder->popped_bytes += view.bytes;
+    reorder->popped_count++;
+    reorder->delivered_count++;
+    *ret_item = (struct weir_item){
+        .sequence = reorder->next - 1,
+        .data = data,
+        .bytes = view.bytes,
+        .slot = view.slot,
+        .hold = view.pack,
+    };
+    reorder_fetch_ahead(reorder);
+    return 0;
+}
+
+void weir_reorder_release(struct weir_reorder *reorder, struct weir_item *item)
+{
+    WEIR_ASSERT(reorder_is_mine(reorder));
+    WEIR_CHECK(reorder->popped_count > 0);
+
+    reorder->popped_count--;
+    if (item->hold != NULL) {
+        weir__window_release(&reorder->window, item->hold);
+        reorder->popped_bytes -= item->bytes;
+        reorder_refund(reorder, item->bytes);
+        reorder_tell_slack(reorder);
+    } else if (!weir_slot_is_none(item->slot)) {
+        if (item->data != NULL)
+            weir_region_unpin(reorder->region, item->slot);
+        weir_region_free(reorder->region, item->slot);
+        reorder_feed_starved();
+    }
+    *item = (struct weir_item){.sequence = item->sequence};
+}
+
+int weir_reorder_skip(struct weir_reorder *reorder)
+{
+    struct weir__window_view view;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    if (reorder->next == UINT64_MAX)
+        return -ERANGE;
+    reorder->skipped_count++;
+    if (!reorder->head_is_here) {
+        reorder->next++;
+        reorder_look_ahead(reorder);
+        return 0;
+    }
+
+    if (reorder->fetch_count > 0) {
+        struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
+
+        /* One that is under way will be called back, and nobody will know it. */
+        if (fetch != NULL)
+            reorder_fetch_drop(reorder, fetch);
+    }
+    reorder_advance(reorder, &view);
+    if (view.kind == WINDOW_MEMORY) {
+        weir__window_release(&reorder->window, view.pack);
+        reorder_refund(reorder, view.bytes);
+        reorder_tell_slack(reorder);
+    } else if (view.kind == WINDOW_REGION) {
+        weir_region_free(reorder->region, view.slot);
+        reorder_feed_starved();
+    }
+    return 0;
+}
+
+/* ---- Statistics ----------------------------------------------------------------------- */
+
+void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_stats *ret_stats)
+{
+    struct weir_reorder_stats stats = {
+        .next_sequence = reorder->next,
+        .item_count = reorder->window.item_count,
+        .memory_count = reorder->window.item_count - reorder->spilled_count,
+        .spilled_count = reorder->spilled_count,
+        .payload_bytes = reorder->memory_bytes + reorder->spilled_bytes,
+        .memory_bytes = reorder->memory_bytes + reorder->popped_bytes,
+        .spilled_bytes = reorder->spilled_bytes,
+        .popped_count = reorder->popped_count,
+        .pushed_count = reorder->pushed_count,
+        .delivered_count = reorder->delivered_count,
+        .skipped_count = reorder->skipped_count,
+        .spill_count = reorder->spill_count,
+        .fetch_count = reorder->fetch_done_count,
+        .duplicate_count = reorder->duplicate_count,
+        .range_count = reorder->range_count,
+        .failed_spill_count = reorder->failed_spill_count,
+        .failed_fetch_count = reorder->failed_fetch_count,
+        .stall_ns = reorder->stall_ns,
+        .metadata_bytes = reorder->heap.bytes,
+    };
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    weir__window_last(&reorder->window, WINDOW_MARK_ANY, UINT64_MAX, &stats.last_sequence);
+    if (reorder->stall_since_ns != 0)
+        stats.stall_ns += weir__clock_coarse_ns() - reorder->stall_since_ns;
+    *ret_stats = stats;
+}
+
+/* ---- Audit ------------------------------------------------------------------------------ */
+
+static void reorder_audit_fetches(const struct weir_reorder *reorder)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < reorder->fetch_count; i++) {
+        const struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
+        struct weir__window_view view;
+
+        if (i > 0)
+            WEIR_CHECK(reorder_fetch_at(reorder, i - 1)->sequence < fetch->sequence);
+        WEIR_CHECK(fetch->sequence >= reorder->next);
+        WEIR_CHECK(weir__window_get((struct weir__window *)(uintptr_t)&reorder->window,
+                                    fetch->sequence, &view));
+        WEIR_CHECK(view.kind == WINDOW_REGION);
+        WEIR_CHECK(view.bytes == fetch->bytes);
+        WEIR_CHECK(view.slot.index == fetch->slot.index);
+        WEIR_CHECK(view.slot.generation == fetch->slot.generation);
+        bytes += fetch->bytes;
+    }
+    WEIR_CHECK(bytes == reorder->ahead_bytes);
+    WEIR_CHECK((reorder->busy_link != NULL) == (reorder->fetch_count > 0));
+    if (!weir__list_is_empty(&reorder->starved))
+        WEIR_CHECK(reorder->is_waiting);
+}
+
+void weir_reorder_audit(const struct weir_reorder *reorder)
+{
+    /* A search moves a hint: nothing that shows. */
+    struct weir__window *window = (struct weir__window *)(uintptr_t)&reorder->window;
+    uint64_t memory_bytes = 0;
+    uint64_t spilled_bytes = 0;
+    uint64_t spilled_count = 0;
+    uint64_t item_count = 0;
+    uint64_t sequence = 0;
+
+    WEIR_CHECK(reorder_is_mine(reorder));
+    weir__window_audit(window);
+    while (weir__window_first(window, WINDOW_MARK_ANY, sequence, &sequence)) {
+        struct weir__window_view view;
+        struct weir_slot_info info;
+
+        WEIR_CHECK(weir__window_get(window, sequence, &view));
+        WEIR_CHECK(sequence >= reorder->next);
+        WEIR_CHECK(sequence - reorder->next < reorder->window_items_max);
+        item_count++;
+        if (view.kind == WINDOW_MEMORY)
+            memory_bytes += view.bytes;
+        if (view.kind == WINDOW_REGION) {
+            spilled_count++;
+            spilled_bytes += view.bytes;
+            if (weir_region_slot(reorder->region, view.slot, &info) == 0) {
+                WEIR_CHECK(info.bytes == view.bytes);
+                WEIR_CHECK(info.committed);
+            }
+        }
+        sequence++;
+    }
+    WEIR_CHECK(item_count == window->item_count);
+    WEIR_CHECK(memory_bytes == reorder->memory_bytes);
+    WEIR_CHECK(spilled_bytes == reorder->spilled_bytes);
+    WEIR_CHECK(spilled_count == reorder->spilled_count);
+    WEIR_CHECK(reorder->head_is_here == weir__window_contains(window, reorder->next));
+    WEIR_CHECK((reorder->stall_since_ns != 0) == (!reorder->head_is_here && item_count > 0));
+
+    if (reorder->account != NULL)
+        WEIR_CHECK(reorder->charged_bytes ==
+                   memory_bytes + reorder->popped_bytes - reorder->lent_bytes);
+    else
+        WEIR_CHECK(reorder->charged_bytes == 0);
+    WEIR_CHECK(reorder->lent_bytes <= reorder->working_bytes);
+    WEIR_CHECK(window->packs.bytes >= memory_bytes + reorder->popped_bytes);
+    WEIR_CHECK(reorder->slack_bytes >= window->packs.bytes - memory_bytes - reorder->popped_bytes);
+    if (reorder->region != NULL)
+        reorder_audit_fetches(reorder);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_TESTS_DOUBLE_H
+#define WEIR_TESTS_DOUBLE_H
+
+/*
+ * double - a region and an account that do what the test says
+ *
+ * They stand in for the real ones behind the same headers, at link time: a
+ * program that links this file gets no other. The region is as unkind as its
+ * contract allows: what was fetched and not pinned is gone with the next fetch
+ * or poll, and calls back come in no useful order.
+ */
+
+#include <weir/governor.h>
+#include <weir/region.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct double_slot {
+    struct weir_label label;
+    char *data;
+    uint64_t bytes;
+    uint64_t written;
+    uint32_t generation; /* odd: live */
+    uint32_t pins;
+    bool committed;
+    bool cold;
+    bool fetched; /* in memory until the next fetch or poll */
+    bool zombie;  /* freed while pinned */
+};
+
+struct double_request {
+    struct weir_slot slot;
+    weir_fetch_fn *done;
+    void *context;
+};
+
+struct weir_region {
+    struct double_slot *slots;
+    uint32_t slot_count;
+    struct double_request *requests;
+    size_t request_count;
+    uint64_t seed;
+
+    /* The test's to set. */
+    uint64_t put_bytes_max;
+    uint64_t fetch_bytes_max;
+    uint64_t item_bytes_max;
+    uint64_t bytes_max;        /* of live items: -EDQUOT beyond */
+    uint64_t pinned_bytes_max; /* a fetch that would pass it answers -EAGAIN */
+    bool puts_are_cold;
+    int put_result;       /* not 0: what put, alloc and write answer */
+    uint32_t writes_left; /* pieces until write answers -EAGAIN, once; 0: no such end */
+    int fetch_result;     /* not 0: what fetches are told in poll */
+
+    /* The test's to read. */
+    uint64_t live_count;
+    uint64_t live_bytes;
+    uint64_t pinned_bytes;
+    uint64_t put_count;
+    uint64_t fetch_calls;
+    uint64_t fetched_count;
+};
+
+struct weir_account {
+    /* The test's to set. */
+    uint64_t spill_at; /* charged beyond: WEIR_SPILL */
+    uint64_t wait_at;  /* charged beyond: WEIR_WAIT */
+    uint64_t never_at; /* a charge beyond: -EINVAL */
+    uint64_t flush_bytes;
+    bool flush_next; /* the next charge that is granted says so */
+
+    /* The test's to read. */
+    uint64_t charged_bytes;
+    uint64_t forced_bytes; /* ever */
+    uint64_t peak_bytes;
+    int64_t book_bytes; /* through the books, and part of charged_bytes */
+};
+
+void double_region_init(struct weir_region *region);
+
+/* All must have been freed; a request may be left. */
+void double_region_deinit(struct weir_region *region);
+
+/* What is in memory and not pinned goes cold. */
+void double_region_chill(struct weir_region *region);
+
+void double_account_init(struct weir_account *account);
+
+#endif

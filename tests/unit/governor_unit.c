@@ -1,0 +1,1244 @@
+/* SPDX-License-Identifier: MIT */
+/* governor: what the header promises, call by call; then turn-taking and the machine's limits */
+#include <weir/governor.h>
+
+#include "base/clock.h"
+#include "governor/limits.h"
+#include "governor/queue.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "tmpdir.h"
+
+#define GIB (UINT64_C(1) << 30)
+
+/* A governor of 1000 bytes: soft 800 (700), spill 900 (850), hard 1000 (970). */
+static struct weir_governor *governor;
+
+static int set_up(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000};
+
+    (void)state;
+    return weir_governor_create(&config, &governor);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    weir_governor_destroy(governor);
+    governor = NULL;
+    return 0;
+}
+
+static struct weir_account *open_account(struct weir_account_config config)
+{
+    struct weir_account *account;
+
+    assert_int_equal(weir_account_open(governor, &config, &account), 0);
+    return account;
+}
+
+static struct weir_account *open_plain(void)
+{
+    return open_account((struct weir_account_config){.name = "plain"});
+}
+
+static struct weir_account *open_spillable(void)
+{
+    return open_account((struct weir_account_config){.name = "spillable", .spillable = true});
+}
+
+static struct weir_account *open_transient(void)
+{
+    return open_account((struct weir_account_config){.name = "transient", .transient = true});
+}
+
+static enum weir_verdict charge(struct weir_account *account, size_t bytes)
+{
+    enum weir_verdict verdict = (enum weir_verdict)99;
+
+    assert_int_equal(weir_account_charge(account, bytes, &verdict), 0);
+    return verdict;
+}
+
+static uint64_t charged_by(const struct weir_account *account)
+{
+    struct weir_account_stats stats;
+
+    weir_account_stats(account, &stats);
+    return stats.charged_bytes;
+}
+
+static struct weir_governor_stats figures(void)
+{
+    struct weir_governor_stats stats;
+
+    weir_governor_stats(governor, &stats);
+    return stats;
+}
+
+/* ---- Lifecycle -------------------------------------------------------------- */
+
+static void test_bad_configs_are_refused(void **state)
+{
+    struct weir_governor *other = NULL;
+    struct weir_governor_config config = {.bytes_max = 1000, .soft_percent = 89};
+    struct weir_account_config account = {.bytes_max = 10, .reserve_bytes = 11};
+    struct weir_account *opened = NULL;
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config = (struct weir_governor_config){.bytes_max = UINT64_MAX};
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    assert_null(other);
+
+    assert_int_equal(weir_account_open(governor, &account, &opened), -EINVAL);
+    account = (struct weir_account_config){.reserved = {[7] = 1}};
+    assert_int_equal(weir_account_open(governor, &account, &opened), -EINVAL);
+    assert_null(opened);
+    assert_int_equal(figures().account_count, 0);
+}
+
+static void test_default_is_a_part_of_the_machine(void **state)
+{
+    struct weir_governor *other;
+    struct weir_governor_stats stats;
+    uint64_t machine_bytes = weir_governor_machine_bytes();
+
+    (void)state;
+    assert_true(machine_bytes > 0);
+    assert_int_equal(weir_governor_create(NULL, &other), 0);
+    weir_governor_stats(other, &stats);
+    assert_int_equal(stats.bytes_max, machine_bytes / 100 * 60 + machine_bytes % 100 * 60 / 100);
+    weir_governor_destroy(other);
+}
+
+static void test_closing_takes_nothing(void **state)
+{
+    (void)state;
+    weir_account_close(NULL);
+    weir_governor_destroy(NULL);
+}
+
+static void test_closing_refunds_what_is_left(void **state)
+{
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 100});
+
+    (void)state;
+    assert_int_equal(charge(account, 300), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, 400);
+    assert_int_equal(figures().account_count, 1);
+    weir_account_close(account);
+    assert_int_equal(figures().charged_bytes, 0);
+    assert_int_equal(figures().account_count, 0);
+}
+
+static void test_a_reserve_is_kept_until_close(void **state)
+{
+    struct weir_account_config config = {.reserve_bytes = 400};
+    struct weir_account *account = open_account(config);
+    struct weir_account *other = NULL;
+
+    (void)state;
+    assert_int_equal(charged_by(account), 400);
+    weir_account_refund(account, 1);
+    assert_int_equal(charged_by(account), 400);
+    assert_int_equal(charge(account, 300), WEIR_ADMIT);
+
+    config.reserve_bytes = 301;
+    assert_int_equal(weir_account_open(governor, &config, &other), -EDQUOT);
+    config.reserve_bytes = UINT64_MAX;
+    assert_int_equal(weir_account_open(governor, &config, &other), -EDQUOT);
+    assert_null(other);
+    assert_int_equal(figures().charged_bytes, 700);
+
+    config.reserve_bytes = 300;
+    assert_int_equal(weir_account_open(governor, &config, &other), 0);
+    assert_int_equal(figures().charged_bytes, 1000);
+    weir_account_close(other);
+    weir_account_close(account);
+}
+
+/* ---- Verdicts --------------------------------------------------------------- */
+
+static void test_the_four_verdicts(void **state)
+{
+    struct weir_account *account = open_spillable();
+    struct weir_account *plain = open_plain();
+
+    (void)state;
+    assert_int_equal(charge(account, 800), WEIR_ADMIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(charge(account, 50), WEIR_FLUSH);
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+    assert_int_equal(charge(account, 10), WEIR_ADMIT);
+    assert_int_equal(charge(account, 41), WEIR_SPILL);
+    assert_int_equal(charged_by(account), 860); /* what was refused is not charged */
+    assert_int_equal(figures().level, WEIR_LEVEL_SPILL);
+    assert_int_equal(charge(account, 1), WEIR_SPILL);
+    assert_int_equal(charge(plain, 130), WEIR_ADMIT);
+    assert_int_equal(charge(plain, 11), WEIR_WAIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(charge(account, 1), WEIR_SPILL);
+    assert_int_equal(figures().charged_bytes, 990);
+    weir_account_close(account);
+    weir_account_close(plain);
+}
+
+static void test_levels_are_left_where_they_say(void **state)
+{
+    struct weir_account *account = open_spillable();
+    struct weir_account *plain = open_plain();
+
+    (void)state;
+    assert_int_equal(charge(plain, 1000), WEIR_FLUSH);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    weir_account_refund(plain, 29);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT); /* 971: fits, but hard is not over */
+    weir_account_refund(plain, 1);
+    assert_int_equal(charge(plain, 1), WEIR_ADMIT);
+    weir_account_refund(plain, 120); /* 851 */
+    assert_int_equal(charge(account, 1), WEIR_SPILL);
+    weir_account_refund(plain, 1);
+    assert_int_equal(charge(account, 1), WEIR_FLUSH); /* has something to flush: once */
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+    weir_account_refund(plain, 150); /* 701 */
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+    weir_account_refund(plain, 1);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(figures().level_change_count, 5);
+    weir_account_close(account);
+    weir_account_close(plain);
+}
+
+static void test_flush_is_asked_once_per_episode(void **state)
+{
+    struct weir_account *opener = open_plain();
+    struct weir_account *plain = open_plain();
+    struct weir_account *one = open_spillable();
+    struct weir_account *two = open_spillable();
+
+    (void)state;
+    for (int episode = 0; episode < 3; episode++) {
+        assert_int_equal(charge(opener, 800), WEIR_ADMIT);
+        assert_int_equal(charge(opener, 1), WEIR_FLUSH);
+        assert_int_equal(charge(opener, 1), WEIR_ADMIT);
+        assert_int_equal(charge(plain, 1), WEIR_ADMIT); /* has nothing to flush */
+        assert_int_equal(charge(one, 10), WEIR_FLUSH);
+        assert_int_equal(charge(one, 10), WEIR_ADMIT);
+        assert_int_equal(charge(two, 10), WEIR_FLUSH);
+        assert_int_equal(charge(two, 10), WEIR_ADMIT);
+        assert_int_equal(charge(one, 10), WEIR_ADMIT);
+        weir_account_refund(opener, 802); /* the episode ends */
+        weir_account_refund(one, 30);
+        weir_account_refund(two, 20);
+        weir_account_refund(plain, 1);
+    }
+    assert_int_equal(figures().charged_bytes, 0);
+    weir_account_close(opener);
+    weir_account_close(plain);
+    weir_account_close(one);
+    weir_account_close(two);
+}
+
+static void test_a_forced_opening_owes_a_flush(void **state)
+{
+    struct weir_account *plain = open_plain();
+    struct weir_account *other = open_plain();
+
+    (void)state;
+    weir_account_charge_forced(plain, 810);
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+    assert_int_equal(charge(other, 1), WEIR_ADMIT);
+    assert_int_equal(charge(plain, 1), WEIR_FLUSH);
+    assert_int_equal(charge(plain, 1), WEIR_ADMIT);
+    weir_account_close(plain);
+    weir_account_close(other);
+}
+
+static void test_flush_bytes_reach_soft_leave(void **state)
+{
+    struct weir_account *account = open_spillable();
+    struct weir_account *small =
+        open_account((struct weir_account_config){.spillable = true, .reserve_bytes = 20});
+
+    (void)state;
+    assert_int_equal(charge(small, 10), WEIR_ADMIT);
+    assert_int_equal(charge(account, 760), WEIR_ADMIT);
+    assert_int_equal(weir_account_flush_bytes(account), 0);
+    assert_int_equal(charge(account, 60), WEIR_FLUSH);
+    assert_int_equal(weir_account_flush_bytes(account), 150);
+    assert_int_equal(weir_account_flush_bytes(small), 10); /* not more than it has */
+    weir_account_refund(account, 100);
+    assert_int_equal(weir_account_flush_bytes(account), 50);
+    weir_account_refund(account, 50);
+    assert_int_equal(weir_account_flush_bytes(account), 0);
+    weir_account_close(account);
+    weir_account_close(small);
+}
+
+struct overflow {
+    bool has_room;
+    size_t asked_bytes;
+    int asked_count;
+};
+
+static bool overflow_has_room(void *context, size_t bytes)
+{
+    struct overflow *overflow = context;
+
+    overflow->asked_bytes = bytes;
+    overflow->asked_count++;
+    return overflow->has_room;
+}
+
+static void test_spill_only_with_room(void **state)
+{
+    struct overflow overflow = {.has_room = true};
+    struct weir_account *account = open_account((struct weir_account_config){
+        .spillable = true, .has_room = overflow_has_room, .context = &overflow});
+
+    (void)state;
+    assert_int_equal(charge(account, 850), WEIR_FLUSH);
+    overflow.asked_count = 0;
+    assert_int_equal(charge(account, 40), WEIR_ADMIT);
+    assert_int_equal(overflow.asked_count, 0); /* below spill nobody is asked */
+    assert_int_equal(charge(account, 20), WEIR_SPILL);
+    assert_int_equal(overflow.asked_count, 1);
+    assert_int_equal(overflow.asked_bytes, 20);
+
+    overflow.has_room = false;
+    assert_int_equal(charge(account, 110), WEIR_ADMIT);
+    assert_int_equal(charged_by(account), 1000);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    overflow.has_room = true;
+    assert_int_equal(charge(account, 1), WEIR_SPILL);
+    weir_account_close(account);
+}
+
+static void test_a_cap_waits_or_spills(void **state)
+{
+    struct weir_account *plain = open_account((struct weir_account_config){.bytes_max = 100});
+    struct weir_account *spillable =
+        open_account((struct weir_account_config){.bytes_max = 100, .spillable = true});
+    enum weir_verdict verdict = WEIR_FLUSH;
+
+    (void)state;
+    assert_int_equal(charge(plain, 100), WEIR_ADMIT);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(charge(spillable, 100), WEIR_ADMIT);
+    assert_int_equal(charge(spillable, 1), WEIR_SPILL);
+    assert_int_equal(figures().charged_bytes, 200);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(weir_account_charge(plain, 101, &verdict), -EINVAL);
+    assert_int_equal(verdict, WEIR_FLUSH);
+    weir_account_charge_forced(plain, 50); /* forced passes a cap too */
+    assert_int_equal(charged_by(plain), 150);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    weir_account_refund(plain, 51);
+    assert_int_equal(charge(plain, 1), WEIR_ADMIT);
+    weir_account_close(plain);
+    weir_account_close(spillable);
+}
+
+static void test_what_can_never_fit_is_refused(void **state)
+{
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 10});
+    struct weir_waiter waiter = {0};
+    enum weir_verdict verdict = WEIR_FLUSH;
+    static const size_t sizes[] = {991, 1001, SIZE_MAX, SIZE_MAX - 9, SIZE_MAX >> 4, SIZE_MAX >> 3};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        assert_int_equal(weir_account_charge(account, sizes[i], &verdict), -EINVAL);
+        assert_int_equal(weir_account_wait(account, &waiter, sizes[i], 0), -EINVAL);
+    }
+    assert_int_equal(verdict, WEIR_FLUSH);
+    assert_int_equal(figures().charged_bytes, 10);
+    assert_int_equal(charge(account, 990), WEIR_FLUSH);
+    weir_account_close(account);
+}
+
+static void test_nothing_is_always_admitted(void **state)
+{
+    struct weir_account *account = open_plain();
+
+    (void)state;
+    weir_account_charge_forced(account, 2000);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    assert_int_equal(charge(account, 0), WEIR_ADMIT);
+    weir_account_refund(account, 0);
+    assert_int_equal(charged_by(account), 2000);
+    weir_account_close(account);
+}
+
+static void test_forced_charges_pass_hard(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account_stats stats;
+
+    (void)state;
+    assert_int_equal(charge(account, 500), WEIR_ADMIT);
+    weir_account_charge_forced(account, 900);
+    assert_int_equal(figures().charged_bytes, 1400);
+    assert_int_equal(figures().peak_bytes, 1400);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_refund(account, 1400);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.forced_bytes, 900);
+    assert_int_equal(stats.peak_bytes, 1400);
+    assert_int_equal(stats.charged_bytes, 0);
+    assert_int_equal(stats.over_refund_count, 0);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    weir_account_close(account);
+}
+
+static void test_over_refunds_are_counted(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account *other = open_plain();
+    struct weir_account_stats stats;
+
+    (void)state;
+    assert_int_equal(charge(other, 100), WEIR_ADMIT);
+    assert_int_equal(charge(account, 50), WEIR_ADMIT);
+    weir_account_refund(account, 60);
+    assert_int_equal(figures().charged_bytes, 100); /* only what was charged came back */
+    weir_account_refund(account, SIZE_MAX);
+    weir_account_refund_remote(account, SIZE_MAX);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.charged_bytes, 0);
+    assert_int_equal(stats.over_refund_count, 3);
+    assert_int_equal(figures().charged_bytes, 100);
+
+    /* And the account is not the worse for it. */
+    assert_int_equal(charge(account, 70), WEIR_ADMIT);
+    assert_int_equal(charged_by(account), 70);
+    weir_account_refund_remote(account, 30);
+    weir_account_refund(account, 40);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.charged_bytes, 0);
+    assert_int_equal(stats.over_refund_count, 3);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_books_charge_and_refund(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_books books = weir_account_books(account);
+
+    (void)state;
+    books.charge(books.context, 1200);
+    assert_int_equal(charged_by(account), 1200);
+    books.charge(books.context, -1150);
+    assert_int_equal(charged_by(account), 50);
+    books.charge(books.context, 0);
+    books.charge(books.context, -50);
+    assert_int_equal(figures().charged_bytes, 0);
+    weir_account_close(account);
+}
+
+static void test_delay_between_soft_and_hard(void **state)
+{
+    struct weir_account *account = open_plain();
+
+    (void)state;
+    assert_int_equal(charge(account, 800), WEIR_ADMIT);
+    assert_int_equal(weir_account_delay_ns(account), 0);
+    assert_int_equal(charge(account, 100), WEIR_FLUSH);
+    uint64_t middle_ns = weir_account_delay_ns(account);
+    assert_in_range(middle_ns, 2000000, 3000000);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT);
+    assert_int_equal(weir_account_delay_ns(account), 10000000);
+    weir_account_close(account);
+}
+
+static void test_a_dwell_keeps_the_level_but_not_the_waiters(void **state)
+{
+    struct weir_governor *slow;
+    struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000)};
+    struct weir_account_config account_config = {.transient = true};
+    struct weir_account *account;
+    struct weir_waiter waiter = {0};
+    struct weir_governor_stats stats;
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &slow), 0);
+    assert_int_equal(weir_account_open(slow, &account_config, &account), 0);
+    assert_int_equal(charge(account, 1000), WEIR_FLUSH);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_refund(account, 900);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_governor_stats(slow, &stats);
+    assert_int_equal(stats.level, WEIR_LEVEL_HARD);
+    assert_int_equal(weir_account_wait(account, &waiter, 1, UINT64_MAX), 0);
+    assert_int_equal(charged_by(account), 101);
+    weir_account_close(account);
+    weir_governor_destroy(slow);
+}
+
+/* ---- Waiting ---------------------------------------------------------------- */
+
+/* A waiter that writes down when it was woken, and with what. */
+struct sleeper {
+    struct weir_waiter waiter;
+    int result;
+    int woken_count;
+    int order;
+};
+
+static int woken_order;
+
+static void sleeper_wake(struct weir_waiter *waiter, int result)
+{
+    struct sleeper *sleeper = (struct sleeper *)(void *)waiter;
+
+    sleeper->result = result;
+    sleeper->woken_count++;
+    sleeper->order = ++woken_order;
+}
+
+static void queue_up(struct weir_account *account, struct sleeper *sleeper, size_t bytes)
+{
+    *sleeper = (struct sleeper){.waiter = {.wake = sleeper_wake}, .result = 1};
+    assert_int_equal(weir_account_wait(account, &sleeper->waiter, bytes, UINT64_MAX), 0);
+}
+
+static void test_memory_is_charged_before_the_wake(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper sleeper;
+
+    (void)state;
+    assert_int_equal(charge(account, 1000), WEIR_FLUSH);
+    queue_up(account, &sleeper, 100);
+    assert_int_equal(figures().waiter_count, 1);
+    assert_true(figures().oldest_waiter_ns > 0);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 99);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 1);
+    assert_int_equal(charged_by(account), 1000); /* granted, and nobody called yet */
+    assert_int_equal(figures().waiter_count, 0);
+    assert_int_equal(figures().oldest_waiter_ns, 0);
+    assert_int_equal(sleeper.woken_count, 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(sleeper.woken_count, 1);
+    assert_int_equal(sleeper.result, 0);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 1000);
+    assert_int_equal(figures().charged_bytes, 0);
+    weir_account_close(account);
+}
+
+static void test_first_come_first_served(void **state)
+{
+    struct weir_account *one = open_transient();
+    struct weir_account *two = open_transient();
+    struct sleeper sleepers[6];
+
+    (void)state;
+    assert_int_equal(charge(one, 1000), WEIR_FLUSH);
+    for (int i = 0; i < 6; i++)
+        queue_up(i % 2 == 0 ? one : two, &sleepers[i], 100);
+    for (int i = 0; i < 6; i++) {
+        weir_account_refund(one, 100);
+        assert_int_equal(weir_account_poll(i % 2 == 0 ? one : two), 1);
+        assert_int_equal(sleepers[i].woken_count, 1);
+        assert_int_equal(figures().waiter_count, 5 - i);
+    }
+    weir_account_close(one);
+    weir_account_close(two);
+}
+
+static void test_small_ones_pass_a_giant_a_bounded_number_of_times(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_account *other = open_transient();
+    struct sleeper giant;
+    struct sleeper small;
+    int passed_count = 0;
+
+    (void)state;
+    assert_int_equal(charge(account, 950), WEIR_FLUSH);
+    queue_up(account, &giant, 500);
+    for (int i = 0; i < 100; i++) {
+        queue_up(other, &small, 10);
+        if (weir_account_poll(other) == 0)
+            break;
+        weir_account_refund(other, 10);
+        passed_count++;
+    }
+    assert_int_equal(passed_count, QUEUE_BYPASS_MAX);
+    assert_int_equal(charge(other, 1), WEIR_WAIT); /* nor does a charge pass it now */
+
+    weir_account_refund(account, 450);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(weir_account_poll(other), 0); /* 1000: full */
+    weir_account_refund(account, 10);
+    assert_int_equal(weir_account_poll(other), 1);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_charges_pass_a_giant_a_bounded_number_of_times(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_account *other = open_plain();
+    struct weir_account *spillable = open_spillable();
+    struct sleeper giant;
+    int passed_count = 0;
+
+    (void)state;
+    assert_int_equal(charge(account, 600), WEIR_ADMIT);
+    queue_up(account, &giant, 500);
+    while (passed_count < 100 && charge(other, 1) == WEIR_ADMIT)
+        passed_count++;
+    assert_int_equal(passed_count, QUEUE_BYPASS_MAX);
+    assert_int_equal(charge(spillable, 1), WEIR_SPILL);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(weir_account_cancel(account, &giant.waiter), 0);
+    assert_int_equal(charge(other, 1), WEIR_ADMIT);
+    weir_account_close(account);
+    weir_account_close(other);
+    weir_account_close(spillable);
+}
+
+static void test_a_cap_holds_only_its_own(void **state)
+{
+    struct weir_account *capped =
+        open_account((struct weir_account_config){.bytes_max = 100, .transient = true});
+    struct weir_account *other = open_transient();
+    struct sleeper own;
+    struct sleeper free_one;
+
+    (void)state;
+    assert_int_equal(charge(capped, 100), WEIR_ADMIT);
+    queue_up(capped, &own, 50);
+    for (int i = 0; i < 3 * QUEUE_BYPASS_MAX; i++)
+        assert_int_equal(charge(other, 1), WEIR_ADMIT);
+    queue_up(other, &free_one, 50);
+    assert_int_equal(weir_account_poll(other), 1);
+    assert_int_equal(weir_account_poll(capped), 0);
+    weir_account_refund(capped, 49);
+    assert_int_equal(weir_account_poll(capped), 0);
+    weir_account_refund(capped, 1);
+    assert_int_equal(weir_account_poll(capped), 1);
+    assert_int_equal(charged_by(capped), 100);
+
+    queue_up(capped, &own, 50);
+    weir_account_refund_remote(capped, 50);
+    assert_int_equal(weir_account_poll(capped), 1);
+    assert_int_equal(charged_by(capped), 100);
+    weir_account_close(capped);
+    weir_account_close(other);
+}
+
+static void test_an_account_does_not_pass_its_own_waiter_for_ever(void **state)
+{
+    struct weir_account *capped =
+        open_account((struct weir_account_config){.bytes_max = 100, .transient = true});
+    struct sleeper sleeper;
+    int passed_count = 0;
+
+    (void)state;
+    assert_int_equal(charge(capped, 60), WEIR_ADMIT);
+    queue_up(capped, &sleeper, 50);
+    while (passed_count < 100 && charge(capped, 1) == WEIR_ADMIT)
+        passed_count++;
+    assert_int_equal(passed_count, QUEUE_BYPASS_MAX);
+    weir_account_refund(capped, 60 + QUEUE_BYPASS_MAX - 50);
+    assert_int_equal(weir_account_poll(capped), 1);
+    weir_account_close(capped);
+}
+
+static void test_late_waiters_are_told(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper late = {.waiter = {.wake = sleeper_wake}};
+    struct sleeper behind;
+    struct weir_waiter blocking = {0};
+
+    (void)state;
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    assert_int_equal(weir_account_wait(account, &late.waiter, 500, 1), 0);
+    late.waiter.bypassed_count = QUEUE_BYPASS_MAX; /* nobody passes it any more */
+    queue_up(account, &behind, 100);
+    assert_int_equal(figures().waiter_count, 2);
+    assert_int_equal(weir_account_poll(account), 2);
+    assert_int_equal(late.result, -ETIMEDOUT);
+    assert_int_equal(behind.result, 0);
+    assert_int_equal(figures().timeout_count, 1);
+    assert_int_equal(charged_by(account), 1000);
+
+    assert_int_equal(weir_account_wait(account, &blocking, 1, 1), -ETIMEDOUT);
+    assert_int_equal(weir_account_wait(account, &blocking, 1, weir__clock_ns() + UINT64_C(1000000)),
+                     -ETIMEDOUT);
+    assert_int_equal(figures().timeout_count, 3);
+    assert_int_equal(figures().waiter_count, 0);
+    assert_int_equal(charged_by(account), 1000);
+    weir_account_close(account);
+}
+
+static void test_cancel(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper first;
+    struct sleeper second;
+    struct weir_waiter never = {0};
+
+    (void)state;
+    assert_int_equal(weir_account_cancel(account, &never), -ENOENT);
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    queue_up(account, &first, 500);
+    first.waiter.bypassed_count = QUEUE_BYPASS_MAX;
+    queue_up(account, &second, 100);
+    assert_int_equal(weir_account_cancel(account, &first.waiter), 0);
+    assert_int_equal(weir_account_cancel(account, &first.waiter), -ENOENT);
+    assert_int_equal(weir_account_cancel(account, &second.waiter), -ENOENT); /* granted */
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(first.woken_count, 0);
+    assert_int_equal(second.woken_count, 1);
+    assert_int_equal(weir_account_cancel(account, &second.waiter), -ENOENT);
+    assert_int_equal(charged_by(account), 1000);
+    weir_account_close(account);
+}
+
+static void test_no_wait_without_hope(void **state)
+{
+    struct weir_account *fixed = open_plain();
+    struct weir_account *spillable =
+        open_account((struct weir_account_config){.spillable = true, .reserve_bytes = 100});
+    struct sleeper sleeper = {.waiter = {.wake = sleeper_wake}};
+    struct weir_waiter blocking = {0};
+
+    (void)state;
+    assert_int_equal(charge(fixed, 900), WEIR_FLUSH);
+    assert_int_equal(weir_account_wait(fixed, &sleeper.waiter, 1, UINT64_MAX), -EDQUOT);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 1, UINT64_MAX), -EDQUOT);
+    assert_int_equal(weir_account_wait(spillable, &blocking, 1, UINT64_MAX), -EDQUOT);
+    assert_int_equal(figures().waiter_count, 0);
+    assert_int_equal(charged_by(fixed), 900);
+
+    /* What fits needs no hope. */
+    weir_account_refund(fixed, 10);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 5, UINT64_MAX), 0);
+    assert_int_equal(charged_by(fixed), 895);
+
+    /* One spillable byte is hope. */
+    weir_account_charge_forced(spillable, 5);
+    assert_int_equal(weir_account_wait(fixed, &sleeper.waiter, 1, UINT64_MAX), 0);
+    weir_account_refund(spillable, 5);
+    assert_int_equal(weir_account_poll(fixed), 1);
+    weir_account_close(fixed);
+    weir_account_close(spillable);
+}
+
+static void test_no_hope_at_a_cap_from_others(void **state)
+{
+    struct weir_account *capped = open_account((struct weir_account_config){.bytes_max = 100});
+    struct weir_account *other = open_transient();
+    struct weir_waiter blocking = {0};
+
+    (void)state;
+    assert_int_equal(charge(other, 500), WEIR_ADMIT);
+    assert_int_equal(charge(capped, 100), WEIR_ADMIT);
+    assert_int_equal(weir_account_wait(capped, &blocking, 1, UINT64_MAX), -EDQUOT);
+    weir_account_close(capped);
+    weir_account_close(other);
+}
+
+/* Notified, it does what a notified loop may do: look and refund, but not block. */
+struct notified {
+    struct weir_account *account;
+    struct weir_account *holder;
+    int count;
+};
+
+static void notify(void *context)
+{
+    struct notified *notified = context;
+
+    notified->count++;
+    assert_int_equal(figures().waiter_count, 0);
+    if (notified->holder != NULL)
+        weir_account_refund_remote(notified->holder, 1);
+}
+
+static void test_owners_are_notified_under_no_lock(void **state)
+{
+    struct notified notified = {0};
+    struct weir_account *account = open_account(
+        (struct weir_account_config){.transient = true, .notify = notify, .context = &notified});
+    struct weir_account *holder = open_transient();
+    struct sleeper sleeper;
+
+    (void)state;
+    notified.account = account;
+    notified.holder = holder;
+    assert_int_equal(charge(holder, 1000), WEIR_FLUSH);
+    queue_up(account, &sleeper, 100);
+    assert_int_equal(notified.count, 0);
+    weir_account_refund(holder, 100);
+    assert_int_equal(notified.count, 1);
+    assert_int_equal(sleeper.woken_count, 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(charged_by(holder), 899);
+
+    /* Also when the grant comes at once: the loop may sleep next. */
+    notified.holder = NULL;
+    queue_up(account, &sleeper, 1);
+    assert_int_equal(notified.count, 2);
+    assert_int_equal(weir_account_poll(account), 1);
+    weir_account_close(account);
+    weir_account_close(holder);
+}
+
+static struct weir_account *chain_account;
+static int chain_left;
+
+static void chain_wake(struct weir_waiter *waiter, int result)
+{
+    assert_int_equal(result, 0);
+    weir_account_refund(chain_account, waiter->bytes);
+    if (--chain_left > 0)
+        assert_int_equal(weir_account_wait(chain_account, waiter, 10, UINT64_MAX), 0);
+}
+
+static void test_a_wake_may_wait_again(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_waiter waiter = {.wake = chain_wake};
+
+    (void)state;
+    chain_account = account;
+    chain_left = 5;
+    assert_int_equal(weir_account_wait(account, &waiter, 10, UINT64_MAX), 0);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(weir_account_poll(account), 1); /* one a poll: no loop without end */
+    assert_int_equal(weir_account_poll(account), 0);
+    assert_int_equal(charged_by(account), 0);
+    weir_account_close(account);
+}
+
+static void test_grants_wait_for_forced_charges(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper sleeper;
+
+    (void)state;
+    assert_int_equal(charge(account, 1000), WEIR_FLUSH);
+    weir_account_charge_forced(account, 500);
+    queue_up(account, &sleeper, 100);
+    weir_account_refund(account, 599);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 1);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(figures().charged_bytes, 1000);
+    weir_account_close(account);
+}
+
+static void test_closing_an_account_grants(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_account *leaving = open_transient();
+    struct sleeper sleeper;
+
+    (void)state;
+    assert_int_equal(charge(leaving, 1000), WEIR_FLUSH);
+    queue_up(account, &sleeper, 1000);
+    weir_account_close(leaving);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(charged_by(account), 1000);
+    weir_account_close(account);
+}
+
+static void test_a_grant_that_opens_an_episode_owes_a_flush(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper sleeper;
+
+    (void)state;
+    assert_int_equal(charge(account, 500), WEIR_ADMIT);
+    queue_up(account, &sleeper, 850);
+    weir_account_refund(account, 500);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+    assert_int_equal(charge(account, 1), WEIR_FLUSH);
+    assert_int_equal(charge(account, 1), WEIR_ADMIT);
+    weir_account_close(account);
+}
+
+static void *refund_from_afar(void *context)
+{
+    /* Not before the other sleeps, or at least is queued. */
+    while (figures().waiter_count == 0)
+        sched_yield();
+    weir_account_refund_remote(context, 100);
+    return NULL;
+}
+
+static void test_a_sleeping_thread_is_woken(void **state)
+{
+    struct weir_account *holder = open_transient();
+    struct weir_account *sleeper = open_plain();
+    struct weir_waiter waiter = {0};
+    pthread_t thread;
+
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        assert_int_equal(charge(holder, 1000), WEIR_FLUSH);
+        assert_int_equal(pthread_create(&thread, NULL, refund_from_afar, holder), 0);
+        assert_int_equal(weir_account_wait(sleeper, &waiter, 100, UINT64_MAX), 0);
+        assert_int_equal(charged_by(sleeper), 100);
+        pthread_join(thread, NULL);
+        weir_account_refund(sleeper, 100);
+        weir_account_refund(holder, 900);
+    }
+    weir_account_close(holder);
+    weir_account_close(sleeper);
+}
+
+/* ---- Figures ---------------------------------------------------------------- */
+
+static void test_figures_of_an_account(void **state)
+{
+    struct weir_account *account = open_account((struct weir_account_config){
+        .name = "a name that is much longer than what is kept", .spillable = true});
+    struct weir_account *holder = open_transient();
+    struct weir_account_stats stats;
+    struct sleeper sleeper;
+
+    (void)state;
+    assert_int_equal(charge(account, 700), WEIR_ADMIT);
+    assert_int_equal(charge(account, 150), WEIR_FLUSH);
+    assert_int_equal(charge(account, 100), WEIR_SPILL);
+    assert_int_equal(charge(holder, 140), WEIR_ADMIT);
+    assert_int_equal(charge(holder, 100), WEIR_WAIT);
+    queue_up(account, &sleeper, 100);
+    weir_account_refund(account, 50);
+    weir_account_stats(account, &stats);
+    assert_string_equal(stats.name, "a name that is much longer than");
+    assert_int_equal(stats.charged_bytes, 800);
+    assert_int_equal(stats.peak_bytes, 850);
+    assert_int_equal(stats.admit_count, 1);
+    assert_int_equal(stats.flush_count, 1);
+    assert_int_equal(stats.spill_count, 1);
+    assert_int_equal(stats.wait_count, 0);
+    assert_int_equal(stats.waiter_count, 1);
+    assert_true(stats.spillable);
+    assert_false(stats.transient);
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(stats.reserved[i], 0);
+    weir_account_stats(holder, &stats);
+    assert_int_equal(stats.wait_count, 1);
+    assert_true(stats.transient);
+    assert_int_equal(weir_account_cancel(account, &sleeper.waiter), 0);
+    weir_account_close(account);
+    weir_account_close(holder);
+}
+
+static void test_figures_of_the_governor(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_governor_stats before = figures();
+
+    (void)state;
+    assert_int_equal(before.bytes_max, 1000);
+    assert_int_equal(before.soft_bytes, 800);
+    assert_int_equal(before.spill_bytes, 900);
+    assert_int_equal(before.level_change_count, 0);
+    assert_int_equal(charge(account, 850), WEIR_FLUSH);
+    struct weir_governor_stats after = figures();
+    assert_int_equal(after.charged_bytes, 850);
+    assert_int_equal(after.peak_bytes, 850);
+    assert_int_equal(after.level, WEIR_LEVEL_SOFT);
+    assert_int_equal(after.level_change_count, 1);
+    assert_true(after.level_since_ns >= before.level_since_ns);
+    weir_account_refund(account, 850);
+    assert_int_equal(figures().peak_bytes, 850);
+    weir_account_close(account);
+}
+
+static void test_holders_come_largest_first(void **state)
+{
+    static const size_t bytes[] = {50, 10, 200, 30, 100};
+    struct weir_account *accounts[5];
+    struct weir_account_stats holders[8];
+
+    (void)state;
+    assert_int_equal(weir_governor_holders(governor, holders, 8), 0);
+    for (int i = 0; i < 5; i++) {
+        accounts[i] = open_plain();
+        assert_int_equal(charge(accounts[i], bytes[i]), WEIR_ADMIT);
+    }
+    assert_int_equal(weir_governor_holders(governor, holders, 8), 5);
+    assert_int_equal(holders[0].charged_bytes, 200);
+    assert_int_equal(holders[1].charged_bytes, 100);
+    assert_int_equal(holders[2].charged_bytes, 50);
+    assert_int_equal(holders[3].charged_bytes, 30);
+    assert_int_equal(holders[4].charged_bytes, 10);
+    memset(holders, 0xff, sizeof(holders));
+    assert_int_equal(weir_governor_holders(governor, holders, 2), 2);
+    assert_int_equal(holders[0].charged_bytes, 200);
+    assert_int_equal(holders[1].charged_bytes, 100);
+    assert_int_equal(holders[2].charged_bytes, UINT64_MAX);
+    assert_int_equal(weir_governor_holders(governor, NULL, 0), 0);
+    for (int i = 0; i < 5; i++)
+        weir_account_close(accounts[i]);
+}
+
+/* ---- The queue alone --------------------------------------------------------- */
+
+static void test_tickets_are_unique(void **state)
+{
+    struct weir__queue queue;
+    struct weir__lane lane;
+    struct weir_waiter waiters[3] = {{0}};
+
+    (void)state;
+    weir__queue_init(&queue);
+    weir__lane_init(&lane);
+    assert_int_equal(weir__queue_oldest(&queue), UINT64_MAX);
+    for (int i = 0; i < 3; i++)
+        weir__queue_append(&queue, &lane, &waiters[i], 1000);
+    assert_int_equal(waiters[0].since_ns, 1000);
+    assert_int_equal(waiters[1].since_ns, 1001);
+    assert_int_equal(waiters[2].since_ns, 1002);
+    weir__queue_remove(&queue, &lane, &waiters[1]);
+    weir__queue_remove(&queue, &lane, &waiters[0]);
+    assert_int_equal(weir__queue_oldest(&queue), 1002);
+    weir__queue_remove(&queue, &lane, &waiters[2]);
+    assert_true(weir__list_is_empty(&queue.lanes));
+    assert_int_equal(queue.waiter_count, 0);
+}
+
+static void test_the_look_into_a_lane_is_bounded(void **state)
+{
+    struct weir__queue queue;
+    struct weir__lane lane;
+    struct weir_waiter giants[QUEUE_LOOK_MAX] = {{0}};
+    struct weir_waiter small = {.bytes = 1};
+
+    (void)state;
+    weir__queue_init(&queue);
+    weir__lane_init(&lane);
+    for (int i = 0; i < QUEUE_LOOK_MAX; i++) {
+        giants[i].bytes = 100;
+        weir__queue_append(&queue, &lane, &giants[i], 1);
+    }
+    weir__queue_append(&queue, &lane, &small, 1);
+    lane.room_bytes = UINT64_MAX;
+    assert_null(weir__queue_pick(&queue, 99));
+    weir__queue_remove(&queue, &lane, &giants[3]);
+    assert_ptr_equal(weir__queue_pick(&queue, 99), &small);
+    assert_ptr_equal(weir__queue_pick(&queue, 100), &giants[0]);
+}
+
+static void test_a_worn_waiter_stops_only_the_younger(void **state)
+{
+    struct weir__queue queue;
+    struct weir__lane lanes[3];
+    struct weir_waiter old = {.bytes = 10};
+    struct weir_waiter worn = {.bytes = 100};
+    struct weir_waiter young = {.bytes = 10};
+
+    (void)state;
+    weir__queue_init(&queue);
+    for (int i = 0; i < 3; i++) {
+        weir__lane_init(&lanes[i]);
+        lanes[i].room_bytes = UINT64_MAX;
+    }
+    weir__queue_append(&queue, &lanes[0], &old, 1);
+    weir__queue_append(&queue, &lanes[1], &worn, 2);
+    weir__queue_append(&queue, &lanes[2], &young, 3);
+    worn.bypassed_count = QUEUE_BYPASS_MAX;
+    assert_ptr_equal(weir__queue_pick(&queue, 50), &old);
+    weir__queue_remove(&queue, &lanes[0], &old);
+    assert_null(weir__queue_pick(&queue, 50));
+    assert_false(weir__queue_is_passable(&queue, &lanes[0]));
+
+    /* Held by its cap, it stops nobody but its own lane. */
+    lanes[1].room_bytes = 99;
+    assert_ptr_equal(weir__queue_pick(&queue, 50), &young);
+    assert_true(weir__queue_is_passable(&queue, &lanes[0]));
+    assert_false(weir__queue_is_passable(&queue, &lanes[1]));
+}
+
+/* ---- The machine's limits ---------------------------------------------------- */
+
+static char tree[PATH_MAX];
+
+static void write_file(const char *name, const char *text)
+{
+    char path[2 * PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s%s", tree, name);
+    for (char *at = path + strlen(tree) + 1; *at != '\0'; at++) {
+        if (*at != '/')
+            continue;
+        *at = '\0';
+        mkdir(path, 0700);
+        *at = '/';
+    }
+
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* A fresh tree for each case. */
+static void plant(const char *name)
+{
+    const char *directory = harness_tmpdir();
+
+    assert_non_null(directory);
+    assert_true(snprintf(tree, sizeof(tree), "%s/%s", directory, name) < (int)sizeof(tree));
+    assert_int_equal(mkdir(tree, 0700), 0);
+}
+
+static void test_without_cgroups_there_is_ram(void **state)
+{
+    (void)state;
+    plant("bare");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    write_file("/proc/self/cgroup", "0::/\n");
+    write_file("/proc/self/mountinfo", "garbage\n\n - \n1 2 3\n1 2 3 / /x - cgroup2\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+}
+
+static void test_v2_walks_up(void **state)
+{
+    (void)state;
+    plant("v2");
+    write_file("/proc/self/cgroup", "0::/app.slice/one/two\n");
+    write_file("/proc/self/mountinfo",
+               "22 1 0:20 / /proc rw - proc proc rw\n"
+               "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n");
+    write_file("/sys/fs/cgroup/app.slice/one/two/memory.max", "max\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    write_file("/sys/fs/cgroup/app.slice/memory.max", "2147483648\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    write_file("/sys/fs/cgroup/app.slice/one/memory.max", "3221225472\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    write_file("/sys/fs/cgroup/app.slice/one/two/memory.high", "1073741824\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+    assert_int_equal(weir__limits_bytes(tree, GIB / 2), GIB / 2);
+    write_file("/sys/fs/cgroup/app.slice/other/memory.max", "4096\n"); /* not on our way */
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+}
+
+static void test_v1_walks_up(void **state)
+{
+    (void)state;
+    plant("v1");
+    write_file("/proc/self/cgroup", "9:name=systemd:/x\n4:cpu,memory:/a/b\n3:cpuset:/\n0::/\n");
+    write_file("/proc/self/mountinfo",
+               "34 31 0:30 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
+               "35 31 0:32 / /sys/fs/cgroup/mem\\040ory rw - cgroup cgroup rw,cpu,memory\n"
+               "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+    write_file("/sys/fs/cgroup/mem ory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    write_file("/sys/fs/cgroup/mem ory/a/memory.limit_in_bytes", "2147483648\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    write_file("/sys/fs/cgroup/mem ory/a/b/memory.stat",
+               "cache 0\nhierarchical_memory_limit 1073741824\nhierarchical_memsw_limit 5\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+}
+
+static void test_containers_see_a_part_of_the_tree(void **state)
+{
+    (void)state;
+    plant("container");
+    write_file("/proc/self/cgroup", "4:memory:/docker/abc/inner\n0::/../outside\n");
+    write_file("/proc/self/mountinfo",
+               "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+               "41 31 0:38 / /sys/fs/cgroup/unified ro - cgroup2 cgroup2 rw\n");
+    write_file("/sys/fs/cgroup/memory/inner/memory.limit_in_bytes", "3221225472\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 3 * GIB);
+    write_file("/sys/fs/cgroup/memory/memory.limit_in_bytes", "2147483648\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    write_file("/sys/fs/cgroup/unified/memory.max", "1073741824\n");
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+    write_file("/proc/self/cgroup", "4:memory:/docker/abcdef\n"); /* a neighbour, not below us */
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+}
+
+#define CASE(name, function)                                                                       \
+ {                                                                                                 \
+  name, function, set_up, tear_down, NULL                                                          \
+ }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE("bad configurations are refused", test_bad_configs_are_refused),
+        CASE("the default is a part of the machine", test_default_is_a_part_of_the_machine),
+        CASE("closing takes NULL", test_closing_takes_nothing),
+        CASE("closing refunds what is left", test_closing_refunds_what_is_left),
+        CASE("a reserve is kept until close", test_a_reserve_is_kept_until_close),
+        CASE("the four verdicts come in their order", test_the_four_verdicts),
+        CASE("levels are left where they say", test_levels_are_left_where_they_say),
+        CASE("a flush is asked once per episode", test_flush_is_asked_once_per_episode),
+        CASE("a forced opening owes a flush", test_a_forced_opening_owes_a_flush),
+        CASE("flush bytes reach soft's leave level", test_flush_bytes_reach_soft_leave),
+        CASE("spill is answered only with room", test_spill_only_with_room),
+        CASE("a cap waits or spills", test_a_cap_waits_or_spills),
+        CASE("what can never fit is refused", test_what_can_never_fit_is_refused),
+        CASE("nothing is always admitted", test_nothing_is_always_admitted),
+        CASE("forced charges pass hard and are shown apart", test_forced_charges_pass_hard),
+        CASE("over-refunds are counted and harmless", test_over_refunds_are_counted),
+        CASE("books charge and refund", test_books_charge_and_refund),
+        CASE("the delay grows between soft and hard", test_delay_between_soft_and_hard),
+        CASE("a dwell keeps the level but not the waiters",
+             test_a_dwell_keeps_the_level_but_not_the_waiters),
+        CASE("memory is charged before the wake", test_memory_is_charged_before_the_wake),
+        CASE("first come, first served", test_first_come_first_served),
+        CASE("small ones pass a giant a bounded number of times",
+             test_small_ones_pass_a_giant_a_bounded_number_of_times),
+        CASE("charges pass a giant a bounded number of times",
+             test_charges_pass_a_giant_a_bounded_number_of_times),
+        CASE("a cap holds only its own waiters", test_a_cap_holds_only_its_own),
+        CASE("an account does not pass its own waiter for ever",
+             test_an_account_does_not_pass_its_own_waiter_for_ever),
+        CASE("late waiters are told", test_late_waiters_are_told),
+        CASE("a cancelled waiter is not woken", test_cancel),
+        CASE("there is no wait without hope", test_no_wait_without_hope),
+        CASE("there is no hope at a cap from others", test_no_hope_at_a_cap_from_others),
+        CASE("owners are notified under no lock", test_owners_are_notified_under_no_lock),
+        CASE("a wake may wait again", test_a_wake_may_wait_again),
+        CASE("grants wait for forced charges too", test_grants_wait_for_forced_charges),
+        CASE("closing an account grants", test_closing_an_account_grants),
+        CASE("a grant that opens an episode owes a flush",
+             test_a_grant_that_opens_an_episode_owes_a_flush),
+        CASE("a sleeping thread is woken", test_a_sleeping_thread_is_woken),
+        CASE("figures of an account", test_figures_of_an_account),
+        CASE("figures of the governor", test_figures_of_the_governor),
+        CASE("holders come largest first", test_holders_come_largest_first),
+        CASE("tickets are unique", test_tickets_are_unique),
+        CASE("the look into a lane is bounded", test_the_look_into_a_lane_is_bounded),
+        CASE("a worn waiter stops only the younger", test_a_worn_waiter_stops_only_the_younger),
+        CASE("without cgroups there is RAM", test_without_cgroups_there_is_ram),
+        CASE("v2 limits count all the way up", test_v2_walks_up),
+        CASE("v1 limits count all the way up", test_v1_walks_up),
+        CASE("containers see a part of the tree", test_containers_see_a_part_of_the_tree),
+    };
+
+    return cmocka_run_group_tests_name("governor", tests, NULL, NULL);
+}

@@ -1,0 +1,967 @@
+/* SPDX-License-Identifier: MIT */
+/* reorder - in order, whatever the region and the account say */
+#include <weir/reorder.h>
+
+#include "base/random.h"
+#include "double.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+struct fixture {
+    struct weir_region region;
+    struct weir_account account;
+    struct weir_reorder *reorder;
+    uint32_t ready_count;
+};
+
+static void on_ready(void *context)
+{
+    ((struct fixture *)context)->ready_count++;
+}
+
+static struct weir_reorder *make(struct fixture *fixture, struct weir_reorder_config config)
+{
+    struct weir_reorder *reorder;
+
+    config.account = &fixture->account;
+    config.region = &fixture->region;
+    if (config.ready == NULL) {
+        config.ready = on_ready;
+        config.context = fixture;
+    }
+    assert_int_equal(weir_reorder_create(&config, &reorder), 0);
+    return reorder;
+}
+
+static int begin(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+
+    double_region_init(&fixture->region);
+    double_account_init(&fixture->account);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.owner = 3});
+    *state = fixture;
+    return 0;
+}
+
+static int end(void **state)
+{
+    struct fixture *fixture = *state;
+
+    if (fixture->reorder != NULL)
+        weir_reorder_audit(fixture->reorder);
+    weir_reorder_destroy(fixture->reorder);
+    assert_int_equal(fixture->account.charged_bytes, 0);
+    assert_int_equal(fixture->account.book_bytes, 0);
+    weir_region_poll(&fixture->region);
+    double_region_deinit(&fixture->region);
+    free(fixture);
+    return 0;
+}
+
+static void fill(char *data, uint64_t sequence, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        data[i] = (char)weir__mix(sequence * 31 + i / 8 + 1);
+}
+
+static int push(struct weir_reorder *reorder, uint64_t sequence, size_t bytes)
+{
+    char *data = malloc(bytes > 0 ? bytes : 1);
+    int r;
+
+    fill(data, sequence, bytes);
+    r = weir_reorder_push(reorder, sequence, data, bytes);
+    free(data);
+    return r;
+}
+
+static void check(const struct weir_item *item, uint64_t sequence, size_t bytes)
+{
+    char *data = malloc(bytes > 0 ? bytes : 1);
+
+    fill(data, sequence, bytes);
+    assert_int_equal(item->sequence, sequence);
+    assert_int_equal(item->bytes, bytes);
+    if (bytes > 0)
+        assert_memory_equal(item->data, data, bytes);
+    else
+        assert_null(item->data);
+    free(data);
+}
+
+/* Pop, polling the region as a loop would; the item is checked and released. */
+static void take(struct fixture *fixture, uint64_t sequence, size_t bytes)
+{
+    struct weir_item item;
+    int r = weir_reorder_pop(fixture->reorder, &item);
+
+    for (int i = 0; r == -EAGAIN && i < 100; i++) {
+        weir_region_poll(&fixture->region);
+        r = weir_reorder_pop(fixture->reorder, &item);
+    }
+    assert_int_equal(r, 0);
+    check(&item, sequence, bytes);
+    weir_reorder_release(fixture->reorder, &item);
+}
+
+static struct weir_reorder_stats stats_of(const struct weir_reorder *reorder)
+{
+    struct weir_reorder_stats stats;
+
+    weir_reorder_stats(reorder, &stats);
+    return stats;
+}
+
+/* All that the account was charged is in the figures. */
+static void check_books(const struct fixture *fixture)
+{
+    struct weir_reorder_stats stats = stats_of(fixture->reorder);
+
+    weir_reorder_audit(fixture->reorder);
+    assert_int_equal(fixture->account.charged_bytes,
+                     65536 + stats.memory_bytes + stats.metadata_bytes);
+    assert_int_equal(fixture->account.book_bytes, stats.metadata_bytes);
+}
+
+/* ---- In memory ------------------------------------------------------------------ */
+
+static void test_order(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    assert_int_equal(push(fixture->reorder, 2, 20), 0);
+    assert_int_equal(push(fixture->reorder, 1, 10), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    assert_int_equal(push(fixture->reorder, 0, 0), 0);
+    check_books(fixture);
+    take(fixture, 0, 0);
+    take(fixture, 1, 10);
+    take(fixture, 2, 20);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    assert_int_equal(stats_of(fixture->reorder).next_sequence, 3);
+    assert_int_equal(stats_of(fixture->reorder).delivered_count, 3);
+    check_books(fixture);
+}
+
+static void test_shuffled(void **state)
+{
+    struct fixture *fixture = *state;
+    uint32_t order[5000];
+    uint64_t seed = 7;
+
+    for (uint32_t round = 0; round < 3; round++) {
+        uint64_t first = round * UINT64_C(5000);
+
+        for (uint32_t i = 0; i < 5000; i++)
+            order[i] = i;
+        for (uint32_t i = 4999; i > 0; i--) {
+            uint32_t other = (uint32_t)weir__random_below(&seed, i + 1);
+            uint32_t kept = order[i];
+
+            order[i] = order[other];
+            order[other] = kept;
+        }
+        for (uint32_t i = 0; i < 5000; i++)
+            assert_int_equal(push(fixture->reorder, first + order[i], order[i] % 150), 0);
+        check_books(fixture);
+        for (uint32_t i = 0; i < 5000; i++)
+            take(fixture, first + i, i % 150);
+        check_books(fixture);
+    }
+}
+
+static void test_refused(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder *reorder;
+    uint64_t charged;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder =
+        make(fixture, (struct weir_reorder_config){.first_sequence = 100, .window_items_max = 10});
+    reorder = fixture->reorder;
+    assert_int_equal(push(reorder, 105, 50), 0);
+    charged = fixture->account.charged_bytes;
+
+    assert_int_equal(push(reorder, 99, 50), -ERANGE);
+    assert_int_equal(push(reorder, 110, 50), -ERANGE);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(push(reorder, 105, 50), -EEXIST);
+    assert_int_equal(fixture->account.charged_bytes, charged);
+    assert_int_equal(stats_of(reorder).duplicate_count, 10);
+    assert_int_equal(stats_of(reorder).range_count, 2);
+    assert_int_equal(push(reorder, 109, 50), 0);
+    assert_int_equal(stats_of(reorder).last_sequence, 109);
+    check_books(fixture);
+}
+
+static void test_window_bytes(void **state)
+{
+    struct fixture *fixture = *state;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.window_bytes_max = 1000});
+    assert_int_equal(push(fixture->reorder, 5, 900), 0);
+    assert_int_equal(push(fixture->reorder, 6, 101), -EDQUOT);
+    assert_int_equal(push(fixture->reorder, 6, 100), 0);
+    /* Spilled payload counts too. */
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1), 0);
+    assert_int_equal(push(fixture->reorder, 7, 1), -EDQUOT);
+    assert_int_equal(push(fixture->reorder, 0, 500), 0);
+    take(fixture, 0, 500);
+}
+
+static void test_far_ahead(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t before = fixture->account.charged_bytes;
+
+    assert_int_equal(push(fixture->reorder, 10000000, 42), 0);
+    assert_true(fixture->account.charged_bytes - before < 1024);
+}
+
+static void test_popped(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item items[50];
+
+    for (uint64_t i = 0; i < 50; i++)
+        assert_int_equal(push(fixture->reorder, i, 300), 0);
+    for (uint64_t i = 0; i < 50; i++)
+        assert_int_equal(weir_reorder_pop(fixture->reorder, &items[i]), 0);
+    assert_int_equal(stats_of(fixture->reorder).popped_count, 50);
+    assert_int_equal(stats_of(fixture->reorder).item_count, 0);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 50 * 300);
+    check_books(fixture);
+    for (uint64_t i = 50; i-- > 0;) {
+        check(&items[i], i, 300);
+        weir_reorder_release(fixture->reorder, &items[i]);
+    }
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 0);
+    check_books(fixture);
+}
+
+static void test_skip(void **state)
+{
+    struct fixture *fixture = *state;
+
+    assert_int_equal(push(fixture->reorder, 1, 10), 0);
+    assert_int_equal(push(fixture->reorder, 2, 20), 0);
+    assert_int_equal(push(fixture->reorder, 3, 30), 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 1, 10);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    check_books(fixture);
+    take(fixture, 3, 30);
+    assert_int_equal(stats_of(fixture->reorder).skipped_count, 2);
+    assert_int_equal(push(fixture->reorder, 2, 20), -ERANGE);
+}
+
+static void test_last_of_all(void **state)
+{
+    struct fixture *fixture = *state;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder =
+        make(fixture, (struct weir_reorder_config){.first_sequence = UINT64_MAX - 1});
+    assert_int_equal(push(fixture->reorder, UINT64_MAX, 1), -ERANGE);
+    assert_int_equal(push(fixture->reorder, UINT64_MAX - 1, 1), 0);
+    take(fixture, UINT64_MAX - 1, 1);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), -ERANGE);
+}
+
+static void test_invalid(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder_config config = {.account = &fixture->account};
+    struct weir_reorder *reorder = NULL;
+
+    config.reserved[3] = 1;
+    assert_int_equal(weir_reorder_create(&config, &reorder), -EINVAL);
+    assert_int_equal(weir_reorder_create(NULL, &reorder), -EINVAL);
+    config.reserved[3] = 0;
+    fixture->account.spill_at = fixture->account.charged_bytes + 65535;
+    assert_int_equal(weir_reorder_create(&config, &reorder), -EDQUOT);
+    assert_null(reorder);
+    weir_reorder_destroy(NULL);
+}
+
+static void test_alone(void **state)
+{
+    struct weir_reorder_config config = {0};
+    struct weir_reorder *reorder;
+    struct weir_item item;
+
+    (void)state;
+    assert_int_equal(weir_reorder_create(&config, &reorder), 0);
+    assert_int_equal(push(reorder, 1, 10), 0);
+    assert_int_equal(push(reorder, 0, 10), 0);
+    assert_int_equal(weir_reorder_spill(reorder, 100), 0);
+    assert_int_equal(weir_reorder_push_slot(reorder, 2, (struct weir_slot){1, 1}), -EINVAL);
+    assert_int_equal(weir_reorder_pop(reorder, &item), 0);
+    check(&item, 0, 10);
+    weir_reorder_audit(reorder);
+    weir_reorder_release(reorder, &item);
+    weir_reorder_destroy(reorder);
+}
+
+static void test_stall(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t stalled;
+
+    assert_int_equal(stats_of(fixture->reorder).stall_ns, 0);
+    assert_int_equal(push(fixture->reorder, 1, 1), 0);
+    while (stats_of(fixture->reorder).stall_ns == 0)
+        ;
+    assert_int_equal(push(fixture->reorder, 0, 1), 0);
+    stalled = stats_of(fixture->reorder).stall_ns;
+    assert_true(stalled > 0);
+    take(fixture, 0, 1);
+    take(fixture, 1, 1);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(stats_of(fixture->reorder).stall_ns, stalled);
+}
+
+/* ---- Spilling ------------------------------------------------------------------- */
+
+static void test_furthest_first(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 1; i <= 100; i++)
+        assert_int_equal(push(fixture->reorder, i, 100), 0);
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1000), 1000);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 10);
+    assert_int_equal(stats_of(fixture->reorder).spilled_bytes, 1000);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 9000);
+    for (uint32_t i = 0; i < fixture->region.slot_count; i++)
+        if (fixture->region.slots[i].generation % 2 == 1) {
+            assert_true(fixture->region.slots[i].label.key > 90);
+            assert_int_equal(fixture->region.slots[i].label.owner, 3);
+        }
+    check_books(fixture);
+
+    /* The hot zone stays: 16 behind next, which is 0 and missing. */
+    assert_int_equal(weir_reorder_spill(fixture->reorder, UINT64_MAX), 7500);
+    assert_int_equal(stats_of(fixture->reorder).memory_count, 15);
+    assert_int_equal(push(fixture->reorder, 0, 100), 0);
+    for (uint64_t i = 0; i <= 100; i++)
+        take(fixture, i, 100);
+    assert_int_equal(fixture->region.live_count, 0);
+    assert_int_equal(stats_of(fixture->reorder).spill_count, 85);
+    check_books(fixture);
+}
+
+static void test_verdict_spill(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t limit;
+
+    for (uint64_t i = 1; i <= 10; i++)
+        assert_int_equal(push(fixture->reorder, i * 2, 100), 0);
+    limit = fixture->account.charged_bytes;
+    fixture->account.spill_at = limit;
+
+    /* 21 is the furthest of all and goes itself; 1 takes the place of 20. */
+    assert_int_equal(push(fixture->reorder, 21, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 1);
+    assert_int_equal(stats_of(fixture->reorder).memory_count, 10);
+    assert_int_equal(push(fixture->reorder, 1, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 2);
+    assert_int_equal(stats_of(fixture->reorder).memory_count, 10);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 1000);
+    check_books(fixture);
+    assert_int_equal(fixture->account.forced_bytes, 0);
+
+    /* A larger one takes as many places as it needs. */
+    assert_int_equal(push(fixture->reorder, 3, 250), 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 5);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 950);
+    check_books(fixture);
+}
+
+static void test_wait(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder_stats before;
+
+    assert_int_equal(push(fixture->reorder, 5, 100), 0);
+    fixture->account.wait_at = fixture->account.charged_bytes;
+    fixture->region.put_result = -EAGAIN;
+    before = stats_of(fixture->reorder);
+    assert_int_equal(push(fixture->reorder, 6, 100), -EAGAIN);
+    assert_int_equal(push(fixture->reorder, 4, 100), -EAGAIN);
+    fixture->region.put_result = -ENOSPC;
+    assert_int_equal(push(fixture->reorder, 6, 100), -ENOSPC);
+    assert_int_equal(push(fixture->reorder, 4, 100), -ENOSPC);
+    assert_int_equal(stats_of(fixture->reorder).item_count, before.item_count);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, before.memory_bytes);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 2);
+    check_books(fixture);
+    fixture->region.put_result = 0;
+    assert_int_equal(push(fixture->reorder, 4, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 1);
+    assert_int_equal(push(fixture->reorder, 7, 5000), -EFBIG);
+    check_books(fixture);
+}
+
+static void test_wait_without_region(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder_config config = {.account = &fixture->account};
+
+    weir_reorder_destroy(fixture->reorder);
+    assert_int_equal(weir_reorder_create(&config, &fixture->reorder), 0);
+    fixture->account.wait_at = fixture->account.charged_bytes;
+    fixture->account.never_at = 5000;
+    assert_int_equal(push(fixture->reorder, 4, 100), -EAGAIN);
+    assert_int_equal(push(fixture->reorder, 4, 5001), -EDQUOT);
+    assert_int_equal(push(fixture->reorder, 0, 5001), 0);
+    take(fixture, 0, 5001);
+    check_books(fixture);
+}
+
+static void test_head_enters(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t hard;
+
+    assert_int_equal(push(fixture->reorder, 1, 100), 0);
+    /* Room for the index, not for payload. */
+    hard = fixture->account.charged_bytes + 1024;
+    fixture->account.wait_at = 0;
+    fixture->region.put_result = -EDQUOT;
+    assert_int_equal(push(fixture->reorder, 2, 100), -EDQUOT);
+    assert_int_equal(push(fixture->reorder, 0, 60000), 0);
+    /* The working set has paid for it. */
+    assert_int_equal(fixture->account.forced_bytes, 0);
+    weir_reorder_audit(fixture->reorder);
+    take(fixture, 0, 60000);
+    weir_reorder_audit(fixture->reorder);
+    take(fixture, 1, 100);
+    assert_true(fixture->account.charged_bytes <= hard);
+
+    /* Larger than the working set: the rest is forced. */
+    assert_int_equal(push(fixture->reorder, 2, 100000), 0);
+    assert_int_equal(fixture->account.forced_bytes, 100000 - 65536);
+    weir_reorder_audit(fixture->reorder);
+    take(fixture, 2, 100000);
+    check_books(fixture);
+}
+
+static void test_head_swaps(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 1; i <= 200; i++)
+        assert_int_equal(push(fixture->reorder, i, 1000), 0);
+    fixture->account.wait_at = fixture->account.charged_bytes;
+    assert_int_equal(push(fixture->reorder, 0, 150000), 0);
+    assert_int_equal(fixture->account.forced_bytes, 0);
+    check_books(fixture);
+    for (uint64_t i = 0; i <= 200; i++)
+        take(fixture, i, i == 0 ? 150000 : 1000);
+}
+
+static void test_flush(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 1; i <= 1000; i++)
+        assert_int_equal(push(fixture->reorder, i, 1000), 0);
+    fixture->account.flush_next = true;
+    fixture->account.flush_bytes = 600000;
+    assert_int_equal(push(fixture->reorder, 1001, 1000), 0);
+    /* In pieces: no push pays for all of it. */
+    assert_in_range(stats_of(fixture->reorder).spilled_bytes, 1000, 300000);
+    for (uint64_t i = 1002; i <= 1010; i++)
+        assert_int_equal(push(fixture->reorder, i, 1000), 0);
+    assert_in_range(stats_of(fixture->reorder).spilled_bytes, 600000, 602000);
+    check_books(fixture);
+
+    /* Others have freed what was wanted. */
+    fixture->account.flush_next = true;
+    assert_int_equal(push(fixture->reorder, 1011, 1000), 0);
+    fixture->account.flush_bytes = 0;
+    assert_int_equal(push(fixture->reorder, 1012, 1000), 0);
+    assert_in_range(stats_of(fixture->reorder).spilled_bytes, 600000, 870000);
+}
+
+static void test_failed_spill(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 0; i < 100; i++)
+        assert_int_equal(push(fixture->reorder, i, 100), 0);
+    fixture->region.put_result = -EIO;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1000), 0);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 1);
+    check_books(fixture);
+    fixture->region.put_result = 0;
+    fixture->region.bytes_max = 250;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1000), 200);
+    check_books(fixture);
+    for (uint64_t i = 0; i < 100; i++)
+        take(fixture, i, 100);
+}
+
+static void test_large_spill(void **state)
+{
+    struct fixture *fixture = *state;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1});
+    assert_int_equal(push(fixture->reorder, 7, 70000), 0); /* larger than any item of the region */
+    assert_int_equal(push(fixture->reorder, 6, 20000), 0); /* larger than one put */
+    assert_int_equal(push(fixture->reorder, 5, 100), 0);
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 20000), 20000);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 1);
+    check_books(fixture);
+    assert_int_equal(weir_reorder_spill(fixture->reorder, UINT64_MAX), 100);
+    check_books(fixture);
+}
+
+/* One that the region took half of: what it has stays for the next try, or goes with the item. */
+static void test_partial_spill(void **state)
+{
+    struct fixture *fixture = *state;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1});
+    assert_int_equal(push(fixture->reorder, 1, 20000), 0);
+    fixture->region.writes_left = 3;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1), 0);
+    assert_int_equal(fixture->region.live_count, 1);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 0);
+    check_books(fixture);
+    fixture->region.writes_left = 4; /* three are left */
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1), 20000);
+    assert_int_equal(fixture->region.live_count, 1);
+
+    assert_int_equal(push(fixture->reorder, 2, 20000), 0);
+    assert_int_equal(push(fixture->reorder, 3, 20000), 0);
+    fixture->region.writes_left = 3;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1), 0);
+    assert_int_equal(fixture->region.live_count, 2);
+    fixture->region.writes_left = 0;
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(fixture->region.live_count, 1);
+    take(fixture, 3, 20000);
+    assert_int_equal(fixture->region.live_count, 0);
+    check_books(fixture);
+}
+
+/* ---- Fetching ------------------------------------------------------------------- */
+
+/* Sequences 1 .. count lie cold in the region; 0 is missing. */
+static void spill_all(struct fixture *fixture, uint64_t count, size_t bytes)
+{
+    fixture->region.puts_are_cold = true;
+    fixture->account.spill_at = 0;
+    for (uint64_t i = 1; i <= count; i++)
+        assert_int_equal(push(fixture->reorder, i, bytes), 0);
+    fixture->account.spill_at = UINT64_MAX;
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, count);
+}
+
+static void test_fetch(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 1, 100);
+    assert_int_equal(push(fixture->reorder, 0, 1), 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    assert_int_equal(fixture->ready_count, 0);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+    check(&item, 1, 100);
+    assert_false(weir_slot_is_none(item.slot));
+    assert_int_equal(fixture->region.pinned_bytes, 100);
+    /* It stays whatever the region does. */
+    weir_region_poll(&fixture->region);
+    double_region_chill(&fixture->region);
+    check(&item, 1, 100);
+    weir_reorder_release(fixture->reorder, &item);
+    assert_true(weir_slot_is_none(item.slot));
+    assert_null(item.data);
+    assert_int_equal(fixture->region.live_count, 0);
+    assert_int_equal(stats_of(fixture->reorder).fetch_count, 1);
+    check_books(fixture);
+}
+
+static void test_fetch_ahead(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t puts;
+
+    spill_all(fixture, 1000, 40);
+    puts = fixture->region.put_count;
+    assert_int_equal(push(fixture->reorder, 0, 40), 0);
+    take(fixture, 0, 40);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(stats_of(fixture->reorder).fetch_count, 8192 / 2 / 40);
+    for (uint64_t i = 1; i <= 1000; i++) {
+        take(fixture, i, 40);
+        assert_true(fixture->region.pinned_bytes <= 8192 / 2);
+        if (i % 50 == 0)
+            check_books(fixture);
+    }
+    assert_true(fixture->region.fetch_calls <= 30);
+    assert_int_equal(fixture->region.fetched_count, 1000);
+    assert_int_equal(fixture->region.put_count, puts);
+}
+
+/* With a poll between pops, as a loop does it, delivery never waits but for the first. */
+static void test_fetch_is_ahead(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 1000, 40);
+    assert_int_equal(push(fixture->reorder, 0, 40), 0);
+    for (uint64_t i = 0; i <= 1000; i++) {
+        assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+        check(&item, i, 40);
+        weir_reorder_release(fixture->reorder, &item);
+        weir_region_poll(&fixture->region);
+    }
+}
+
+static void test_resident(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 20, 40);
+    for (uint32_t i = 0; i < fixture->region.slot_count; i++)
+        fixture->region.slots[i].cold = false;
+    for (uint64_t i = 0; i < 20; i++) {
+        if (i > 0) {
+            assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+            check(&item, i, 40);
+            weir_reorder_release(fixture->reorder, &item);
+        } else {
+            assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+        }
+    }
+    assert_int_equal(fixture->region.fetch_calls, 0);
+}
+
+static void test_failed_fetch(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 3, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    fixture->region.fetch_result = -EIO;
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EIO);
+    check_books(fixture);
+
+    /* Again, and it fails again; then it works. */
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EIO);
+    fixture->region.fetch_result = 0;
+    take(fixture, 1, 100);
+
+    /* Or it is given up. */
+    double_region_chill(&fixture->region);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 3, 100);
+    assert_int_equal(fixture->region.live_count, 0);
+    assert_true(stats_of(fixture->reorder).failed_fetch_count >= 2);
+}
+
+static void test_stale(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_slot slot = {.index = 1, .generation = 1};
+    struct weir_item item;
+
+    spill_all(fixture, 2, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_region_free(&fixture->region, slot), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ESTALE);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ESTALE);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 2, 100);
+    check_books(fixture);
+    assert_int_equal(stats_of(fixture->reorder).spilled_bytes, 0);
+}
+
+/* Freed by others while a fetch is under way. */
+static void test_stale_fetch(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 2, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    assert_int_equal(
+        weir_region_free(&fixture->region, (struct weir_slot){.index = 1, .generation = 1}), 0);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ESTALE);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 2, 100);
+}
+
+static void test_skip_while_fetched(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 3, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    check_books(fixture);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 0);
+    take(fixture, 2, 100);
+    take(fixture, 3, 100);
+}
+
+static void test_destroy_while_fetched(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 3, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = NULL;
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 0);
+    assert_int_equal(fixture->region.live_count, 0);
+}
+
+/* What ready does is its own business: here it ends the buffer. */
+static void on_ready_destroy(void *context)
+{
+    struct fixture *fixture = context;
+
+    fixture->ready_count++;
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = NULL;
+}
+
+static void test_destroy_in_ready(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder =
+        make(fixture, (struct weir_reorder_config){.ready = on_ready_destroy, .context = fixture});
+    spill_all(fixture, 30, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_null(fixture->reorder);
+}
+
+static void test_late_arrival(void **state)
+{
+    struct fixture *fixture = *state;
+
+    /* 5 is spilled although 6 .. are being fetched already. */
+    fixture->region.puts_are_cold = true;
+    fixture->account.spill_at = 0;
+    for (uint64_t i = 1; i <= 10; i++)
+        if (i != 5)
+            assert_int_equal(push(fixture->reorder, i, 100), 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 1, 100);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(stats_of(fixture->reorder).fetch_count, 9);
+    assert_int_equal(push(fixture->reorder, 5, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).spill_count, 10);
+    for (uint64_t i = 2; i <= 10; i++)
+        take(fixture, i, 100);
+    assert_int_equal(fixture->region.fetched_count, 10);
+}
+
+static void test_push_slot(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_label label = {.key = 77, .owner = 9};
+    struct weir_slot slot;
+    struct weir_item item;
+    char data[12000];
+
+    fixture->region.puts_are_cold = true;
+    fill(data, 0, sizeof(data));
+    assert_int_equal(weir_region_alloc(&fixture->region, sizeof(data), label, &slot), 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 0, slot), -EINVAL);
+    for (size_t at = 0; at < sizeof(data); at += 4000)
+        assert_int_equal(weir_region_write(&fixture->region, slot, at, data + at, 4000), 0);
+    assert_int_equal(weir_region_commit(&fixture->region, slot), 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 0, slot), 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 0, slot), -EEXIST);
+    check_books(fixture);
+
+    /* Too large to be fetched: by its slot. */
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+    assert_null(item.data);
+    assert_int_equal(item.bytes, 12000);
+    assert_int_equal(item.slot.index, slot.index);
+    assert_int_equal(item.slot.generation, slot.generation);
+    weir_reorder_release(fixture->reorder, &item);
+    assert_int_equal(fixture->region.live_count, 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 1, slot), -ESTALE);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 0, slot), -ERANGE);
+
+    /* Small, with a key that is not its sequence; and one of no bytes. */
+    fill(data, 1, 100);
+    assert_int_equal(weir_region_put(&fixture->region, data, 100, label, &slot), 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 1, slot), 0);
+    assert_int_equal(weir_region_put(&fixture->region, data, 0, label, &slot), 0);
+    assert_int_equal(weir_reorder_push_slot(fixture->reorder, 2, slot), 0);
+    take(fixture, 1, 100);
+    take(fixture, 2, 0);
+    assert_int_equal(fixture->region.live_count, 0);
+    check_books(fixture);
+}
+
+/* ---- Several buffers -------------------------------------------------------------- */
+
+static void test_others_yield(void **state)
+{
+    struct fixture *fixture = *state;
+    struct fixture other = {0};
+    struct weir_item item;
+
+    /* The first buffer holds all that may be pinned, ahead of a gap. */
+    spill_all(fixture, 100, 100);
+    fixture->region.pinned_bytes_max = 4200;
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->region.pinned_bytes, 4000);
+
+    /* The second needs one item, and gets it. */
+    double_account_init(&other.account);
+    other.reorder = NULL;
+    {
+        struct weir_reorder_config config = {
+            .account = &fixture->account,
+            .region = &fixture->region,
+            .ready = on_ready,
+            .context = &other,
+        };
+
+        assert_int_equal(weir_reorder_create(&config, &other.reorder), 0);
+    }
+    fixture->account.spill_at = 0;
+    assert_int_equal(push(other.reorder, 1, 1000), 0);
+    fixture->account.spill_at = UINT64_MAX;
+    assert_int_equal(weir_reorder_skip(other.reorder), 0);
+    assert_int_equal(weir_reorder_pop(other.reorder, &item), -EAGAIN);
+    assert_int_equal(fixture->region.pinned_bytes, 0);
+    weir_reorder_audit(fixture->reorder);
+    weir_reorder_audit(other.reorder);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(other.ready_count, 1);
+    assert_int_equal(weir_reorder_pop(other.reorder, &item), 0);
+    check(&item, 1, 1000);
+    weir_reorder_release(other.reorder, &item);
+    weir_reorder_destroy(other.reorder);
+
+    assert_int_equal(push(fixture->reorder, 0, 100), 0);
+    for (uint64_t i = 0; i <= 100; i++)
+        take(fixture, i, 100);
+}
+
+static void test_starved(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item out;
+    struct weir_item item;
+
+    /* What is out keeps the head from being fetched; its release lets it go on. */
+    spill_all(fixture, 2, 3000);
+    fixture->region.pinned_bytes_max = 5000;
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &out), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &out), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    weir_reorder_audit(fixture->reorder);
+    weir_reorder_release(fixture->reorder, &out);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 2);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+    check(&item, 2, 3000);
+    weir_reorder_release(fixture->reorder, &item);
+}
+
+static const struct CMUnitTest tests[] = {
+    {"items leave in order", test_order, begin, end, NULL},
+    {"shuffled items leave in order", test_shuffled, begin, end, NULL},
+    {"duplicates and the past cost nothing", test_refused, begin, end, NULL},
+    {"the window ends at its bytes, but not for the head", test_window_bytes, begin, end, NULL},
+    {"a gap of ten million costs a few nodes", test_far_ahead, begin, end, NULL},
+    {"a popped item stays charged until release", test_popped, begin, end, NULL},
+    {"skip steps over a gap and drops a head", test_skip, begin, end, NULL},
+    {"the last number of all is never next", test_last_of_all, begin, end, NULL},
+    {"a create that fails leaves nothing", test_invalid, begin, end, NULL},
+    {"it works without account and region", test_alone, begin, end, NULL},
+    {"a stall is counted", test_stall, begin, end, NULL},
+    {"the furthest is spilled first, the hot zone stays", test_furthest_first, begin, end, NULL},
+    {"a nearer item takes the place of further ones", test_verdict_spill, begin, end, NULL},
+    {"a refusal changes nothing", test_wait, begin, end, NULL},
+    {"without a region a refusal says wait", test_wait_without_region, begin, end, NULL},
+    {"the head enters by the working set", test_head_enters, begin, end, NULL},
+    {"a large head takes the place of others", test_head_swaps, begin, end, NULL},
+    {"a flush is paid in pieces", test_flush, begin, end, NULL},
+    {"a failed spill keeps the item", test_failed_spill, begin, end, NULL},
+    {"large items are spilled in pieces", test_large_spill, begin, end, NULL},
+    {"a spill that stopped half way goes on", test_partial_spill, begin, end, NULL},
+    {"a cold head is fetched", test_fetch, begin, end, NULL},
+    {"what follows is fetched ahead, in batches", test_fetch_ahead, begin, end, NULL},
+    {"delivery does not wait for what was fetched ahead", test_fetch_is_ahead, begin, end, NULL},
+    {"what the region has in memory is not fetched", test_resident, begin, end, NULL},
+    {"a failed fetch can be tried again", test_failed_fetch, begin, end, NULL},
+    {"a slot that others freed is told, and skipped", test_stale, begin, end, NULL},
+    {"a slot freed during its fetch is told", test_stale_fetch, begin, end, NULL},
+    {"a head that is being fetched can be skipped", test_skip_while_fetched, begin, end, NULL},
+    {"a fetch can outlive its buffer", test_destroy_while_fetched, begin, end, NULL},
+    {"ready may destroy the buffer", test_destroy_in_ready, begin, end, NULL},
+    {"an item spilled late is fetched in its turn", test_late_arrival, begin, end, NULL},
+    {"slots are pushed and popped", test_push_slot, begin, end, NULL},
+    {"what is held ahead yields to another buffer", test_others_yield, begin, end, NULL},
+    {"a starved head goes on when room comes back", test_starved, begin, end, NULL},
+};
+
+int main(void)
+{
+    return cmocka_run_group_tests_name("reorder", tests, NULL, NULL);
+}
