@@ -2675,6 +2675,126 @@ static void what_is_pinned_holds_its_buffer(void **state)
     finish(&f);
 }
 
+/* With all but one chunk pinned: what is asked for is done or refused, but never waited for in vain. */
+static int put_between_pins(const char *directory)
+{
+    struct weir_region_config config = {
+        .directory = directory,
+        .resident_bytes_max = RESIDENT_MIN,
+    };
+    struct weir_region *region;
+    struct weir_region_stats stats;
+    struct weir_slot pinned[8];
+    struct weir_slot slot;
+    static char item[100000];
+    const void *data;
+    int pin_count = 0;
+
+    alarm(PATIENCE_S);
+    CHILD_CHECK(weir_region_open(&config, &region) == 0);
+    weir_region_stats(region, &stats);
+    if (!stats.bounded)
+        return 0;
+    /* One item of each chunk, until there is room for one chunk or for none. */
+    for (int i = 0; i < 21 * 8; i++) {
+        int r = weir_region_put(region, item, sizeof(item), (struct weir_label){0, 1}, &slot);
+        CHILD_CHECK(r == 0 || r == -EAGAIN);
+        if (r == 0 && i % 21 == 10) {
+            CHILD_CHECK(weir_region_pin(region, slot, &data, NULL) == 0);
+            pinned[pin_count++] = slot;
+        }
+        for (int k = 0; k < 50; k++) /* straddles chunks now and then */
+            if (weir_region_put(region, item, 1000, (struct weir_label){0, 2}, &slot) == 0)
+                weir_region_free(region, slot);
+
+        struct weir_slot built; /* and pieces do */
+        r = weir_region_alloc(region, 3 * sizeof(item), (struct weir_label){0, 3}, &built);
+        CHILD_CHECK(r == 0 || r == -EAGAIN);
+        for (size_t at = 0; r == 0 && at < 3 * sizeof(item); at += sizeof(item)) {
+            r = weir_region_write(region, built, at, item, sizeof(item));
+            CHILD_CHECK(r == 0 || r == -EAGAIN);
+            if (r == 0 &&
+                weir_region_put(region, item, sizeof(item), (struct weir_label){0, 4}, &slot) != 0)
+                weir_region_free_owner(region, 4, NULL);
+        }
+        weir_region_free_owner(region, 3, NULL);
+        CHILD_CHECK(weir_region_poll(region) >= 0);
+        weir_region_audit(region);
+    }
+    CHILD_CHECK(pin_count >= 2);
+    while (pin_count > 0)
+        weir_region_unpin(region, pinned[--pin_count]);
+    CHILD_CHECK(weir_region_put(region, item, sizeof(item), (struct weir_label){0, 1}, &slot) == 0);
+    weir_region_close(region);
+    return 0;
+}
+
+static void pins_never_make_a_call_wait_for_ever(void **state)
+{
+    (void)state;
+    assert_child_passes(put_between_pins);
+}
+
+/* A cold piece of an unfinished item goes on where the next chunk is needed too. */
+static int write_across_between_pins(const char *directory)
+{
+    struct weir_region_config config = {
+        .directory = directory,
+        .resident_bytes_max = RESIDENT_MIN,
+    };
+    struct weir_region *region;
+    struct weir_region_stats stats;
+    struct weir_slot pinned[4];
+    struct weir_slot built;
+    struct weir_slot slot;
+    static char item[64 * 1024];
+    const void *data;
+    int r = 0;
+
+    alarm(PATIENCE_S);
+    CHILD_CHECK(weir_region_open(&config, &region) == 0);
+    weir_region_stats(region, &stats);
+    if (!stats.bounded)
+        return 0;
+    /* 3 MiB from chunk 0 on, written up to 16 KiB before the end of that chunk. */
+    CHILD_CHECK(weir_region_alloc(region, 3 * MIB, (struct weir_label){0, 3}, &built) == 0);
+    for (uint64_t at = 0; at < 31 * sizeof(item); at += sizeof(item))
+        CHILD_CHECK(weir_region_write(region, built, at, item, sizeof(item)) == 0);
+    CHILD_CHECK(weir_region_write(region, built, 31 * sizeof(item), item, 48 * KIB) == 0);
+    /* Two pinned chunks, and others until nothing else is in memory. */
+    for (int i = 0; i < 160; i++) {
+        r = weir_region_put(region, item, sizeof(item), (struct weir_label){0, 1}, &slot);
+        CHILD_CHECK(r == 0);
+        if (i == 24 || i == 56) {
+            CHILD_CHECK(weir_region_pin(region, slot, &data, NULL) == 0);
+            pinned[i / 56] = slot;
+        }
+    }
+    for (int tries = 0; tries < 100; tries++) {
+        r = weir_region_write(region, built, 31 * sizeof(item) + 48 * KIB, item, 32 * KIB);
+        if (r == 0)
+            break;
+        CHILD_CHECK(r == -EAGAIN);
+        CHILD_CHECK(weir_region_wait(region, 1000000) >= 0);
+    }
+    weir_region_stats(region, &stats);
+    CHILD_CHECK(stats.written_bytes < 64 * MIB); /* it was not written back again and again */
+    weir_region_unpin(region, pinned[0]);
+    weir_region_unpin(region, pinned[1]);
+    if (r != 0)
+        CHILD_CHECK(
+            weir_region_write(region, built, 31 * sizeof(item) + 48 * KIB, item, 32 * KIB) == 0);
+    weir_region_audit(region);
+    weir_region_close(region);
+    return 0;
+}
+
+static void a_piece_across_chunks_between_pins(void **state)
+{
+    (void)state;
+    assert_child_passes(write_across_between_pins);
+}
+
 /* ---- Slots ----------------------------------------------------------------------- */
 
 static void every_live_slot_is_walked_once(void **state)
@@ -3040,6 +3160,10 @@ int main(int argc, char **argv)
         CASE("a fetched item can be pinned", a_fetched_item_can_be_pinned),
         CASE("what is pinned holds its buffer, and fetches go on after unpins",
              what_is_pinned_holds_its_buffer),
+
+        CASE("pins never make a call wait for ever", pins_never_make_a_call_wait_for_ever),
+        CASE("a piece across two chunks goes in or is refused, whatever is pinned",
+             a_piece_across_chunks_between_pins),
 
         CASE("every live slot is walked once", every_live_slot_is_walked_once),
         CASE("unfinished items are walked too", unfinished_items_are_walked_too),
