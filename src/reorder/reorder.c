@@ -14,21 +14,28 @@
  * The missing head lives on the working set, charged at create.
  *
  * An item in the region keeps its slot until it is released, so it is written
- * once, and a copy fetched ahead can be dropped at any time. Fetched copies are
- * pinned when they come, at most `ahead_bytes_max` of them; the fetch records
- * are in order and only the first may be the head. What the region holds in
- * memory anyway is not fetched but pinned when it is popped.
+ * once, and a copy fetched ahead can be dropped at any time. Copies are pinned
+ * when they come, at most `ahead_bytes_max` of them, so that later ones cannot
+ * push them out; the fetch records are in order and only the first may be the
+ * head. What the region holds in memory anyway is pinned when it is popped.
+ *
+ * A pin can hold more of the region's room than its item: all that was read with
+ * it. So as soon as anybody on the thread waits for a head, all that is only held
+ * ahead is unpinned, and until the head is there nothing but heads is pinned:
+ * whoever waits, waits for reads and for consumers, never for a gap. What was
+ * unpinned lingers in the region as long as there is room.
  *
  * Numbers in comments name the invariant that a check defends:
  *
  *   O1  what waits lies in [next, next + window_items_max)
  *   O2  charged for payload == memory_bytes + popped_bytes - lent_bytes
  *   O3  lent_bytes <= working_bytes
- *   O4  fetch records are sorted, of items in the region, and their bytes sum to
+ *   O4  fetch records are sorted, of items in the region, and their cost sums to
  *       ahead_bytes
  *   O5  before `scan`, what lies in the region has a record, or was in memory when
  *       it was looked at, or cannot be fetched, or has failed once
  *   O6  a buffer is in the busy table of its thread exactly if it has records
+ *   O7  nothing is held ahead that has come while a buffer of the thread waited
  *
  * A region calls back what was asked for, even when the one who asked is gone,
  * and after its own end it calls back nothing. Neither a pointer nor a count of
@@ -66,6 +73,9 @@
 /* An item further than this from next is not fetched yet. */
 #define FETCH_DISTANCE UINT64_C(4096)
 
+/* What a small item costs the room for fetches beyond its bytes: it has neighbours, and pages. */
+#define FETCH_ITEM_BYTES UINT64_C(4096)
+
 /* A flush is paid in pieces, so that no push pays for all of it. */
 #define FLUSH_STEP_BYTES (UINT64_C(256) << 10)
 
@@ -87,7 +97,8 @@ struct reorder_fetch {
     const void *data; /* FETCH_HELD */
     uint64_t bytes;
     enum fetch_state state;
-    int result; /* FETCH_FAILED */
+    int result;       /* FETCH_FAILED */
+    bool is_promised; /* FETCH_HELD: ready was called for it */
 };
 
 /* A large item on its way to the region in pieces. */
@@ -115,7 +126,7 @@ struct weir_reorder {
     pthread_t owner;
 
     bool head_is_here;
-    bool is_waiting; /* pop said -EAGAIN: ready is owed */
+    bool is_waiting; /* pop said -EAGAIN: ready is owed; counted in reorder_waiting_count */
 
     uint64_t charged_bytes; /* O2 */
     uint64_t memory_bytes;  /* payload of what waits in memory */
@@ -157,6 +168,7 @@ struct weir_reorder {
 /* O6. By id, so that the context of a fetch can outlive its buffer. */
 static _Thread_local struct weir_reorder *reorder_busy[BUSY_BUCKETS];
 static _Thread_local uint64_t reorder_last_id;
+static _Thread_local uint64_t reorder_waiting_count;
 
 /* Whose head the region refused to fetch, and who is owed a call of ready. */
 static _Thread_local struct weir__list reorder_starved;
@@ -223,10 +235,18 @@ static void reorder_set_ready_due(struct weir_reorder *reorder, bool is_due)
         weir__list_append(reorder_queue(&reorder_ready_due), &reorder->ready_due);
 }
 
+static void reorder_set_waiting(struct weir_reorder *reorder, bool is_waiting)
+{
+    if (reorder->is_waiting == is_waiting)
+        return;
+    reorder->is_waiting = is_waiting;
+    reorder_waiting_count += is_waiting ? 1 : UINT64_MAX;
+}
+
 /* The head is not what it was: nobody waits for a fetch of it any more. */
 static void reorder_stop_waiting(struct weir_reorder *reorder)
 {
-    reorder->is_waiting = false;
+    reorder_set_waiting(reorder, false);
     reorder_set_starved(reorder, false);
     reorder_set_ready_due(reorder, false);
 }
@@ -385,7 +405,7 @@ static void reorder_fetch_insert(struct weir_reorder *reorder, struct reorder_fe
     memmove(place + 1, place, (reorder->fetch_count - index) * sizeof(*place));
     *place = fetch;
     reorder->fetch_count++;
-    reorder->ahead_bytes += fetch.bytes;
+    reorder->ahead_bytes += fetch.bytes + FETCH_ITEM_BYTES;
     reorder_enlist(reorder);
 }
 
@@ -394,7 +414,7 @@ static void reorder_fetch_erase(struct weir_reorder *reorder, struct reorder_fet
 {
     uint32_t index = (uint32_t)(fetch - (reorder->fetches + reorder->fetch_first));
 
-    reorder->ahead_bytes -= fetch->bytes;
+    reorder->ahead_bytes -= fetch->bytes + FETCH_ITEM_BYTES;
     reorder->fetch_count--;
     if (index == 0)
         reorder->fetch_first++;
@@ -415,27 +435,20 @@ static void reorder_fetch_drop(struct weir_reorder *reorder, struct reorder_fetc
     reorder_fetch_erase(reorder, fetch);
 }
 
-/* What is only held ahead goes back to the region; true if there was something. */
-static bool reorder_yield(struct weir_reorder *reorder)
+/* What is only held ahead goes back to the region. */
+static void reorder_yield(struct weir_reorder *reorder)
 {
-    bool has_yielded = false;
-
     for (uint32_t i = reorder->fetch_count; i-- > 0;) {
         struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
 
-        if (fetch->state != FETCH_HELD || fetch->sequence == reorder->next)
-            continue;
-        reorder_fetch_drop(reorder, fetch);
-        has_yielded = true;
+        if (fetch->state == FETCH_HELD && !fetch->is_promised)
+            reorder_fetch_drop(reorder, fetch);
     }
-    return has_yielded;
 }
 
 /* All buffers of this thread let go of what they hold ahead in @region. */
-static bool reorder_yield_all(const struct weir_region *region)
+static void reorder_yield_all(const struct weir_region *region)
 {
-    bool has_yielded = false;
-
     for (uint32_t bucket = 0; bucket < BUSY_BUCKETS; bucket++) {
         struct weir_reorder *reorder = reorder_busy[bucket];
 
@@ -443,11 +456,10 @@ static bool reorder_yield_all(const struct weir_region *region)
             struct weir_reorder *following = reorder->busy_next;
 
             if (reorder->region == region)
-                has_yielded |= reorder_yield(reorder);
+                reorder_yield(reorder);
             reorder = following;
         }
     }
-    return has_yielded;
 }
 
 /* ---- Fetching ------------------------------------------------------------------ */
@@ -490,7 +502,7 @@ static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slot
         weir__window_get(&reorder->window, sequence, &view);
         if (reorder_fetch_find(reorder, sequence) == NULL && reorder_wants(reorder, &view)) {
             if (sequence != reorder->next &&
-                reorder->ahead_bytes + view.bytes > reorder->ahead_bytes_max)
+                reorder->ahead_bytes + view.bytes + FETCH_ITEM_BYTES > reorder->ahead_bytes_max)
                 break;
             if (reorder_fetch_reserve(reorder) < 0)
                 break;
@@ -571,22 +583,18 @@ static int reorder_fetch_one(struct weir_reorder *reorder)
 
 /*
  * Fetch the head, which is cold and has no record, and what follows it; where
- * the region refuses, the head alone, and what others hold ahead must go.
- * -EAGAIN: what is out or under way must come back first.
+ * the region refuses, the head alone. -EAGAIN: what is out or under way must
+ * come back first.
  */
 static int reorder_fetch_head(struct weir_reorder *reorder)
 {
     size_t slot_count;
-    int r;
 
     reorder->scan = reorder->next;
-    r = reorder_fetch_batch(reorder, &slot_count);
-    if (r == 0 && reorder_fetch_find(reorder, reorder->next) != NULL)
+    if (reorder_fetch_batch(reorder, &slot_count) == 0 &&
+        reorder_fetch_find(reorder, reorder->next) != NULL)
         return 0;
-    r = reorder_fetch_one(reorder);
-    if (r == -EAGAIN && reorder_yield_all(reorder->region))
-        r = reorder_fetch_one(reorder);
-    return r;
+    return reorder_fetch_one(reorder);
 }
 
 /* Something was let go of, or came in: the starved try again, once round. */
@@ -621,12 +629,38 @@ static void reorder_call_ready(void)
     }
 }
 
+/* What became of a fetch: pinned, failed, or dropped because others need the room more (O7). */
+static void reorder_settle(struct weir_reorder *reorder, struct reorder_fetch *fetch, int result,
+                           bool is_awaited)
+{
+    if (result == 0) {
+        reorder->fetch_done_count++;
+        if (!is_awaited && reorder_waiting_count > 0) {
+            reorder_fetch_drop(reorder, fetch);
+            return;
+        }
+        result = weir_region_pin(reorder->region, fetch->slot, &fetch->data, NULL);
+    }
+    if (result == 0) {
+        fetch->state = FETCH_HELD;
+        fetch->is_promised = is_awaited;
+        return;
+    }
+
+    reorder->failed_fetch_count++;
+    fetch->state = FETCH_FAILED;
+    fetch->result = result;
+    /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
+    if (!is_awaited)
+        reorder_fetch_erase(reorder, fetch);
+}
+
 /* From the poll of the region, for each slot that was asked for. */
 static void reorder_fetched(void *context, struct weir_slot slot, int result)
 {
     struct weir_reorder *reorder = reorder_by_id((uint64_t)(uintptr_t)context);
     struct reorder_fetch *fetch;
-    bool is_head;
+    bool is_awaited;
 
     if (reorder == NULL)
         return;
@@ -634,27 +668,12 @@ static void reorder_fetched(void *context, struct weir_slot slot, int result)
     if (fetch == NULL || fetch->state != FETCH_UNDERWAY)
         return;
 
-    is_head = fetch->sequence == reorder->next;
-    if (result == 0)
-        result = weir_region_pin(reorder->region, slot, &fetch->data, NULL);
-    if (result == 0) {
-        fetch->state = FETCH_HELD;
-        reorder->fetch_done_count++;
-    } else {
-        reorder->failed_fetch_count++;
-        /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
-        if (is_head && reorder->is_waiting) {
-            fetch->state = FETCH_FAILED;
-            fetch->result = result;
-        } else {
-            reorder_fetch_erase(reorder, fetch);
-        }
-    }
-    if (is_head && reorder->is_waiting) {
-        reorder->is_waiting = false;
+    is_awaited = reorder->is_waiting && fetch->sequence == reorder->next;
+    reorder_settle(reorder, fetch, result, is_awaited);
+    if (is_awaited) {
+        reorder_set_waiting(reorder, false);
         reorder_set_ready_due(reorder, true);
     }
-
     reorder_feed_starved();
     reorder_call_ready();
 }
@@ -1181,6 +1200,7 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
                             const void **ret_data)
 {
     struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
+    bool is_under_way;
     int r;
 
     *ret_data = NULL;
@@ -1204,15 +1224,19 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
         reorder_fetch_erase(reorder, fetch);
     if (r != -EAGAIN)
         return r;
-    reorder->is_waiting = true;
-    if (fetch != NULL)
+
+    /* O7 */
+    is_under_way = fetch != NULL;
+    reorder_set_waiting(reorder, true);
+    reorder_yield_all(reorder->region);
+    if (is_under_way)
         return -EAGAIN;
     r = reorder_fetch_head(reorder);
     if (r == 0 || r == -EAGAIN) {
         reorder_set_starved(reorder, r < 0);
         return -EAGAIN;
     }
-    reorder->is_waiting = false;
+    reorder_set_waiting(reorder, false);
     return r;
 }
 
@@ -1359,7 +1383,7 @@ static void reorder_audit_fetches(const struct weir_reorder *reorder)
         WEIR_CHECK(view.bytes == fetch->bytes);
         WEIR_CHECK(view.slot.index == fetch->slot.index);
         WEIR_CHECK(view.slot.generation == fetch->slot.generation);
-        bytes += fetch->bytes;
+        bytes += fetch->bytes + FETCH_ITEM_BYTES;
     }
     WEIR_CHECK(bytes == reorder->ahead_bytes);
     WEIR_CHECK((reorder->busy_link != NULL) == (reorder->fetch_count > 0));

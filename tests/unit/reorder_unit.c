@@ -524,6 +524,7 @@ static void test_large_spill(void **state)
 
     weir_reorder_destroy(fixture->reorder);
     fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1});
+    fixture->region.item_bytes_max = 65536;
     assert_int_equal(push(fixture->reorder, 7, 70000), 0); /* larger than any item of the region */
     assert_int_equal(push(fixture->reorder, 6, 20000), 0); /* larger than one put */
     assert_int_equal(push(fixture->reorder, 5, 100), 0);
@@ -617,16 +618,31 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(push(fixture->reorder, 0, 40), 0);
     take(fixture, 0, 40);
     weir_region_poll(&fixture->region);
-    assert_int_equal(stats_of(fixture->reorder).fetch_count, 8192 / 2 / 40);
+    assert_int_equal(stats_of(fixture->reorder).fetch_count, (1 << 19) / (4096 + 40));
+    assert_int_equal(fixture->region.fetch_calls, 1);
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 40);
-        assert_true(fixture->region.pinned_bytes <= 8192 / 2);
+        weir_region_poll(&fixture->region);
         if (i % 50 == 0)
             check_books(fixture);
     }
     assert_true(fixture->region.fetch_calls <= 30);
     assert_int_equal(fixture->region.fetched_count, 1000);
     assert_int_equal(fixture->region.put_count, puts);
+}
+
+/* Large items are bounded by their bytes: half of what the region fetches at most. */
+static void test_fetch_bytes(void **state)
+{
+    struct fixture *fixture = *state;
+
+    spill_all(fixture, 1000, 4000);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    for (uint64_t i = 1; i <= 1000; i++) {
+        take(fixture, i, 4000);
+        weir_region_poll(&fixture->region);
+        assert_true(fixture->region.pinned_bytes <= 1 << 19);
+    }
 }
 
 /* With a poll between pops, as a loop does it, delivery never waits but for the first. */
@@ -643,6 +659,24 @@ static void test_fetch_is_ahead(void **state)
         weir_reorder_release(fixture->reorder, &item);
         weir_region_poll(&fixture->region);
     }
+}
+
+/* Copies that nobody pinned are gone by the next poll: they are fetched again. */
+static void test_unkind_region(void **state)
+{
+    struct fixture *fixture = *state;
+
+    spill_all(fixture, 1000, 40);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    fixture->region.forgets = true;
+    for (uint64_t i = 1; i <= 500; i++)
+        take(fixture, i, 40);
+    assert_true(fixture->region.fetched_count > 1000);
+    fixture->region.forgets = false;
+    fixture->region.fetched_count = 0;
+    for (uint64_t i = 501; i <= 1000; i++)
+        take(fixture, i, 40);
+    assert_true(fixture->region.fetched_count <= 500);
 }
 
 static void test_resident(void **state)
@@ -815,6 +849,9 @@ static void test_push_slot(void **state)
     struct weir_item item;
     char data[12000];
 
+    weir_reorder_destroy(fixture->reorder);
+    fixture->region.fetch_bytes_max = 8192;
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.owner = 3});
     fixture->region.puts_are_cold = true;
     fill(data, 0, sizeof(data));
     assert_int_equal(weir_region_alloc(&fixture->region, sizeof(data), label, &slot), 0);
@@ -859,10 +896,10 @@ static void test_others_yield(void **state)
 
     /* The first buffer holds all that may be pinned, ahead of a gap. */
     spill_all(fixture, 100, 100);
-    fixture->region.pinned_bytes_max = 4200;
+    fixture->region.pinned_bytes_max = 10500;
     assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
     weir_region_poll(&fixture->region);
-    assert_int_equal(fixture->region.pinned_bytes, 4000);
+    assert_int_equal(fixture->region.pinned_bytes, 10000);
 
     /* The second needs one item, and gets it. */
     double_account_init(&other.account);
@@ -947,6 +984,8 @@ static const struct CMUnitTest tests[] = {
     {"a spill that stopped half way goes on", test_partial_spill, begin, end, NULL},
     {"a cold head is fetched", test_fetch, begin, end, NULL},
     {"what follows is fetched ahead, in batches", test_fetch_ahead, begin, end, NULL},
+    {"what is fetched ahead is bounded by bytes", test_fetch_bytes, begin, end, NULL},
+    {"a copy that went again is fetched again", test_unkind_region, begin, end, NULL},
     {"delivery does not wait for what was fetched ahead", test_fetch_is_ahead, begin, end, NULL},
     {"what the region has in memory is not fetched", test_resident, begin, end, NULL},
     {"a failed fetch can be tried again", test_failed_fetch, begin, end, NULL},
