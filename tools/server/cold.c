@@ -29,7 +29,7 @@
 #include "store.h"
 #include "stream.h"
 
-#define COLD_FETCH_MAX   64 /* slots of one call */
+#define COLD_FETCH_MAX   64                    /* slots of one call */
 #define COLD_FLUSH_BYTES (UINT64_C(512) << 10) /* pushed out per turn */
 #define COLD_CLOCK_STEPS 256
 
@@ -273,9 +273,9 @@ static void read_complete(struct weir_operation *operation, int32_t result, uint
 
 void cold_read(struct shard *shard, struct request *request)
 {
-    const struct weir_slot slot =
-        request->hold != NULL ? request->hold->slot
-                              : request->batch->items[request->emit_index].slot;
+    const struct weir_slot slot = request->hold != NULL
+                                      ? request->hold->slot
+                                      : request->batch->items[request->emit_index].slot;
     int r;
 
     request->operation.complete = read_complete;
@@ -299,9 +299,9 @@ static int flush_value(struct shard *shard, struct value *value, uint64_t *freed
     struct entry *entry = value->entry;
     const uint32_t bytes = value->bytes;
     struct weir_slot slot;
-    const int r = weir_region_put(
-        shard->region, value->data, bytes,
-        (struct weir_label){.key = entry->hash, .owner = SHARD_OWNER_KEYS}, &slot);
+    const int r =
+        weir_region_put(shard->region, value->data, bytes,
+                        (struct weir_label){.key = entry->hash, .owner = SHARD_OWNER_KEYS}, &slot);
 
     if (r < 0)
         return r;

@@ -15,9 +15,9 @@
 
 #include "resp.h"
 
-#define COMMAND_ARGUMENTS_MAX 16           /* words of a command that is read whole */
-#define COMMAND_KEY_MAX       4096         /* bytes of a key, or of the name of a stream */
-#define COMMAND_COUNT_MAX     1024         /* items of one WPOP */
+#define COMMAND_ARGUMENTS_MAX 16              /* words of a command that is read whole */
+#define COMMAND_KEY_MAX       4096            /* bytes of a key, or of the name of a stream */
+#define COMMAND_COUNT_MAX     1024            /* items of one WPOP */
 #define COMMAND_TTL_MAX       (INT64_MAX / 4) /* ms */
 
 enum operation {

@@ -100,8 +100,8 @@ struct connection {
     uint64_t id;
     int fd;
     bool is_touched;
-    bool is_served;    /* right now */
-    bool must_serve;   /* once more */
+    bool is_served;  /* right now */
+    bool must_serve; /* once more */
     bool is_waiting_piece;
     bool has_ended;  /* the client sends no more */
     bool is_closing; /* no more commands; close when all was sent */
@@ -296,9 +296,9 @@ static void mark_passed(void *context, uint32_t kind, void *mark)
 static bool emit_bytes(struct connection *connection, struct request *request, const char *data,
                        size_t bytes)
 {
-    request->emit_offset += output_copy(&connection->output, &connection->shard->pool,
-                                        data + request->emit_offset,
-                                        bytes - (size_t)request->emit_offset);
+    request->emit_offset +=
+        output_copy(&connection->output, &connection->shard->pool, data + request->emit_offset,
+                    bytes - (size_t)request->emit_offset);
     if (request->emit_offset < bytes)
         return false;
     request->emit_offset = 0;
@@ -991,12 +991,11 @@ static bool words_feed(struct connection *connection)
             connection->start = connection->parsed;
         return true;
     case RESP_ARGUMENT:
-        connection_word(
-            connection,
-            (struct word){
-                .offset = (uint32_t)(word.data - connection->input->data) - connection->start,
-                .bytes = (uint32_t)word.bytes,
-            });
+        connection_word(connection, (struct word){
+                                        .offset = (uint32_t)(word.data - connection->input->data) -
+                                                  connection->start,
+                                        .bytes = (uint32_t)word.bytes,
+                                    });
         return true;
     case RESP_ERROR:
         connection_protocol_error(connection, reader->error);
@@ -1012,9 +1011,8 @@ static bool words_feed(struct connection *connection)
         return true;
     }
     if (connection->start == 0 && connection->filled == CONNECTION_INPUT)
-        connection_protocol_error(connection, reader->arguments_left == 0
-                                                  ? "too big inline request"
-                                                  : "too big request");
+        connection_protocol_error(connection, reader->arguments_left == 0 ? "too big inline request"
+                                                                          : "too big request");
     return false;
 }
 
@@ -1296,8 +1294,8 @@ static void connection_open(struct shard *shard, int fd)
     if (atomic_fetch_add(&shard->server->client_count, 1) >= shard->server->config.client_max ||
         shard->is_stopping)
         goto refuse;
-    connection = calloc(1, sizeof(*connection) +
-                               shard->server->config.worker_count * sizeof(struct lane));
+    connection =
+        calloc(1, sizeof(*connection) + shard->server->config.worker_count * sizeof(struct lane));
     if (connection == NULL)
         goto refuse;
     connection->input = pool_take(&shard->pool, false);
@@ -1427,13 +1425,14 @@ static void accept_complete(struct weir_operation *operation, int32_t result, ui
     if (result >= 0)
         connection_open(shard, result);
     else if (result != -ECONNABORTED && result != -EINTR && result != -EAGAIN)
-        shard->accept_again_ns = shard->now_ns + CONNECTION_RETRY_NS; /* no descriptors, no memory */
+        shard->accept_again_ns =
+            shard->now_ns + CONNECTION_RETRY_NS; /* no descriptors, no memory */
 }
 
 void connection_listen(struct shard *shard)
 {
     shard->accept.complete = accept_complete;
     shard->accept_is_armed = true;
-    io_uring_prep_multishot_accept(weir_worker_sqe(shard->worker, &shard->accept),
-                                   shard->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    io_uring_prep_multishot_accept(weir_worker_sqe(shard->worker, &shard->accept), shard->listen_fd,
+                                   NULL, NULL, SOCK_CLOEXEC);
 }

@@ -123,8 +123,7 @@ static void keyspace_grow(struct keyspace *keyspace)
 {
     if (keyspace_step(keyspace, KEYSPACE_MOVE))
         return;
-    if (keyspace->count <= (size_t)1 << keyspace->bits[0] ||
-        keyspace->bits[0] == KEYSPACE_BITS_MAX)
+    if (keyspace->count <= (size_t)1 << keyspace->bits[0] || keyspace->bits[0] == KEYSPACE_BITS_MAX)
         return;
     /* Without memory for it the chains grow a little longer instead. */
     keyspace->bits[1] = keyspace->bits[0] + 1;
@@ -148,9 +147,8 @@ struct entry *keyspace_find(struct keyspace *keyspace, uint32_t hash, struct sli
 {
     struct entry *entry = *bucket_of(keyspace, hash);
 
-    while (entry != NULL &&
-           (entry->hash != hash || entry->key_bytes != key.bytes ||
-            memcmp(entry->data, key.data, key.bytes) != 0))
+    while (entry != NULL && (entry->hash != hash || entry->key_bytes != key.bytes ||
+                             memcmp(entry->data, key.data, key.bytes) != 0))
         entry = entry->next;
     return entry;
 }
@@ -339,8 +337,8 @@ void keyspace_scan(struct keyspace *keyspace, uint64_t *cursor, uint32_t buckets
 
         if (*cursor >= first + second)
             *cursor = 0;
-        entry = *cursor < first ? keyspace->tables[0][*cursor]
-                                : keyspace->tables[1][*cursor - first];
+        entry =
+            *cursor < first ? keyspace->tables[0][*cursor] : keyspace->tables[1][*cursor - first];
         ++*cursor;
         while (entry != NULL) {
             struct entry *next = entry->next;
@@ -364,8 +362,8 @@ struct entry *keyspace_any(struct keyspace *keyspace, uint64_t *cursor)
 
         if (*cursor >= all)
             *cursor = 0;
-        entry = *cursor < first ? keyspace->tables[0][*cursor]
-                                : keyspace->tables[1][*cursor - first];
+        entry =
+            *cursor < first ? keyspace->tables[0][*cursor] : keyspace->tables[1][*cursor - first];
         if (entry != NULL)
             return entry;
     }

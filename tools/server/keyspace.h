@@ -54,9 +54,9 @@ struct entry {
     uint16_t key_bytes;
     uint16_t capacity; /* bytes for an inline value behind the key */
     uint8_t where;
-    bool was_used; /* since the clock passed */
+    bool was_used;      /* since the clock passed */
     bool was_read_cold; /* from the region, since it went there */
-    char data[];   /* key, inline value */
+    char data[];        /* key, inline value */
 };
 
 _Static_assert(sizeof(struct entry) <= 48, "a key is cheap");
@@ -64,11 +64,11 @@ _Static_assert(sizeof(struct entry) <= 48, "a key is cheap");
 struct keyspace {
     struct entry **tables[2]; /* the second one is the larger, while keys move over */
     uint32_t bits[2];
-    uint32_t move_at;   /* buckets of the first below this are empty */
+    uint32_t move_at; /* buckets of the first below this are empty */
     size_t count;
     size_t expire_count;
-    size_t slot_count;   /* keys whose value is in the region */
-    size_t memory_count; /* in a struct value */
+    size_t slot_count;    /* keys whose value is in the region */
+    size_t memory_count;  /* in a struct value */
     uint64_t value_bytes; /* of all values, wherever they are */
     struct value *newest; /* the clock: values in memory that may spill */
     struct value *oldest;

@@ -170,7 +170,8 @@ static inline void request_list_remove(struct request_list *list, struct request
 
 /* ---- Replies ------------------------------------------------------------------ */
 
-void request_reply_text(struct request *request, const char *text); /* whole lines; "-..." is a failure */
+void request_reply_text(struct request *request,
+                        const char *text); /* whole lines; "-..." is a failure */
 void request_reply_integer(struct request *request, int64_t value);
 void request_reply_bulk(struct request *request, const char *data, size_t bytes); /* at most 160 */
 

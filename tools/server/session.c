@@ -32,8 +32,8 @@ struct paper {
     size_t bytes_max;
 };
 
-static void __attribute__((format(printf, 2, 3))) paper_print(struct paper *paper,
-                                                              const char *format, ...)
+static void __attribute__((format(printf, 2, 3)))
+paper_print(struct paper *paper, const char *format, ...)
 {
     const size_t room = paper->bytes_max - paper->bytes;
     va_list arguments;
@@ -160,8 +160,7 @@ static void answer_config(struct shard *shard, struct request *request, const st
         return;
     }
     if (word_count < 3) {
-        request_reply_text(
-            request, "-ERR wrong number of arguments for 'config|get' command\r\n");
+        request_reply_text(request, "-ERR wrong number of arguments for 'config|get' command\r\n");
         return;
     }
     for (size_t i = 0; i < setting_count; i++) {
@@ -205,8 +204,7 @@ static void answer_command(struct shard *shard, struct request *request, const s
     }
     paper_print(&paper, "*%zu\r\n", count);
     for (size_t i = 0; i < count; i++) {
-        const bool has_key =
-            table[i].scope != SCOPE_SESSION && table[i].scope != SCOPE_ALL;
+        const bool has_key = table[i].scope != SCOPE_SESSION && table[i].scope != SCOPE_ALL;
         const bool is_many = has_key && table[i].scope != SCOPE_KEY;
 
         paper_print(&paper, "*10\r\n$%zu\r\n%s\r\n:%d\r\n*1\r\n+%s\r\n:%d\r\n:%d\r\n:%d\r\n",
@@ -251,8 +249,7 @@ static void answer_hello(struct connection *connection, struct shard *shard,
     int64_t version = 2;
 
     if (word_count > 1 && !resp_integer(words[1], &version)) {
-        request_reply_text(request,
-                           "-ERR Protocol version is not an integer or out of range\r\n");
+        request_reply_text(request, "-ERR Protocol version is not an integer or out of range\r\n");
         return;
     }
     if (version != 2) {
@@ -303,8 +300,7 @@ void session_answer(struct connection *connection, struct request *request,
         if (!resp_integer(words[1], &index))
             request_reply_text(request, "-ERR value is not an integer or out of range\r\n");
         else
-            request_reply_text(request, index == 0 ? RESP_OK
-                                                   : "-ERR DB index is out of range\r\n");
+            request_reply_text(request, index == 0 ? RESP_OK : "-ERR DB index is out of range\r\n");
         return;
     }
     case OPERATION_CONFIG:
@@ -500,10 +496,10 @@ static void info_workers(struct paper *paper, const struct server *server)
                     region->dirty_bytes, region->fetched_bytes, region->pinned_bytes,
                     region->metadata_bytes);
         paper_print(paper,
-                    ",late_faults=%" PRIu64 ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
+                    ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
                     ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64 "\r\n",
-                    region->late_faults, region->write_error_count, region->read_error_count,
-                    region->bounded, region->degraded, figures->worker.turn_count,
+                    region->write_error_count, region->read_error_count, region->bounded,
+                    region->degraded, figures->worker.turn_count,
                     figures->worker.longest_turn_ns / 1000);
     }
 }
@@ -515,9 +511,8 @@ void session_info(struct shard *shard, struct request *request)
     struct paper paper;
     char header[RESP_HEADER_MAX];
     size_t header_bytes;
-    struct value *value =
-        paper_begin(shard, SESSION_INFO_BYTES + SESSION_INFO_PER_CORE * server->config.worker_count,
-                    &paper);
+    struct value *value = paper_begin(
+        shard, SESSION_INFO_BYTES + SESSION_INFO_PER_CORE * server->config.worker_count, &paper);
 
     if (value == NULL) {
         shard_reply_oom(shard, request);
@@ -530,8 +525,7 @@ void session_info(struct shard *shard, struct request *request)
     info_memory(&paper, shard);
     info_sums(&paper, &sums);
     info_workers(&paper, server);
-    paper_print(&paper,
-                "\r\n# Keyspace\r\ndb0:keys=%" PRIu64 ",expires=%" PRIu64 ",avg_ttl=0\r\n",
+    paper_print(&paper, "\r\n# Keyspace\r\ndb0:keys=%" PRIu64 ",expires=%" PRIu64 ",avg_ttl=0\r\n",
                 sums.figures.key_count + sums.figures.stream_count, sums.figures.expire_count);
     header_bytes = resp_write_bulk_header(header, paper.bytes - RESP_HEADER_MAX);
     memmove(paper.data + header_bytes, paper.data + RESP_HEADER_MAX, paper.bytes - RESP_HEADER_MAX);

@@ -30,7 +30,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <liburing.h>
 #include <malloc.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -150,8 +149,7 @@ static void shard_send(struct shard *shard, uint32_t index, struct request *requ
     struct request_list *outbox = &shard->outbox[index];
 
     request->message.receive = receive;
-    if (outbox->first == NULL &&
-        weir_worker_send(shard->worker, index, &request->message) == 0)
+    if (outbox->first == NULL && weir_worker_send(shard->worker, index, &request->message) == 0)
         return;
     request_list_append(outbox, request);
     shard_nudge(shard);
@@ -494,21 +492,9 @@ static bool shard_has_room(void *context, size_t bytes)
 
 /* ---- The turn ----------------------------------------------------------------- */
 
-static void nudge_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    (void)operation;
-    (void)result;
-    (void)flags;
-    here->is_nudged = false;
-}
-
 void shard_nudge(struct shard *shard)
 {
-    if (shard->is_nudged)
-        return;
-    shard->is_nudged = true;
-    shard->nudge.complete = nudge_complete;
-    io_uring_prep_nop(weir_worker_sqe(shard->worker, &shard->nudge));
+    weir_worker_wake(shard->worker);
 }
 
 static void run_list(struct shard *shard, struct request_list *list)
@@ -654,7 +640,7 @@ static void shard_go_on_stopping(struct shard *shard)
 
     if (!shard->is_stopping)
         shard_begin_to_stop(shard);
-    if (shard->connection_count > 0 || shard->accept_is_armed || shard->is_nudged)
+    if (shard->connection_count > 0 || shard->accept_is_armed)
         return;
     if (!shard->is_quiet) {
         shard->is_quiet = true;
@@ -728,8 +714,8 @@ static void shard_set_bounds(struct shard *shard)
         shard->value_memory_max = stats.put_bytes_max;
     shard->piece_bytes = stats.put_bytes_max < 128 * 1024 ? stats.put_bytes_max : 128 * 1024;
     shard->whole_bytes_max = stats.fetch_bytes_max < 64 * 1024 ? stats.fetch_bytes_max : 64 * 1024;
-    shard->loose_max = clamp(memory / 32 / shard->server->config.worker_count, SHARD_MIB / 2,
-                             16 * SHARD_MIB);
+    shard->loose_max =
+        clamp(memory / 32 / shard->server->config.worker_count, SHARD_MIB / 2, 16 * SHARD_MIB);
     shard->piece_max = (uint32_t)clamp(
         memory / 32 / shard->server->config.worker_count / shard->piece_bytes, 4, 64);
 }

@@ -75,7 +75,7 @@ struct shard_figures {
     uint64_t direct_count;  /* new values that went there at once */
     uint64_t fetched_count; /* cold values brought back for a reply */
     uint64_t promoted_count;
-    uint64_t parked_count; /* commands that had to wait for memory */
+    uint64_t parked_count;  /* commands that had to wait for memory */
     uint64_t refused_count; /* of these, answered -OOM */
     uint64_t hop_count;     /* commands that came from another core */
     uint64_t blocked_count; /* WPOPs that wait now */
@@ -127,20 +127,20 @@ struct shard {
     uint64_t loose_max;
     uint64_t fetching_bytes; /* asked for, for the same purpose */
 
-    struct request_list ready;  /* woken: run again */
-    struct request_list retry;  /* the region is behind: run again in the next turn */
-    struct request_list reads;  /* STAGE_READ that the region had no room for */
+    struct request_list ready; /* woken: run again */
+    struct request_list retry; /* the region is behind: run again in the next turn */
+    struct request_list reads; /* STAGE_READ that the region had no room for */
     struct request *free_requests;
     uint32_t free_count;
     struct request_list *outbox; /* per shard: what its queue had no room for */
-    struct request *waiting; /* for an account, in no order */
+    struct request *waiting;     /* for an account, in no order */
 
     struct stream **stream_table;
     uint32_t stream_bits;
     uint32_t stream_count;
-    struct stream *streams;        /* all, in a ring of two links */
-    struct stream *stream_service; /* those to look at in this turn */
-    struct stream *stream_waiting; /* those with blocked pops */
+    struct stream *streams;         /* all, in a ring of two links */
+    struct stream *stream_service;  /* those to look at in this turn */
+    struct stream *stream_waiting;  /* those with blocked pops */
     struct weir_item *stream_items; /* room for the longest batch */
     uint64_t stream_tick_ns;
     uint32_t blocked_count;
@@ -150,7 +150,7 @@ struct shard {
     uint32_t piece_count; /* buffers of piece_bytes that are in use */
     uint32_t piece_max;
     struct connection *piece_wait; /* connections that wait for one */
-    struct cancel *cancels; /* that a queue had no room for */
+    struct cancel *cancels;        /* that a queue had no room for */
     struct connection *connections;
     struct connection *touched;
     uint32_t connection_count;
@@ -159,14 +159,12 @@ struct shard {
     bool accept_is_armed;
     uint64_t accept_again_ns; /* no descriptor was left: not before this */
 
-    struct weir_operation nudge; /* keeps the loop from sleeping */
-    bool is_nudged;
     bool is_stopping;
     bool is_quiet;
     bool is_done; /* all is given back: on_stop may agree */
     bool region_is_full;
     uint64_t region_full_ns;
-    bool is_calm; /* below soft: cold values that are used may come back to memory */
+    bool is_calm;     /* below soft: cold values that are used may come back to memory */
     uint64_t tick_ns; /* when the slower things were last looked at */
     uint64_t slow_tick_ns;
     struct shard_figures figures;

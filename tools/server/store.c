@@ -112,8 +112,7 @@ static struct entry *entry_find(struct shard *shard, const struct request *reque
 
 static bool is_stream(struct shard *shard, const struct request *request)
 {
-    return shard->stream_count > 0 &&
-           stream_find(shard, request->hash, request->call.key) != NULL;
+    return shard->stream_count > 0 && stream_find(shard, request->hash, request->call.key) != NULL;
 }
 
 static enum progress done_text(struct request *request, const char *text)
@@ -180,8 +179,8 @@ static enum grant take_entry(struct shard *shard, struct request *request,
 }
 
 /* The value becomes an inline one. GRANT_NEVER: it was answered with an error. */
-static enum grant set_inline(struct shard *shard, struct request *request,
-                             struct entry **ret_entry, struct slice data)
+static enum grant set_inline(struct shard *shard, struct request *request, struct entry **ret_entry,
+                             struct slice data)
 {
     struct entry *entry = *ret_entry;
     size_t capacity = inline_capacity(request->call.key.bytes, data.bytes);
@@ -458,8 +457,7 @@ static enum progress run_expire(struct shard *shard, struct request *request)
         ((call->flags & CALL_IF_THERE) && entry->expire_ms == 0) ||
         ((call->flags & CALL_IF_LATER) &&
          (entry->expire_ms == 0 || expire_ms <= entry->expire_ms)) ||
-        ((call->flags & CALL_IF_EARLIER) && entry->expire_ms != 0 &&
-         expire_ms >= entry->expire_ms))
+        ((call->flags & CALL_IF_EARLIER) && entry->expire_ms != 0 && expire_ms >= entry->expire_ms))
         return done_integer(request, 0);
     if (call->ttl_ms <= 0)
         entry_remove(shard, entry);
@@ -627,8 +625,8 @@ enum progress store_begin(struct shard *shard, struct request *request)
 {
     const size_t bytes = request->call.payload.bytes;
     const bool is_short = bytes <= shard->value_memory_max;
-    const uint16_t owner = request->call.operation == OPERATION_WPUSH ? SHARD_OWNER_STREAMS
-                                                                      : SHARD_OWNER_KEYS;
+    const uint16_t owner =
+        request->call.operation == OPERATION_WPUSH ? SHARD_OWNER_STREAMS : SHARD_OWNER_KEYS;
     const struct weir_label label = {.key = request->hash, .owner = owner};
     int r;
 

@@ -192,8 +192,7 @@ void stream_remove(struct shard *shard, struct stream *stream)
     /* Who waits for items waits for those of the next stream of that name. */
     if (stream->blocked.first != NULL && !shard->is_stopping)
         (void)stream_make(shard, stream->hash,
-                          (struct slice){.data = stream->name, .bytes = stream->name_bytes},
-                          &heir);
+                          (struct slice){.data = stream->name, .bytes = stream->name_bytes}, &heir);
     while ((request = request_list_take(&stream->blocked)) != NULL) {
         stream->blocked_count--;
         shard->blocked_count--;
@@ -275,7 +274,8 @@ enum progress stream_push(struct shard *shard, struct request *request)
     case -EEXIST:
         return done_text(request, "-DUP this sequence is in the stream already\r\n");
     case -ERANGE:
-        return done_text(request, "-RANGE this sequence is delivered already, or too far ahead\r\n");
+        return done_text(request,
+                         "-RANGE this sequence is delivered already, or too far ahead\r\n");
     case -EDQUOT:
     case -ENOSPC:
         shard_region_full(shard);
@@ -310,9 +310,9 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
         *ret_why = r;
         if (r == -ENOENT || r == -EAGAIN)
             return PROGRESS_WAIT;
-        return done_text(request, r == -EBADMSG
-                                      ? "-ERR the next item was damaged on disk: WSKIP steps over\r\n"
-                                      : "-ERR the next item could not be read from disk\r\n");
+        return done_text(
+            request, r == -EBADMSG ? "-ERR the next item was damaged on disk: WSKIP steps over\r\n"
+                                   : "-ERR the next item could not be read from disk\r\n");
     }
     batch = malloc(sizeof(*batch) + count * sizeof(items[0]));
     if (batch == NULL)
@@ -378,8 +378,7 @@ enum progress stream_pop(struct shard *shard, struct request *request)
         }
     }
     /* Who came first is served first. */
-    if (stream->blocked.first == NULL &&
-        stream_take(shard, stream, request, &why) == PROGRESS_DONE)
+    if (stream->blocked.first == NULL && stream_take(shard, stream, request, &why) == PROGRESS_DONE)
         return PROGRESS_DONE;
     if ((!blocks && why == -ENOENT) || shard->is_stopping)
         return done_text(request, RESP_NIL_ARRAY);
