@@ -73,11 +73,11 @@ enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir
 enum weir_level weir__budget_raise(const struct weir__budget *budget, enum weir_level level,
                                    uint64_t use_bytes);
 
-/* Whether @bytes more stay at or below hard. */
+/* Whether @bytes more stay at or below hard; nothing fits also where forced bytes are above it. */
 static inline bool weir__budget_fits(const struct weir__budget *budget, uint64_t use_bytes,
                                      uint64_t bytes)
 {
-    return use_bytes <= budget->bytes_max && bytes <= budget->bytes_max - use_bytes;
+    return bytes == 0 || (use_bytes <= budget->bytes_max && bytes <= budget->bytes_max - use_bytes);
 }
 
 /* @level is settled; @bytes is at most BUDGET_BYTES_LIMIT; @may_spill: the overflow takes it. */

@@ -61,9 +61,11 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #define GOVERNOR_LINE_BYTES 64
+#define GOVERNOR_LOOK_MAX   100
 #define GOVERNOR_NAME_BYTES sizeof(((struct weir_account_stats *)0)->name)
 
 /* The state of a waiter; its memory is its owner's, who starts it as zeros. */
@@ -189,22 +191,29 @@ static uint64_t account_charged(const struct weir_account *account)
     return net > 0 ? (uint64_t)net : 0;
 }
 
+static bool account_has_queued(const struct weir_account *account)
+{
+    return atomic_load_explicit(&account->queued_count, memory_order_acquire) > 0;
+}
+
 static void account_balance_add(struct weir_account *account, uint64_t bytes)
 {
     atomic_store_explicit(&account->balance_bytes, relaxed(&account->balance_bytes) + bytes,
                           memory_order_release);
 }
 
-/* Whether waiting for what @account holds makes sense. */
-static bool account_is_reclaimable(const struct weir_account *account)
+/* Whether waiting for what @account holds, @charged bytes, makes sense. */
+static bool account_is_reclaimable(const struct weir_account *account, uint64_t charged)
 {
-    return (account->spillable || account->transient) &&
-           account_charged(account) > account->reserve_bytes;
+    return (account->spillable || account->transient) && charged > account->reserve_bytes;
 }
 
-static struct weir_account *account_of_lane(const struct weir__lane *lane)
+/* What its cap leaves. */
+static uint64_t account_room(const struct weir_account *account, uint64_t charged)
 {
-    return WEIR_CONTAINER_OF(lane, struct weir_account, lane);
+    if (account->cap_bytes == UINT64_MAX)
+        return UINT64_MAX;
+    return account->cap_bytes - weir__min(charged, account->cap_bytes);
 }
 
 /* ---- The word -------------------------------------------------------------- */
@@ -359,7 +368,8 @@ static void account_append_done(struct weir_account *account, struct weir_waiter
 static void account_dequeue(struct weir_account *account, struct weir_waiter *waiter)
 {
     weir__queue_remove(&account->governor->queue, &account->lane, waiter);
-    atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_relaxed);
+    /* After what it was granted: an owner who sees its lane empty sees the bytes too. */
+    atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_release);
 }
 
 /* The bytes are in the word already. */
@@ -383,12 +393,9 @@ static void governor_measure_lanes(struct weir_governor *governor)
 {
     WEIR_LIST_FOREACH (link, &governor->queue.lanes) {
         struct weir__lane *lane = WEIR_CONTAINER_OF(link, struct weir__lane, link);
-        const struct weir_account *account = account_of_lane(lane);
-        uint64_t charged = account_charged(account);
+        const struct weir_account *account = WEIR_CONTAINER_OF(lane, struct weir_account, lane);
 
-        lane->room_bytes = UINT64_MAX;
-        if (account->cap_bytes != UINT64_MAX)
-            lane->room_bytes = account->cap_bytes - weir__min(charged, account->cap_bytes);
+        lane->room_bytes = account_room(account, account_charged(account));
     }
 }
 
@@ -537,7 +544,7 @@ static struct weir_account *account_new(struct weir_governor *governor,
     account->context = config->context;
     account->deadline_min_ns = UINT64_MAX;
     if (config->name != NULL)
-        strncpy(account->name, config->name, sizeof(account->name) - 1);
+        snprintf(account->name, sizeof(account->name), "%s", config->name);
     weir__list_init(&account->link);
     weir__list_init(&account->untold_link);
     weir__lane_init(&account->lane);
@@ -660,11 +667,10 @@ static uint64_t account_audited(struct weir_account *account)
     return account->reserve_bytes;
 }
 
-/* The last steps of a charge whose bytes are in the word. */
-static void account_charged_now(struct weir_account *account, uint64_t bytes, uint64_t charged,
-                                enum weir_verdict verdict)
+/* The last step of a charge; @bytes: what it added, 0 if it was refused. */
+static void account_count(struct weir_account *account, uint64_t bytes, uint64_t charged,
+                          enum weir_verdict verdict)
 {
-    account_balance_add(account, bytes);
     peak_raise(&account->peak_bytes, charged + bytes);
     count_more(&account->verdict_count[verdict], 1);
 }
@@ -690,7 +696,7 @@ static bool account_has_room(const struct weir_account *account, size_t bytes)
 struct charge {
     struct weir_account *account;
     uint64_t bytes;
-    uint64_t charged; /* before; remote refunds may make it less */
+    uint64_t charged; /* before it; read after the lane was seen empty, or under the lock */
     bool room_known;
     bool room;
 };
@@ -708,15 +714,13 @@ static bool charge_may_spill(struct charge *charge)
 
 static bool charge_is_over_cap(const struct charge *charge)
 {
-    return charge->bytes >
-           charge->account->cap_bytes - weir__min(charge->charged, charge->account->cap_bytes);
+    return charge->bytes > account_room(charge->account, charge->charged);
 }
 
-/* Somebody came before: no charge goes past without having counted. */
+/* Somebody came before: no charge goes past without having been counted. */
 static bool charge_is_crowded(const struct charge *charge, uint64_t word)
 {
-    return (word & WORD_WAITING) != 0 ||
-           atomic_load_explicit(&charge->account->queued_count, memory_order_relaxed) > 0;
+    return (word & WORD_WAITING) != 0 || account_has_queued(charge->account);
 }
 
 static struct weir__plan charge_plan(struct charge *charge, uint64_t word)
@@ -761,6 +765,9 @@ static bool charge_carry_out(struct charge *charge, uint64_t *word, const struct
     if (!governor_swap(governor, word, admitted ? charge->bytes : 0, plan->level))
         return false;
 
+    /* With a waiter in our lane we hold the lock: nobody measures the cap between the two. */
+    if (admitted)
+        account_balance_add(account, charge->bytes);
     *ret_verdict = plan->verdict;
     if (admitted && plan->level != WEIR_LEVEL_CALM)
         *ret_verdict = account_flush_once(account, episode, opened);
@@ -776,6 +783,7 @@ static bool charge_locked(struct charge *charge, enum weir_verdict *ret_verdict)
     struct weir_governor *governor = account->governor;
 
     governor_grant(governor);
+    charge->charged = account_charged(account);
 
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
     bool crowded = charge_is_crowded(charge, word);
@@ -801,9 +809,10 @@ static __attribute__((noinline)) enum weir_verdict charge_slowly(struct charge *
 
     while (!done) {
         uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
-        struct weir__plan plan = charge_plan(charge, word);
         bool crowded = charge_is_crowded(charge, word);
 
+        charge->charged = account_charged(charge->account);
+        struct weir__plan plan = charge_plan(charge, word);
         if (plan.level == weir__word_level(word) && plan.verdict != WEIR_ADMIT)
             return plan.verdict;
         if (plan.level == weir__word_level(word) && !crowded) {
@@ -825,15 +834,16 @@ int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_ve
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
+    bool queued = account_has_queued(account);
     struct charge charge = {
         .account = account, .bytes = bytes, .charged = account_audited(account)};
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
 
-    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 && !charge_is_over_cap(&charge) &&
-           !charge_is_crowded(&charge, word) &&
+    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 && !queued && !charge_is_over_cap(&charge) &&
            weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
         if (governor_swap(governor, &word, bytes, WEIR_LEVEL_CALM)) {
-            account_charged_now(account, bytes, charge.charged, WEIR_ADMIT);
+            account_balance_add(account, bytes);
+            account_count(account, bytes, charge.charged, WEIR_ADMIT);
             *ret_verdict = WEIR_ADMIT;
             return 0;
         }
@@ -842,7 +852,7 @@ int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_ve
     enum weir_verdict verdict = bytes > 0 ? charge_slowly(&charge) : WEIR_ADMIT;
     bool admitted = verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
 
-    account_charged_now(account, admitted ? bytes : 0, charge.charged, verdict);
+    account_count(account, admitted ? bytes : 0, charge.charged, verdict);
     *ret_verdict = verdict;
     return 0;
 }
@@ -866,7 +876,7 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
 
     uint64_t refundable = account_audited(account) - account->reserve_bytes;
     uint64_t back = weir__min(bytes, refundable);
-    bool queued = atomic_load_explicit(&account->queued_count, memory_order_relaxed) > 0;
+    bool queued = account_has_queued(account);
 
     if (WEIR_UNLIKELY(back != bytes))
         count_more(&account->over_refund_count, 1);
@@ -932,17 +942,66 @@ struct weir_books weir_account_books(struct weir_account *account)
 
 /* ---- Waiting ----------------------------------------------------------------- */
 
-/* Whether anything that holds @waiter can come back by itself or by being asked. */
-static bool governor_can_relieve(const struct weir_governor *governor,
-                                 const struct weir_waiter *waiter)
+/* Whether what holds a waiter can come back by itself or by being asked. */
+enum hope {
+    HOPE_NONE,
+    HOPE_UNSURE, /* charges or refunds are under way: look again */
+    HOPE_SOME,
+};
+
+/*
+ * A charge is in the word before it is in the books of its account, and a refund
+ * is in the books first: what is under way makes the word the larger. Only when
+ * both agree is it certain that nothing else is there.
+ */
+static enum hope governor_hope(const struct weir_governor *governor,
+                               const struct weir_waiter *waiter)
 {
-    if (waiter->bytes > waiter->account->lane.room_bytes)
-        return account_is_reclaimable(waiter->account);
+    const struct weir_account *account = waiter->account;
+    uint64_t own_bytes = account_charged(account);
+    uint64_t books_bytes = 0;
+
+    if (waiter->bytes > account_room(account, own_bytes))
+        return account_is_reclaimable(account, own_bytes) ? HOPE_SOME : HOPE_NONE;
 
     WEIR_LIST_FOREACH (link, &governor->accounts) {
-        if (account_is_reclaimable(WEIR_CONTAINER_OF(link, struct weir_account, link)))
-            return true;
+        const struct weir_account *holder = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        uint64_t charged = account_charged(holder);
+        if (account_is_reclaimable(holder, charged))
+            return HOPE_SOME;
+        books_bytes += charged;
     }
+
+    uint64_t use_bytes =
+        weir__word_bytes(atomic_load_explicit(&governor->word, memory_order_acquire));
+    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes);
+
+    return use_bytes != books_bytes || fits_now ? HOPE_UNSURE : HOPE_NONE;
+}
+
+/* Under the lock: queue @waiter. False: there is no hope, and it is not queued. */
+static bool account_enqueue(struct weir_account *account, struct weir_waiter *waiter)
+{
+    struct weir_governor *governor = account->governor;
+    enum hope hope = HOPE_UNSURE;
+
+    weir__queue_append(&governor->queue, &account->lane, waiter, weir__clock_ns());
+    atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
+
+    /* Where all is in motion for so long, motion is hope. */
+    for (int look = 0; look < GOVERNOR_LOOK_MAX && hope == HOPE_UNSURE; look++) {
+        governor_grant(governor);
+        governor_tell(governor);
+        if (waiter->state != WAITER_QUEUED)
+            return true;
+        hope = governor_hope(governor, waiter);
+    }
+    if (hope != HOPE_NONE)
+        return true;
+
+    account_dequeue(account, waiter);
+    waiter->state = WAITER_IDLE;
+    governor_grant(governor);
     return false;
 }
 
@@ -982,7 +1041,6 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
-    uint64_t now_ns = weir__clock_ns();
     int r = 0;
 
     waiter->account = account;
@@ -991,19 +1049,11 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
     waiter->state = WAITER_QUEUED;
 
     governor_lock(governor);
-    weir__queue_append(&governor->queue, &account->lane, waiter, now_ns);
-    atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
-    governor_grant(governor);
-    if (waiter->state == WAITER_QUEUED && !governor_can_relieve(governor, waiter)) {
-        account_dequeue(account, waiter);
-        waiter->state = WAITER_IDLE;
-        governor_grant(governor);
+    if (!account_enqueue(account, waiter))
         r = -EDQUOT;
-    }
-    governor_tell(governor);
-    if (r == 0 && waiter->wake == NULL)
+    else if (waiter->wake == NULL)
         r = account_sleep(account, waiter);
-    else if (r == 0)
+    else
         account->deadline_min_ns = weir__min(account->deadline_min_ns, deadline_ns);
     governor_tell_and_unlock(governor);
 
@@ -1133,7 +1183,7 @@ void weir_governor_stats(const struct weir_governor *governor,
     *ret_stats = (struct weir_governor_stats){
         .bytes_max = governor->budget.bytes_max,
         .charged_bytes = weir__word_bytes(word),
-        .peak_bytes = relaxed(&governor->peak_bytes),
+        .peak_bytes = weir__max(relaxed(&governor->peak_bytes), weir__word_bytes(word)),
         .soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT],
         .spill_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SPILL],
         .level = weir__word_level(word),

@@ -375,11 +375,13 @@ static void test_what_can_never_fit_is_refused(void **state)
 static void test_nothing_is_always_admitted(void **state)
 {
     struct weir_account *account = open_plain();
+    struct weir_waiter waiter = {0};
 
     (void)state;
     weir_account_charge_forced(account, 2000);
     assert_int_equal(charge(account, 1), WEIR_WAIT);
     assert_int_equal(charge(account, 0), WEIR_ADMIT);
+    assert_int_equal(weir_account_wait(account, &waiter, 0, UINT64_MAX), 0);
     weir_account_refund(account, 0);
     assert_int_equal(charged_by(account), 2000);
     weir_account_close(account);

@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * governor under threads: no grant above hard, no waiter lost, no byte lost
+ *
+ * Run with -Db_sanitize=thread too. WEIR_SEED= repeats the choices, WEIR_STEPS=
+ * is steps per thread. A lost waiter shows as a test that does not end.
+ */
+#include <weir/governor.h>
+
+#include "base/clock.h"
+#include "base/random.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "seed.h"
+
+#define THREAD_COUNT  4
+#define BYTES_MAX     UINT64_C(100000)
+#define ITEM_BYTES    UINT64_C(4000)
+#define WAITER_COUNT  16
+#define ITEM_COUNT    64
+#define PARCEL_COUNT  256
+#define STEPS_DEFAULT 100000
+
+/* cmocka's asserts belong to its own thread. */
+#define STRESS_CHECK(x)                                                                            \
+ do {                                                                                              \
+  if (!(x)) {                                                                                      \
+   fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                         \
+   abort();                                                                                        \
+  }                                                                                                \
+ } while (0)
+
+struct actor;
+
+/* Bytes of one account, on their way to be given back by another thread. */
+struct parcel {
+    struct actor *from;
+    uint64_t bytes;
+};
+
+struct sleeper {
+    struct weir_waiter waiter;
+    struct actor *actor;
+    bool queued;
+};
+
+struct actor {
+    struct stage *stage;
+    int index;
+    uint64_t seed;
+    struct weir_account *account;
+    uint64_t item_bytes[ITEM_COUNT];
+    int item_count;
+    uint64_t forced_bytes;
+    uint64_t cap_bytes;
+    _Atomic uint64_t held_bytes; /* as granted_bytes of the stage, for this account */
+    struct sleeper sleepers[WAITER_COUNT];
+    uint64_t queued_count;
+    uint64_t woken_count;
+    uint64_t late_count;
+    uint64_t cancelled_count;
+    pthread_mutex_t inbox_lock;
+    struct parcel inbox[PARCEL_COUNT];
+    int inbox_count;
+    _Atomic uint32_t notified;
+};
+
+struct stage {
+    struct weir_governor *governor;
+    struct actor actors[THREAD_COUNT];
+    _Atomic uint64_t granted_bytes; /* added after a charge, taken before its refund: never more */
+    _Atomic uint32_t busy_count;
+    bool forces;
+    uint64_t step_count;
+    pthread_barrier_t barrier;
+};
+
+static uint64_t steps(void)
+{
+    const char *text = getenv("WEIR_STEPS");
+
+    return text != NULL ? strtoull(text, NULL, 0) : STEPS_DEFAULT;
+}
+
+static void actor_granted(struct actor *actor, uint64_t bytes)
+{
+    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <= BYTES_MAX);
+    STRESS_CHECK(atomic_fetch_add(&actor->held_bytes, bytes) + bytes <= actor->cap_bytes);
+}
+
+static void actor_gives(struct actor *actor, uint64_t bytes)
+{
+    atomic_fetch_sub(&actor->stage->granted_bytes, bytes);
+    atomic_fetch_sub(&actor->held_bytes, bytes);
+}
+
+static void actor_notify(void *context)
+{
+    struct actor *actor = context;
+
+    atomic_store(&actor->notified, 1);
+}
+
+static bool actor_has_room(void *context, size_t bytes)
+{
+    struct actor *actor = context;
+
+    (void)bytes;
+    return weir__random_below(&actor->seed, 2) == 0;
+}
+
+/* ---- What an actor does ------------------------------------------------------- */
+
+static void actor_keep(struct actor *actor, uint64_t bytes)
+{
+    actor_granted(actor, bytes);
+    if (actor->item_count < ITEM_COUNT) {
+        actor->item_bytes[actor->item_count++] = bytes;
+        return;
+    }
+    actor_gives(actor, bytes);
+    weir_account_refund(actor->account, bytes);
+}
+
+static uint64_t actor_pick_item(struct actor *actor)
+{
+    uint64_t index = weir__random_below(&actor->seed, (uint64_t)actor->item_count);
+    uint64_t bytes = actor->item_bytes[index];
+
+    actor->item_bytes[index] = actor->item_bytes[--actor->item_count];
+    return bytes;
+}
+
+static void actor_drain(struct actor *actor)
+{
+    struct parcel parcels[PARCEL_COUNT];
+
+    pthread_mutex_lock(&actor->inbox_lock);
+    int count = actor->inbox_count;
+    memcpy(parcels, actor->inbox, (size_t)count * sizeof(parcels[0]));
+    actor->inbox_count = 0;
+    pthread_mutex_unlock(&actor->inbox_lock);
+    for (int i = 0; i < count; i++) {
+        actor_gives(parcels[i].from, parcels[i].bytes);
+        weir_account_refund_remote(parcels[i].from->account, parcels[i].bytes);
+    }
+}
+
+static void actor_send(struct actor *actor)
+{
+    uint64_t other = weir__random_below(&actor->seed, THREAD_COUNT);
+    struct actor *to = &actor->stage->actors[other];
+
+    pthread_mutex_lock(&to->inbox_lock);
+    if (to->inbox_count < PARCEL_COUNT)
+        to->inbox[to->inbox_count++] =
+            (struct parcel){.from = actor, .bytes = actor_pick_item(actor)};
+    pthread_mutex_unlock(&to->inbox_lock);
+}
+
+static void actor_charge(struct actor *actor)
+{
+    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    enum weir_verdict verdict;
+
+    if (weir__random_below(&actor->seed, 50) == 0)
+        bytes *= 8;
+    STRESS_CHECK(weir_account_charge(actor->account, bytes, &verdict) == 0);
+    if (verdict == WEIR_ADMIT || verdict == WEIR_FLUSH)
+        actor_keep(actor, bytes);
+}
+
+static void actor_refund(struct actor *actor)
+{
+    uint64_t bytes = actor_pick_item(actor);
+
+    actor_gives(actor, bytes);
+    weir_account_refund(actor->account, bytes);
+}
+
+static void sleeper_wake(struct weir_waiter *waiter, int result)
+{
+    struct sleeper *sleeper = (struct sleeper *)(void *)waiter;
+    struct actor *actor = sleeper->actor;
+
+    STRESS_CHECK(sleeper->queued);
+    STRESS_CHECK(result == 0 || result == -ETIMEDOUT);
+    sleeper->queued = false;
+    actor->woken_count++;
+    if (result == 0)
+        actor_keep(actor, waiter->bytes);
+    else
+        actor->late_count++;
+}
+
+static uint64_t actor_deadline(struct actor *actor)
+{
+    switch (weir__random_below(&actor->seed, 4)) {
+    case 0:
+        return weir__clock_ns() + weir__random_below(&actor->seed, 200000);
+    case 1:
+        return 0;
+    default:
+        return UINT64_MAX;
+    }
+}
+
+static void actor_queue(struct actor *actor)
+{
+    struct sleeper *sleeper = &actor->sleepers[weir__random_below(&actor->seed, WAITER_COUNT)];
+
+    if (sleeper->queued)
+        return;
+    sleeper->queued = true;
+    sleeper->actor = actor;
+    sleeper->waiter.wake = sleeper_wake;
+
+    uint64_t bytes = weir__random_below(&actor->seed, 2 * ITEM_BYTES);
+    int r = weir_account_wait(actor->account, &sleeper->waiter, bytes, actor_deadline(actor));
+    STRESS_CHECK(r == 0); /* all that is charged is transient: never -EDQUOT */
+    actor->queued_count++;
+}
+
+static void actor_cancel(struct actor *actor)
+{
+    struct sleeper *sleeper = &actor->sleepers[weir__random_below(&actor->seed, WAITER_COUNT)];
+    int r = weir_account_cancel(actor->account, &sleeper->waiter);
+
+    if (r == 0) {
+        STRESS_CHECK(sleeper->queued);
+        sleeper->queued = false;
+        actor->cancelled_count++;
+        return;
+    }
+    STRESS_CHECK(r == -ENOENT);
+}
+
+/* It may hold what others want, so it does not sleep for ever. */
+static void actor_block(struct actor *actor)
+{
+    struct weir_waiter waiter = {0};
+    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    uint64_t deadline_ns = weir__clock_ns() + weir__random_below(&actor->seed, 300000);
+    int r = weir_account_wait(actor->account, &waiter, bytes, deadline_ns);
+
+    STRESS_CHECK(r == 0 || r == -ETIMEDOUT);
+    if (r == 0)
+        actor_keep(actor, bytes);
+}
+
+static void actor_force(struct actor *actor)
+{
+    if (actor->forced_bytes > 0) {
+        weir_account_refund(actor->account, actor->forced_bytes);
+        actor->forced_bytes = 0;
+        return;
+    }
+    actor->forced_bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    weir_account_charge_forced(actor->account, actor->forced_bytes);
+}
+
+static void actor_look(struct actor *actor)
+{
+    struct weir_governor_stats stats;
+    struct weir_account_stats holders[THREAD_COUNT];
+
+    weir_governor_stats(actor->stage->governor, &stats);
+    if (!actor->stage->forces)
+        STRESS_CHECK(stats.peak_bytes <= BYTES_MAX);
+    STRESS_CHECK(stats.charged_bytes <= stats.peak_bytes);
+    STRESS_CHECK(weir_governor_holders(actor->stage->governor, holders, THREAD_COUNT) ==
+                 THREAD_COUNT);
+}
+
+static void actor_step(struct actor *actor)
+{
+    uint64_t dice = weir__random_below(&actor->seed, 1000);
+
+    if (dice < 450)
+        actor_charge(actor);
+    else if (dice < 700 && actor->item_count > 0)
+        actor_refund(actor);
+    else if (dice < 800 && actor->item_count > 0)
+        actor_send(actor);
+    else if (dice < 870)
+        actor_queue(actor);
+    else if (dice < 900)
+        actor_cancel(actor);
+    else if (dice < 905)
+        actor_block(actor);
+    else if (dice < 910)
+        actor_look(actor);
+    else if (dice < 940 && actor->stage->forces)
+        actor_force(actor);
+    else
+        actor_drain(actor);
+
+    if (atomic_exchange(&actor->notified, 0) != 0 || dice % 16 == 0)
+        weir_account_poll(actor->account);
+}
+
+static uint64_t actor_open_waiters(const struct actor *actor)
+{
+    return actor->queued_count - actor->woken_count - actor->cancelled_count;
+}
+
+/* Everything back, and then nobody may be left waiting: each was granted or is late. */
+static void actor_finish(struct actor *actor)
+{
+    struct stage *stage = actor->stage;
+    bool busy = true;
+
+    if (actor->forced_bytes > 0)
+        actor_force(actor);
+    while (atomic_load(&stage->busy_count) > 0) {
+        actor_drain(actor);
+        weir_account_poll(actor->account);
+        while (actor->item_count > 0)
+            actor_refund(actor);
+        if (busy && actor_open_waiters(actor) == 0) {
+            busy = false;
+            atomic_fetch_sub(&stage->busy_count, 1);
+        }
+        sched_yield();
+    }
+    actor_drain(actor); /* nobody sends any more */
+}
+
+static void *actor_main(void *context)
+{
+    struct actor *actor = context;
+    struct stage *stage = actor->stage;
+    struct weir_account_config config = {
+        .name = "actor",
+        .bytes_max = actor->cap_bytes < BYTES_MAX ? actor->cap_bytes : 0,
+        .spillable = actor->index == 1,
+        .transient = true,
+        .has_room = actor_has_room,
+        .notify = actor_notify,
+        .context = actor,
+    };
+
+    STRESS_CHECK(weir_account_open(stage->governor, &config, &actor->account) == 0);
+    pthread_barrier_wait(&stage->barrier);
+    for (uint64_t i = 0; i < stage->step_count; i++)
+        actor_step(actor);
+    actor_finish(actor);
+    pthread_barrier_wait(&stage->barrier);
+
+    struct weir_account_stats stats;
+    weir_account_stats(actor->account, &stats);
+    STRESS_CHECK(stats.charged_bytes == 0);
+    STRESS_CHECK(stats.over_refund_count == 0);
+    STRESS_CHECK(stats.waiter_count == 0);
+    pthread_barrier_wait(&stage->barrier);
+    weir_account_close(actor->account);
+    return NULL;
+}
+
+static void play(bool forces)
+{
+    static struct stage stage;
+    struct weir_governor_config config = {.bytes_max = BYTES_MAX, .dwell_ns = forces ? 10000 : 0};
+    struct weir_governor_stats stats;
+    pthread_t threads[THREAD_COUNT];
+    uint64_t seed = harness_seed();
+    uint64_t woken_count = 0;
+
+    memset(&stage, 0, sizeof(stage));
+    stage.forces = forces;
+    stage.step_count = steps();
+    atomic_init(&stage.busy_count, THREAD_COUNT);
+    assert_int_equal(weir_governor_create(&config, &stage.governor), 0);
+    assert_int_equal(pthread_barrier_init(&stage.barrier, NULL, THREAD_COUNT), 0);
+    for (int i = 0; i < THREAD_COUNT; i++) {
+        struct actor *actor = &stage.actors[i];
+        actor->stage = &stage;
+        actor->index = i;
+        actor->cap_bytes = i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX;
+        actor->seed = seed + (uint64_t)i;
+        assert_int_equal(pthread_mutex_init(&actor->inbox_lock, NULL), 0);
+    }
+    for (int i = 0; i < THREAD_COUNT; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, actor_main, &stage.actors[i]), 0);
+    for (int i = 0; i < THREAD_COUNT; i++)
+        pthread_join(threads[i], NULL);
+
+    for (int i = 0; i < THREAD_COUNT; i++)
+        woken_count += stage.actors[i].woken_count;
+    weir_governor_stats(stage.governor, &stats);
+    print_message("# woken %llu late %llu level changes %llu peak %llu\n",
+                  (unsigned long long)woken_count, (unsigned long long)stats.timeout_count,
+                  (unsigned long long)stats.level_change_count,
+                  (unsigned long long)stats.peak_bytes);
+    assert_int_equal(stats.charged_bytes, 0);
+    assert_int_equal(stats.level, WEIR_LEVEL_CALM);
+    assert_int_equal(stats.waiter_count, 0);
+    assert_true(woken_count > 0);
+    if (!forces)
+        assert_in_range(stats.peak_bytes, 1, BYTES_MAX);
+    weir_governor_destroy(stage.governor);
+}
+
+static void test_granted_charges_never_pass_hard(void **state)
+{
+    (void)state;
+    play(false);
+}
+
+static void test_nor_do_they_beside_forced_ones(void **state)
+{
+    (void)state;
+    play(true);
+}
+
+/* ---- A governor as a semaphore: one forgotten wake and it stands still ---------- */
+
+struct turnstile {
+    struct weir_governor *governor;
+    _Atomic uint64_t inside_count;
+    uint64_t round_count;
+};
+
+static void *turnstile_main(void *context)
+{
+    struct turnstile *turnstile = context;
+    struct weir_account_config config = {.transient = true};
+    struct weir_account *account;
+
+    STRESS_CHECK(weir_account_open(turnstile->governor, &config, &account) == 0);
+    for (uint64_t i = 0; i < turnstile->round_count; i++) {
+        struct weir_waiter waiter = {0};
+        int r = weir_account_wait(account, &waiter, 40, UINT64_MAX);
+        STRESS_CHECK(r == 0);
+        STRESS_CHECK(atomic_fetch_add(&turnstile->inside_count, 1) < 2); /* 100 / 40 */
+        if (i % 8 == 0)
+            sched_yield();
+        atomic_fetch_sub(&turnstile->inside_count, 1);
+        if (i % 2 == 0)
+            weir_account_refund(account, 40);
+        else
+            weir_account_refund_remote(account, 40);
+    }
+    weir_account_close(account);
+    return NULL;
+}
+
+static void test_no_sleeper_is_forgotten(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 100};
+    struct turnstile turnstile = {.round_count = steps() / 4};
+    pthread_t threads[THREAD_COUNT];
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &turnstile.governor), 0);
+    for (int i = 0; i < THREAD_COUNT; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, turnstile_main, &turnstile), 0);
+    for (int i = 0; i < THREAD_COUNT; i++)
+        pthread_join(threads[i], NULL);
+    weir_governor_destroy(turnstile.governor);
+}
+
+/* ---- Over-refunds that race ---------------------------------------------------- */
+
+struct race {
+    struct weir_account *account;
+    pthread_barrier_t barrier;
+    uint64_t round_count;
+};
+
+static void *race_main(void *context)
+{
+    struct race *race = context;
+
+    for (uint64_t i = 0; i < race->round_count; i++) {
+        pthread_barrier_wait(&race->barrier);
+        weir_account_refund_remote(race->account, 10);
+        pthread_barrier_wait(&race->barrier);
+    }
+    return NULL;
+}
+
+/* Twice the same bytes at the same time: one of the two is believed in the end. */
+static void test_racing_over_refunds_heal(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir_account_config account_config = {.reserve_bytes = 5};
+    struct race race = {.round_count = steps() / 20};
+    struct weir_governor *governor;
+    struct weir_account_stats stats;
+    struct weir_governor_stats figures;
+    enum weir_verdict verdict;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+    assert_int_equal(weir_account_open(governor, &account_config, &race.account), 0);
+    assert_int_equal(pthread_barrier_init(&race.barrier, NULL, 2), 0);
+    assert_int_equal(pthread_create(&thread, NULL, race_main, &race), 0);
+    for (uint64_t i = 0; i < race.round_count; i++) {
+        assert_int_equal(weir_account_charge(race.account, 10, &verdict), 0);
+        assert_int_equal(verdict, WEIR_ADMIT);
+        pthread_barrier_wait(&race.barrier);
+        weir_account_refund(race.account, 10);
+        pthread_barrier_wait(&race.barrier);
+        weir_account_refund(race.account, 0); /* the owner looks */
+        weir_account_stats(race.account, &stats);
+        weir_governor_stats(governor, &figures);
+        assert_int_equal(stats.charged_bytes, 5);
+        assert_int_equal(figures.charged_bytes, 5);
+        assert_int_equal(stats.over_refund_count, i + 1);
+    }
+    pthread_join(thread, NULL);
+    weir_account_close(race.account);
+    weir_governor_destroy(governor);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        {"granted charges never pass hard", test_granted_charges_never_pass_hard, NULL, NULL, NULL},
+        {"nor do they beside forced ones", test_nor_do_they_beside_forced_ones, NULL, NULL, NULL},
+        {"no sleeper is forgotten", test_no_sleeper_is_forgotten, NULL, NULL, NULL},
+        {"racing over-refunds heal", test_racing_over_refunds_heal, NULL, NULL, NULL},
+    };
+
+    return cmocka_run_group_tests_name("governor", tests, NULL, NULL);
+}
