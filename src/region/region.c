@@ -147,11 +147,11 @@ static int region_open_tables(struct weir_region *region)
     r = region_map_tables(region, &plan, &tables);
     if (r < 0)
         return r;
+    region->header = tables;
+    region->table_bytes = plan.bytes;
     r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
     if (r < 0)
         return r;
-    region->header = tables;
-    region->table_bytes = plan.bytes;
     weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
     weir__sys_madvise(tables, plan.bytes, MADV_DONTFORK);
     r = weir__sys_fallocate(region->table_fd, 0, 0, plan.entry_offset);
