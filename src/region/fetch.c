@@ -8,12 +8,13 @@
  * A hold is an item that is pinned, being fetched, fetched, or under
  * construction. Fetched bytes lie in the buffer of a read; when the last hold of
  * a read goes, the buffer goes. What nobody pins lingers, oldest first out, until
- * another read needs its room. Reads that find none wait in order: so a caller
+ * another read needs its room. Reads that find none wait in turn: so a caller
  * may ask for a thousand slots at once and memory stays within bytes_max.
  *
  * Nothing is read through the mapping: a failing disk is an error code here.
  *
- *   F1  bytes counts the buffers of all reads; it never passes bytes_max
+ *   F1  bytes counts the buffers of all reads; it never passes bytes_max, of
+ *       which one step is set aside for pieces
  *   F2  a hold is idle (in the list) exactly when its read is done and nobody
  *       pins or keeps it
  *   F3  a request is answered once, from poll; until then its hold is kept
@@ -35,6 +36,7 @@
 #define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
 #define FETCH_SLOT_COUNT   1024
 #define FETCH_AGAIN_MAX    8
+#define FETCH_PASSED_MAX   64 /* smaller reads that may pass one that waits for room */
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
 /* One read of the file into a buffer: for holds, or a piece for somebody's own buffer. */
@@ -139,9 +141,12 @@ static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slo
     return hold;
 }
 
-static void fetch_add_bytes(struct weir_region *region, int64_t bytes)
+static void fetch_add_bytes(struct weir_region *region, const struct fetch_read *read,
+                            int64_t bytes)
 {
     region->fetches.bytes += (uint64_t)bytes;
+    if (read->piece != NULL)
+        region->fetches.piece_bytes += (uint64_t)bytes;
     weir__word_store(&weir__region_figures(region)->fetched_bytes, region->fetches.bytes);
 }
 
@@ -154,7 +159,7 @@ static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
     weir__list_remove(&read->link);
     if (read->buffer != NULL) {
         weir__heap_free(&region->fetches.heap, read->buffer, read->buffer_bytes);
-        fetch_add_bytes(region, -(int64_t)read->buffer_bytes);
+        fetch_add_bytes(region, read, -(int64_t)read->buffer_bytes);
     }
     weir__heap_free(&region->heap, read, sizeof(*read));
 }
@@ -337,7 +342,8 @@ static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
 {
     struct weir__fetches *fetches = &region->fetches;
 
-    while (fetches->bytes + bytes > fetches->bytes_max) {
+    /* The buffer of a piece is set aside, used or not. */
+    while (fetches->bytes - fetches->piece_bytes + bytes > fetches->bytes_max - FETCH_STEP_BYTES) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
@@ -345,28 +351,57 @@ static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
     return true;
 }
 
+static void fetch_start_read(struct weir_region *region, struct fetch_read *read)
+{
+    weir__list_remove(&read->link);
+    read->buffer_bytes = read->bytes;
+    read->buffer = weir__heap_alloc_aligned(&region->fetches.heap, read->bytes, FETCH_ALIGNMENT);
+    if (read->buffer == NULL) {
+        region->fetches.piece_is_under_way &= read->piece == NULL;
+        if (read->piece != NULL)
+            fetch_piece_done(region, read, -ENOMEM);
+        else
+            fetch_read_done(region, read, -ENOMEM);
+        return;
+    }
+    fetch_add_bytes(region, read, (int64_t)read->bytes);
+    fetch_submit(region, read);
+}
+
+/*
+ * First come, first served; but a read that must wait for what is pinned may be
+ * passed by smaller ones, so that who holds pins can get what it still needs to
+ * let go of them. Not for ever.
+ */
+static void fetch_start_holds(struct weir_region *region)
+{
+    struct weir__list *pending = &region->fetches.pending;
+    struct weir__list *next;
+
+    for (struct weir__list *at = pending->next; at != pending; at = next) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(at, struct fetch_read, link);
+        bool is_first = at == pending->next;
+
+        next = at->next;
+        if (fetch_make_room(region, read->bytes)) {
+            region->fetches.passed_count = is_first ? 0 : region->fetches.passed_count + 1;
+            fetch_start_read(region, read);
+        } else if (region->fetches.passed_count >= FETCH_PASSED_MAX) {
+            return;
+        }
+    }
+}
+
+/* Pieces have a buffer of their own: they go on whatever is pinned. */
 static void fetch_start(struct weir_region *region)
 {
-    struct weir__fetches *fetches = &region->fetches;
+    struct weir__list *pending = &region->fetches.pending_pieces;
 
-    while (!weir__list_is_empty(&fetches->pending)) {
-        struct fetch_read *read = WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link);
-
-        if (!fetch_make_room(region, read->bytes))
-            return;
-        weir__list_remove(&read->link);
-        read->buffer_bytes = read->bytes;
-        read->buffer = weir__heap_alloc_aligned(&fetches->heap, read->bytes, FETCH_ALIGNMENT);
-        if (read->buffer == NULL) {
-            if (read->piece != NULL)
-                fetch_piece_done(region, read, -ENOMEM);
-            else
-                fetch_read_done(region, read, -ENOMEM);
-            continue;
-        }
-        fetch_add_bytes(region, (int64_t)read->bytes);
-        fetch_submit(region, read);
+    while (!weir__list_is_empty(pending) && !region->fetches.piece_is_under_way) {
+        region->fetches.piece_is_under_way = true;
+        fetch_start_read(region, WEIR_CONTAINER_OF(pending->next, struct fetch_read, link));
     }
+    fetch_start_holds(region);
 }
 
 /* ---- Fetch -------------------------------------------------------------- */
@@ -516,6 +551,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     struct fetch_read *read = fetch_new_read(region, at, at + bytes);
     if (read == NULL)
         return -ENOMEM;
+    weir__list_remove(&read->link);
     read->bytes = weir__min(read->bytes, FETCH_STEP_BYTES);
     read->piece = operation;
     read->piece_slot = slot;
@@ -523,7 +559,6 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     read->piece_offset = at;
     read->piece_bytes = bytes;
     if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
-        weir__list_remove(&read->link);
         if (bytes > 0)
             memcpy(buffer, region->store.base + at, bytes);
         read->is_done = true;
@@ -531,6 +566,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         weir__list_append(&region->fetches.told_pieces, &read->link);
         return 0;
     }
+    weir__list_append(&region->fetches.pending_pieces, &read->link);
     fetch_start(region);
     return 0;
 }
@@ -599,6 +635,8 @@ int weir__fetches_advance(struct weir_region *region)
 
         if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
             result = -ESTALE;
+        if (read->buffer != NULL)
+            fetches->piece_is_under_way = false;
         weir__list_remove(&read->link);
         fetch_let_go(region, read);
         region->delivers = true;
@@ -652,7 +690,7 @@ const void *weir__fetches_at(const struct weir_region *region, struct weir_slot 
 uint64_t weir__fetches_item_max(const struct weir_region *region)
 {
     /* An item begins and ends anywhere in a page. */
-    return region->fetches.bytes_max - 2 * FETCH_ALIGNMENT;
+    return region->fetches.bytes_max - FETCH_STEP_BYTES - 2 * FETCH_ALIGNMENT;
 }
 
 bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
@@ -798,6 +836,7 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
 
     fetches->bytes_max = bytes_max;
     weir__list_init(&fetches->pending);
+    weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
     weir__list_init(&fetches->idle);
