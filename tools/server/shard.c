@@ -620,6 +620,7 @@ static void shard_clear(struct shard *shard)
         free(request);
     }
     pool_deinit(&shard->pool);
+    slab_deinit(&shard->slab);
     if (shard->drift != NULL)
         weir_account_refund(shard->drift, shard->drift_bytes);
     weir_account_close(shard->drift);
@@ -754,7 +755,8 @@ static int shard_start(struct weir_worker *worker, void *context)
     r = -ENOMEM;
     if (shard->outbox == NULL || shard->stream_table == NULL || shard->stream_items == NULL)
         goto fail;
-    r = keyspace_init(&shard->keys, weir_account_books(shard->tables));
+    slab_init(&shard->slab);
+    r = keyspace_init(&shard->keys, &shard->slab, weir_account_books(shard->tables));
     if (r < 0)
         goto fail;
     shard_set_bounds(shard);

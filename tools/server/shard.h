@@ -112,6 +112,7 @@ struct shard {
     uint64_t now_ns;
     int64_t now_ms;
 
+    struct slab slab;
     struct keyspace keys;
     struct dying *dying;
     uint64_t sweep_cursor;

@@ -134,7 +134,9 @@ static size_t inline_capacity(size_t key_bytes, size_t bytes)
 {
     if (bytes < STORE_NUMBER_BYTES)
         bytes = STORE_NUMBER_BYTES;
-    return entry_cost(key_bytes, bytes) - 8 - sizeof(struct entry) - key_bytes;
+    const size_t cost = slab_cost(sizeof(struct entry) + key_bytes + bytes);
+
+    return cost > SLAB_BYTES_MAX ? bytes : cost - sizeof(struct entry) - key_bytes;
 }
 
 /*
@@ -510,7 +512,7 @@ static enum progress run_flush(struct shard *shard, struct request *request)
     struct keyspace keys;
 
     stream_remove_all(shard);
-    if (dying == NULL || keyspace_init(&keys, shard->keys.books) < 0) {
+    if (dying == NULL || keyspace_init(&keys, &shard->slab, shard->keys.books) < 0) {
         free(dying);
         shard_reply_oom(shard, request);
         return PROGRESS_DONE;
