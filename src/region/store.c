@@ -153,7 +153,12 @@ static int store_extend_file(struct weir__store *store, uint64_t end)
 
 static void store_publish(struct weir_region *region)
 {
-    weir__word_store(&weir__region_figures(region)->file_bytes, region->store.file_bytes);
+    struct weir__figures *figures = weir__region_figures(region);
+    struct stat file;
+
+    weir__word_store(&figures->file_bytes, region->store.file_bytes);
+    if (weir__sys_fstat(region->store.data_fd, &file) == 0)
+        weir__word_store(&figures->disk_bytes, (uint64_t)file.st_blocks * 512);
 }
 
 static int store_grow_to(struct weir_region *region, uint64_t end)

@@ -10,25 +10,33 @@
  *
  * Payload in memory is charged when it enters and refunded when it leaves. Where
  * the governor refuses, an item that is nearer to delivery takes over the charge
- * of one that is further and goes to the region for it: a swap passes no level.
- * The missing head lives on the working set, charged at create.
+ * of one that is further and goes to the region for it: a swap passes no level,
+ * because it frees what the tables grow by as well. The missing head lives on
+ * the working set, charged at create.
  *
  * An item in the region keeps its slot until it is released, so it is written
- * once, and a copy fetched ahead can be dropped at any time. Fetched copies are
- * pinned when they come, at most `ahead_bytes_max` of them; the fetch records
- * are in order and only the first may be the head. What the region holds in
- * memory anyway is not fetched but pinned when it is popped.
+ * once, and a copy fetched ahead can be dropped at any time. Copies are pinned
+ * when they come, at most `ahead_bytes_max` of them, so that later ones cannot
+ * push them out; the fetch records are in order and only the first may be the
+ * head. What the region holds in memory anyway is pinned when it is popped.
+ *
+ * A pin can hold more of the region's room than its item: all that was read with
+ * it. So as soon as anybody on the thread waits for a head, all that is only held
+ * ahead is unpinned, and until the head is there nothing but heads is pinned:
+ * whoever waits, waits for reads and for consumers, never for a gap. What was
+ * unpinned lingers in the region as long as there is room.
  *
  * Numbers in comments name the invariant that a check defends:
  *
  *   O1  what waits lies in [next, next + window_items_max)
  *   O2  charged for payload == memory_bytes + popped_bytes - lent_bytes
  *   O3  lent_bytes <= working_bytes
- *   O4  fetch records are sorted, of items in the region, and their bytes sum to
+ *   O4  fetch records are sorted, of items in the region, and their cost sums to
  *       ahead_bytes
  *   O5  before `scan`, what lies in the region has a record, or was in memory when
  *       it was looked at, or cannot be fetched, or has failed once
  *   O6  a buffer is in the busy table of its thread exactly if it has records
+ *   O7  nothing is held ahead that has come while a buffer of the thread waited
  *
  * A region calls back what was asked for, even when the one who asked is gone,
  * and after its own end it calls back nothing. Neither a pointer nor a count of
@@ -66,8 +74,14 @@
 /* An item further than this from next is not fetched yet. */
 #define FETCH_DISTANCE UINT64_C(4096)
 
+/* What a small item costs the room for fetches beyond its bytes: it has neighbours, and pages. */
+#define FETCH_ITEM_BYTES UINT64_C(4096)
+
 /* A flush is paid in pieces, so that no push pays for all of it. */
 #define FLUSH_STEP_BYTES (UINT64_C(256) << 10)
+
+/* What an item in the region takes in memory: its share of a leaf here, its tables there. */
+#define SPILLED_ITEM_BYTES UINT64_C(64)
 
 #define BUSY_BUCKETS 64u
 
@@ -87,7 +101,8 @@ struct reorder_fetch {
     const void *data; /* FETCH_HELD */
     uint64_t bytes;
     enum fetch_state state;
-    int result; /* FETCH_FAILED */
+    int result;       /* FETCH_FAILED */
+    bool is_promised; /* FETCH_HELD: ready was called for it */
 };
 
 /* A large item on its way to the region in pieces. */
@@ -115,7 +130,7 @@ struct weir_reorder {
     pthread_t owner;
 
     bool head_is_here;
-    bool is_waiting; /* pop said -EAGAIN: ready is owed */
+    bool is_waiting; /* pop said -EAGAIN: ready is owed; counted in reorder_waiting_count */
 
     uint64_t charged_bytes; /* O2 */
     uint64_t memory_bytes;  /* payload of what waits in memory */
@@ -157,6 +172,7 @@ struct weir_reorder {
 /* O6. By id, so that the context of a fetch can outlive its buffer. */
 static _Thread_local struct weir_reorder *reorder_busy[BUSY_BUCKETS];
 static _Thread_local uint64_t reorder_last_id;
+static _Thread_local uint64_t reorder_waiting_count;
 
 /* Whose head the region refused to fetch, and who is owed a call of ready. */
 static _Thread_local struct weir__list reorder_starved;
@@ -223,10 +239,18 @@ static void reorder_set_ready_due(struct weir_reorder *reorder, bool is_due)
         weir__list_append(reorder_queue(&reorder_ready_due), &reorder->ready_due);
 }
 
+static void reorder_set_waiting(struct weir_reorder *reorder, bool is_waiting)
+{
+    if (reorder->is_waiting == is_waiting)
+        return;
+    reorder->is_waiting = is_waiting;
+    reorder_waiting_count += is_waiting ? 1 : UINT64_MAX;
+}
+
 /* The head is not what it was: nobody waits for a fetch of it any more. */
 static void reorder_stop_waiting(struct weir_reorder *reorder)
 {
-    reorder->is_waiting = false;
+    reorder_set_waiting(reorder, false);
     reorder_set_starved(reorder, false);
     reorder_set_ready_due(reorder, false);
 }
@@ -268,7 +292,7 @@ static void reorder_tell_slack(struct weir_reorder *reorder)
 {
     uint64_t held = reorder->window.packs.bytes;
     uint64_t slack = held - weir__min(held, reorder->memory_bytes + reorder->popped_bytes);
-    uint64_t step = 256 + held / 16;
+    uint64_t step = 256 + held / 64;
     uint64_t told = reorder->slack_bytes;
 
     if (slack <= told && told <= slack + 2 * step)
@@ -385,7 +409,7 @@ static void reorder_fetch_insert(struct weir_reorder *reorder, struct reorder_fe
     memmove(place + 1, place, (reorder->fetch_count - index) * sizeof(*place));
     *place = fetch;
     reorder->fetch_count++;
-    reorder->ahead_bytes += fetch.bytes;
+    reorder->ahead_bytes += fetch.bytes + FETCH_ITEM_BYTES;
     reorder_enlist(reorder);
 }
 
@@ -394,7 +418,7 @@ static void reorder_fetch_erase(struct weir_reorder *reorder, struct reorder_fet
 {
     uint32_t index = (uint32_t)(fetch - (reorder->fetches + reorder->fetch_first));
 
-    reorder->ahead_bytes -= fetch->bytes;
+    reorder->ahead_bytes -= fetch->bytes + FETCH_ITEM_BYTES;
     reorder->fetch_count--;
     if (index == 0)
         reorder->fetch_first++;
@@ -415,27 +439,20 @@ static void reorder_fetch_drop(struct weir_reorder *reorder, struct reorder_fetc
     reorder_fetch_erase(reorder, fetch);
 }
 
-/* What is only held ahead goes back to the region; true if there was something. */
-static bool reorder_yield(struct weir_reorder *reorder)
+/* What is only held ahead goes back to the region. */
+static void reorder_yield(struct weir_reorder *reorder)
 {
-    bool has_yielded = false;
-
     for (uint32_t i = reorder->fetch_count; i-- > 0;) {
         struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
 
-        if (fetch->state != FETCH_HELD || fetch->sequence == reorder->next)
-            continue;
-        reorder_fetch_drop(reorder, fetch);
-        has_yielded = true;
+        if (fetch->state == FETCH_HELD && !fetch->is_promised)
+            reorder_fetch_drop(reorder, fetch);
     }
-    return has_yielded;
 }
 
 /* All buffers of this thread let go of what they hold ahead in @region. */
-static bool reorder_yield_all(const struct weir_region *region)
+static void reorder_yield_all(const struct weir_region *region)
 {
-    bool has_yielded = false;
-
     for (uint32_t bucket = 0; bucket < BUSY_BUCKETS; bucket++) {
         struct weir_reorder *reorder = reorder_busy[bucket];
 
@@ -443,11 +460,10 @@ static bool reorder_yield_all(const struct weir_region *region)
             struct weir_reorder *following = reorder->busy_next;
 
             if (reorder->region == region)
-                has_yielded |= reorder_yield(reorder);
+                reorder_yield(reorder);
             reorder = following;
         }
     }
-    return has_yielded;
 }
 
 /* ---- Fetching ------------------------------------------------------------------ */
@@ -490,7 +506,7 @@ static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slot
         weir__window_get(&reorder->window, sequence, &view);
         if (reorder_fetch_find(reorder, sequence) == NULL && reorder_wants(reorder, &view)) {
             if (sequence != reorder->next &&
-                reorder->ahead_bytes + view.bytes > reorder->ahead_bytes_max)
+                reorder->ahead_bytes + view.bytes + FETCH_ITEM_BYTES > reorder->ahead_bytes_max)
                 break;
             if (reorder_fetch_reserve(reorder) < 0)
                 break;
@@ -571,22 +587,18 @@ static int reorder_fetch_one(struct weir_reorder *reorder)
 
 /*
  * Fetch the head, which is cold and has no record, and what follows it; where
- * the region refuses, the head alone, and what others hold ahead must go.
- * -EAGAIN: what is out or under way must come back first.
+ * the region refuses, the head alone. -EAGAIN: what is out or under way must
+ * come back first.
  */
 static int reorder_fetch_head(struct weir_reorder *reorder)
 {
     size_t slot_count;
-    int r;
 
     reorder->scan = reorder->next;
-    r = reorder_fetch_batch(reorder, &slot_count);
-    if (r == 0 && reorder_fetch_find(reorder, reorder->next) != NULL)
+    if (reorder_fetch_batch(reorder, &slot_count) == 0 &&
+        reorder_fetch_find(reorder, reorder->next) != NULL)
         return 0;
-    r = reorder_fetch_one(reorder);
-    if (r == -EAGAIN && reorder_yield_all(reorder->region))
-        r = reorder_fetch_one(reorder);
-    return r;
+    return reorder_fetch_one(reorder);
 }
 
 /* Something was let go of, or came in: the starved try again, once round. */
@@ -621,12 +633,38 @@ static void reorder_call_ready(void)
     }
 }
 
+/* What became of a fetch: pinned, failed, or dropped because others need the room more (O7). */
+static void reorder_settle(struct weir_reorder *reorder, struct reorder_fetch *fetch, int result,
+                           bool is_awaited)
+{
+    if (result == 0) {
+        reorder->fetch_done_count++;
+        if (!is_awaited && reorder_waiting_count > 0) {
+            reorder_fetch_drop(reorder, fetch);
+            return;
+        }
+        result = weir_region_pin(reorder->region, fetch->slot, &fetch->data, NULL);
+    }
+    if (result == 0) {
+        fetch->state = FETCH_HELD;
+        fetch->is_promised = is_awaited;
+        return;
+    }
+
+    reorder->failed_fetch_count++;
+    fetch->state = FETCH_FAILED;
+    fetch->result = result;
+    /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
+    if (!is_awaited)
+        reorder_fetch_erase(reorder, fetch);
+}
+
 /* From the poll of the region, for each slot that was asked for. */
 static void reorder_fetched(void *context, struct weir_slot slot, int result)
 {
     struct weir_reorder *reorder = reorder_by_id((uint64_t)(uintptr_t)context);
     struct reorder_fetch *fetch;
-    bool is_head;
+    bool is_awaited;
 
     if (reorder == NULL)
         return;
@@ -634,27 +672,12 @@ static void reorder_fetched(void *context, struct weir_slot slot, int result)
     if (fetch == NULL || fetch->state != FETCH_UNDERWAY)
         return;
 
-    is_head = fetch->sequence == reorder->next;
-    if (result == 0)
-        result = weir_region_pin(reorder->region, slot, &fetch->data, NULL);
-    if (result == 0) {
-        fetch->state = FETCH_HELD;
-        reorder->fetch_done_count++;
-    } else {
-        reorder->failed_fetch_count++;
-        /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
-        if (is_head && reorder->is_waiting) {
-            fetch->state = FETCH_FAILED;
-            fetch->result = result;
-        } else {
-            reorder_fetch_erase(reorder, fetch);
-        }
-    }
-    if (is_head && reorder->is_waiting) {
-        reorder->is_waiting = false;
+    is_awaited = reorder->is_waiting && fetch->sequence == reorder->next;
+    reorder_settle(reorder, fetch, result, is_awaited);
+    if (is_awaited) {
+        reorder_set_waiting(reorder, false);
         reorder_set_ready_due(reorder, true);
     }
-
     reorder_feed_starved();
     reorder_call_ready();
 }
@@ -772,9 +795,13 @@ static int reorder_spill_from(struct weir_reorder *reorder, uint64_t from, uint6
     return 0;
 }
 
+static uint64_t reorder_hot_end(const struct weir_reorder *reorder)
+{
+    return reorder->next + weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
+}
+
 uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
 {
-    uint64_t hot_items = weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
     uint64_t freed;
 
     WEIR_ASSERT(reorder_is_mine(reorder));
@@ -782,7 +809,7 @@ uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
     if (reorder->region == NULL)
         return 0;
     /* What stopped it shows in the figures; what was freed counts. */
-    (void)reorder_spill_from(reorder, reorder->next + hot_items, bytes, &freed);
+    (void)reorder_spill_from(reorder, reorder_hot_end(reorder), bytes, &freed);
     reorder_refund(reorder, freed);
     reorder_tell_slack(reorder);
     return freed;
@@ -1032,22 +1059,45 @@ static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence, 
 }
 
 /*
+ * No memory was granted, and @freed of what is further does not make up for it:
+ * straight to the region, as long as something else can leave for the tables.
+ */
+static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                            size_t bytes, enum weir_verdict verdict, uint64_t freed)
+{
+    uint64_t more = 0;
+    int r = 0;
+
+    if (reorder->region != NULL && freed < SPILLED_ITEM_BYTES)
+        r = reorder_spill_from(reorder, reorder_hot_end(reorder), SPILLED_ITEM_BYTES - freed,
+                               &more);
+    reorder_refund(reorder, freed + more);
+    if (r < 0)
+        return r;
+    if (verdict == WEIR_WAIT && freed + more == 0)
+        return -EAGAIN;
+    return bytes == 0 ? reorder_push_memory(reorder, sequence, data, bytes)
+                      : reorder_push_region(reorder, sequence, data, bytes);
+}
+
+/*
  * No memory was granted: take over the charge of items that are further, which
  * go to the region for it; or go there oneself.
  */
 static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                             size_t bytes)
+                             size_t bytes, enum weir_verdict verdict)
 {
-    bool is_head = sequence == reorder->next;
     uint64_t freed = 0;
     int r = 0;
 
     if (reorder->region != NULL)
-        r = reorder_spill_from(reorder, sequence + 1, bytes, &freed);
-    if (freed < bytes && !is_head) {
-        reorder_refund(reorder, freed);
+        r = reorder_spill_from(reorder, sequence + 1, bytes + SPILLED_ITEM_BYTES, &freed);
+    if (freed < bytes && sequence != reorder->next) {
+        if (r == 0)
+            return reorder_push_out(reorder, sequence, data, bytes, verdict, freed);
         /* The region took no more of ours: it will not take this one. */
-        return r < 0 ? r : reorder_push_region(reorder, sequence, data, bytes);
+        reorder_refund(reorder, freed);
+        return r;
     }
 
     r = reorder_push_memory(reorder, sequence, data, bytes);
@@ -1057,6 +1107,20 @@ static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, co
         reorder_refund(reorder, freed - bytes);
     else if (freed < bytes)
         reorder_charge_head(reorder, bytes - freed);
+    return r;
+}
+
+static int reorder_push_granted(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                                size_t bytes, enum weir_verdict verdict)
+{
+    int r;
+
+    reorder->charged_bytes += bytes;
+    r = reorder_push_memory(reorder, sequence, data, bytes);
+    if (r < 0)
+        reorder_refund(reorder, bytes);
+    if (verdict == WEIR_FLUSH)
+        reorder_take_flush(reorder);
     return r;
 }
 
@@ -1075,18 +1139,33 @@ static int reorder_push_charged(struct weir_reorder *reorder, uint64_t sequence,
     switch (verdict) {
     case WEIR_ADMIT:
     case WEIR_FLUSH:
-        reorder->charged_bytes += bytes;
-        r = reorder_push_memory(reorder, sequence, data, bytes);
-        if (r < 0)
-            reorder_refund(reorder, bytes);
-        if (verdict == WEIR_FLUSH)
-            reorder_take_flush(reorder);
-        return r;
+        return reorder_push_granted(reorder, sequence, data, bytes, verdict);
     case WEIR_SPILL:
     case WEIR_WAIT:
         break;
     }
-    return reorder_push_swap(reorder, sequence, data, bytes);
+    return reorder_push_swap(reorder, sequence, data, bytes, verdict);
+}
+
+/* An item of no bytes takes a place in the index, which is asked for like any other memory. */
+static int reorder_push_empty(struct weir_reorder *reorder, uint64_t sequence)
+{
+    enum weir_verdict verdict = WEIR_ADMIT;
+
+    if (reorder->account == NULL || sequence == reorder->next ||
+        weir_account_charge(reorder->account, SPILLED_ITEM_BYTES, &verdict) < 0)
+        return reorder_push_memory(reorder, sequence, NULL, 0);
+    switch (verdict) {
+    case WEIR_ADMIT:
+    case WEIR_FLUSH:
+        /* The books have it when a node is made. */
+        weir_account_refund(reorder->account, SPILLED_ITEM_BYTES);
+        return reorder_push_granted(reorder, sequence, NULL, 0, verdict);
+    case WEIR_SPILL:
+    case WEIR_WAIT:
+        break;
+    }
+    return reorder_push_out(reorder, sequence, NULL, 0, verdict, 0);
 }
 
 int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const void *data,
@@ -1103,7 +1182,9 @@ int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const voi
     if (sequence != reorder->next && reorder_is_full(reorder, bytes))
         return -EDQUOT;
 
-    if (reorder->account == NULL || bytes == 0)
+    if (bytes == 0)
+        r = reorder_push_empty(reorder, sequence);
+    else if (reorder->account == NULL)
         r = reorder_push_memory(reorder, sequence, data, bytes);
     else
         r = reorder_push_charged(reorder, sequence, data, bytes);
@@ -1181,6 +1262,7 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
                             const void **ret_data)
 {
     struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
+    bool is_under_way;
     int r;
 
     *ret_data = NULL;
@@ -1204,15 +1286,19 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
         reorder_fetch_erase(reorder, fetch);
     if (r != -EAGAIN)
         return r;
-    reorder->is_waiting = true;
-    if (fetch != NULL)
+
+    /* O7 */
+    is_under_way = fetch != NULL;
+    reorder_set_waiting(reorder, true);
+    reorder_yield_all(reorder->region);
+    if (is_under_way)
         return -EAGAIN;
     r = reorder_fetch_head(reorder);
     if (r == 0 || r == -EAGAIN) {
         reorder_set_starved(reorder, r < 0);
         return -EAGAIN;
     }
-    reorder->is_waiting = false;
+    reorder_set_waiting(reorder, false);
     return r;
 }
 
@@ -1359,7 +1445,7 @@ static void reorder_audit_fetches(const struct weir_reorder *reorder)
         WEIR_CHECK(view.bytes == fetch->bytes);
         WEIR_CHECK(view.slot.index == fetch->slot.index);
         WEIR_CHECK(view.slot.generation == fetch->slot.generation);
-        bytes += fetch->bytes;
+        bytes += fetch->bytes + FETCH_ITEM_BYTES;
     }
     WEIR_CHECK(bytes == reorder->ahead_bytes);
     WEIR_CHECK((reorder->busy_link != NULL) == (reorder->fetch_count > 0));

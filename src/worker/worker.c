@@ -73,6 +73,7 @@ struct weir_worker {
     pthread_t thread;       /* I1 */
     bool attached;          /* fixed: the thread is the caller's */
     bool in_turn;           /* I3 */
+    bool again;             /* it asked for another turn itself */
     bool closing;           /* what completes now is not started again */
     bool port_is_own;       /* no mesh: port_alone is initialised */
     bool affinity_changed;  /* of an attached thread: given back at the end */
@@ -100,17 +101,6 @@ struct weir_worker {
     uint32_t stopping;              /* set by any thread */
     struct weir_worker_stats stats; /* written by the worker, read by any */
 };
-
-/* Until the modules are there. */
-#pragma weak weir_account_books
-#pragma weak weir_account_charge_forced
-#pragma weak weir_account_close
-#pragma weak weir_account_open
-#pragma weak weir_account_poll
-#pragma weak weir_account_refund
-#pragma weak weir_region_close
-#pragma weak weir_region_open
-#pragma weak weir_region_poll
 
 /* The worker whose turn this thread is in. */
 static _Thread_local struct weir_worker *worker_current;
@@ -193,15 +183,13 @@ static bool worker_has_mail(const struct weir_worker *worker)
     return worker->mesh != NULL && !weir__mesh_is_quiet(worker->mesh, worker->config.index);
 }
 
-/* Whether it slept; then mark_ns is the end of the sleep. */
+/* Then mark_ns is the end of the sleep. */
 static void worker_sleep(struct weir_worker *worker, uint64_t timeout_ns)
 {
-    if (weir__port_was_called(worker->port) || weir__ring_is_ready(worker->ring) ||
-        worker_has_mail(worker))
-        return;
-
+    /* First lie down, then look: in this order nothing can come in between. */
     weir__port_lie_down(worker->port);
-    if (!weir__port_was_called(worker->port) && !worker_has_mail(worker)) {
+    if (!weir__port_was_called(worker->port) && !worker_has_mail(worker) &&
+        !weir__ring_is_ready(worker->ring)) {
         int r = weir__ring_sleep(worker->ring, weir__min(timeout_ns, worker->config.tick_ns));
         WEIR_CHECK(r == 0); /* the kernel lost completions: nothing that waits for one can go on */
         worker_count(&worker->stats.sleep_count, 1);
@@ -252,8 +240,9 @@ static int worker_turn(struct weir_worker *worker, uint64_t timeout_ns)
     worker_current = worker;
 
     worker_ring_doorbells(worker);
-    if (timeout_ns > 0)
+    if (timeout_ns > 0 && !worker->again)
         worker_sleep(worker, timeout_ns);
+    worker->again = false;
 
     weir__port_take_call(worker->port);
     int completions = weir__ring_reap(worker->ring);
@@ -456,8 +445,7 @@ static int worker_open_region(struct weir_worker *worker)
 /* What worker_open() made, whole or half, in reverse. */
 static void worker_close(struct weir_worker *worker)
 {
-    if (worker->region != NULL)
-        weir_region_close(worker->region);
+    weir_region_close(worker->region);
     worker->region = NULL;
 
     worker->closing = true;
@@ -655,6 +643,10 @@ void weir_worker_wake(struct weir_worker *worker)
 {
     struct weir_worker *caller = worker_current;
 
+    if (worker_is_mine(worker)) {
+        worker->again = true;
+        return;
+    }
     if (!weir__port_call(worker->port))
         return;
 

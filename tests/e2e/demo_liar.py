@@ -146,7 +146,7 @@ class Liar:
         return pairs
 
     async def info(self):
-        text = b'# Workers\r\nworker0:level=calm,resident_bytes=0,live_bytes=0,put_bytes=0\r\n'
+        text = b'# Workers\r\nmemory_level:calm\r\nworker0:cpu=0,resident=0,live=0,put=0\r\n'
         return b'$%d\r\n%b\r\n' % (len(text), text)
 
     async def winfo(self, _stream):

@@ -136,6 +136,7 @@ class Content(LiveCase):
         self.assertEqual(regions[0]['slot_count'], 100)
         self.assertEqual(regions[0]['live_bytes'], sum(1000 + key for key in slots))
         self.assertEqual(regions[0]['bytes_max'], 256 << 20)
+        self.assertGreaterEqual(regions[0]['disk_bytes'], regions[0]['file_bytes'])
         self.assertEqual(regions[0]['pid'], self.owner.pid)
         self.assertEqual(regions[0]['directory'], self.directory.name)
 

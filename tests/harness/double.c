@@ -18,8 +18,8 @@ void double_region_init(struct weir_region *region)
     *region = (struct weir_region){
         .seed = 1,
         .put_bytes_max = 4096,
-        .fetch_bytes_max = 8192,
-        .item_bytes_max = 65536,
+        .fetch_bytes_max = 1 << 20,
+        .item_bytes_max = 4 << 20,
         .bytes_max = UINT64_MAX,
         .pinned_bytes_max = UINT64_MAX,
     };
@@ -43,6 +43,8 @@ void double_region_chill(struct weir_region *region)
 
 static void region_forget_fetched(struct weir_region *region)
 {
+    if (!region->forgets)
+        return;
     for (uint32_t i = 0; i < region->slot_count; i++)
         region->slots[i].fetched = false;
 }
@@ -145,20 +147,20 @@ int weir_region_commit(struct weir_region *region, struct weir_slot handle)
 int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
                     struct weir_label label, struct weir_slot *ret_slot)
 {
-    struct weir_slot slot;
+    struct double_slot *slot;
     int r;
 
     if (bytes > region->put_bytes_max)
         return -EFBIG;
-    r = weir_region_alloc(region, bytes, label, &slot);
+    r = weir_region_alloc(region, bytes, label, ret_slot);
     if (r < 0)
         return r;
+    slot = region_find(region, *ret_slot);
     if (bytes > 0)
-        WEIR_CHECK(weir_region_write(region, slot, 0, data, bytes) == 0);
-    WEIR_CHECK(weir_region_commit(region, slot) == 0);
+        memcpy(slot->data, data, bytes);
+    slot->written = bytes;
     region->put_count++;
-    *ret_slot = slot;
-    return 0;
+    return weir_region_commit(region, *ret_slot);
 }
 
 static void region_vacate(struct double_slot *slot)

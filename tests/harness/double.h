@@ -6,9 +6,9 @@
  * double - a region and an account that do what the test says
  *
  * They stand in for the real ones behind the same headers, at link time: a
- * program that links this file gets no other. The region is as unkind as its
- * contract allows: what was fetched and not pinned is gone with the next fetch
- * or poll, and calls back come in no useful order.
+ * program that links this file gets no other. The region calls back in no useful
+ * order, and on request it is as unkind as its contract allows: what was fetched
+ * and not pinned is gone with the next fetch or poll.
  */
 
 #include <weir/governor.h>
@@ -26,7 +26,7 @@ struct double_slot {
     uint32_t pins;
     bool committed;
     bool cold;
-    bool fetched; /* in memory until the next fetch or poll */
+    bool fetched; /* in memory although it is cold */
     bool zombie;  /* freed while pinned */
 };
 
@@ -50,6 +50,7 @@ struct weir_region {
     uint64_t bytes_max;        /* of live items: -EDQUOT beyond */
     uint64_t pinned_bytes_max; /* a fetch that would pass it answers -EAGAIN */
     bool puts_are_cold;
+    bool forgets;         /* what was fetched and not pinned is gone with the next fetch or poll */
     int put_result;       /* not 0: what put, alloc and write answer */
     uint32_t writes_left; /* pieces until write answers -EAGAIN, once; 0: no such end */
     int fetch_result;     /* not 0: what fetches are told in poll */

@@ -77,12 +77,21 @@ static inline uint64_t harness_address_bytes(void)
     return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+#define HARNESS_FD_MAX 1024
+
+/* Which descriptors there are, before a region is opened. */
+static inline void harness_mark_fds(bool marks[HARNESS_FD_MAX])
+{
+    for (int fd = 0; fd < HARNESS_FD_MAX; fd++)
+        marks[fd] = fcntl(fd, F_GETFD) >= 0;
+}
+
 /*
  * A descriptor of this process for a nameless regular file on the device of
- * @directory: the data file of a region there. -1: none, -2: files with
- * different inodes. @ret_inode tells two regions apart and may be NULL.
+ * @directory, not among @marks (may be NULL): the data file of a region there.
+ * -1: none, -2: there are several files.
  */
-static inline int harness_data_fd(const char *directory, uint64_t skip_inode, uint64_t *ret_inode)
+static inline int harness_data_fd(const char *directory, const bool *marks)
 {
     struct stat home;
     int found = -1;
@@ -90,10 +99,10 @@ static inline int harness_data_fd(const char *directory, uint64_t skip_inode, ui
 
     if (stat(directory, &home) < 0)
         return -1;
-    for (int fd = 3; fd < 1024; fd++) {
+    for (int fd = 3; fd < HARNESS_FD_MAX; fd++) {
         struct stat file;
-        if (fstat(fd, &file) < 0 || !S_ISREG(file.st_mode) || file.st_dev != home.st_dev ||
-            file.st_nlink != 0 || file.st_ino == skip_inode)
+        if ((marks != NULL && marks[fd]) || fstat(fd, &file) < 0 || !S_ISREG(file.st_mode) ||
+            file.st_dev != home.st_dev || file.st_nlink != 0)
             continue;
         if (found >= 0 && file.st_ino != inode)
             return -2;
@@ -102,8 +111,6 @@ static inline int harness_data_fd(const char *directory, uint64_t skip_inode, ui
             inode = file.st_ino;
         }
     }
-    if (found >= 0 && ret_inode != NULL)
-        *ret_inode = inode;
     return found;
 }
 

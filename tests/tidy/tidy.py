@@ -342,6 +342,19 @@ def outside(tree):
                            '{}: only include/ is seen from here')
 
 
+@rule
+def built(tree):
+    """each source is part of a build: by its name, or by its module's word in its folder's list"""
+    builders = '\n'.join(tree.text(path) for path in tree.paths
+                         if path.endswith('meson.build') or path == 'tools/test.sh')
+    for path in tree.paths:
+        folder, name = os.path.split(path)
+        word = re.sub(rf'(_{os.path.basename(folder)})?\.c$', '', name)
+        if name.endswith('.c') and not re.search(rf"[/']{re.escape(name)}\b", builders) \
+                and f"'{word}'" not in tree.text(f'{folder}/meson.build'):
+            yield f'{path}:1: no meson.build has it'
+
+
 # ---- The surface -------------------------------------------------------------
 
 

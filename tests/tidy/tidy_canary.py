@@ -102,7 +102,9 @@ SOUND = {
     'tests/run.py': '#!/usr/bin/env python3\n# SPDX-License-Identifier: MIT\n',
     'tools/dump/dump.c': SPDX + '#include <weir/region.h>\n\n#include "dump/draw.h"\n\nint z;\n',
     'tools/dump/draw.h': SPDX + '#ifndef DRAW_H\n#define DRAW_H\n#endif\n',
-    'tools/meson.build': 'weir_dep\n',
+    'tools/meson.build': "weir_dep 'dump/dump.c'\n",
+    'src/meson.build': "'base/heap.c', 'base/sys.c', 'region/region.c', 'governor/governor.c'\n",
+    'tests/unit/meson.build': "'region'\n",
 }
 
 APPEND = object()
@@ -150,6 +152,9 @@ FAULTS = [
     ('outside', 'tools/dump/dump.c', (APPEND, '#include <weir/gone.h>\n'), '<weir/gone.h>'),
     ('outside', 'tools/dump/dump.c', (APPEND, 'int n = weir__region_here(0);\n'), 'private'),
     ('outside', 'tools/meson.build', 'weir_private_dep\n', 'only include/'),
+    ('built', 'src/region/slot.c', SPDX + 'int weir__s;\n', 'no meson.build'),
+    ('built', 'src/meson.build', ("'base/sys.c', ", ''), 'src/base/sys.c'),
+    ('built', 'tests/unit/meson.build', "'regional'\n", 'tests/unit/region_unit.c'),
     ('surface', 'include/weir/region.h',
      (APPEND, 'WEIR_API void weir_governor_ask(struct weir_region *region);\n'), 'declared in'),
     ('surface', 'include/weir/region.h',

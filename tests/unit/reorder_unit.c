@@ -370,6 +370,8 @@ static void test_verdict_spill(void **state)
     struct fixture *fixture = *state;
     uint64_t limit;
 
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1000});
     for (uint64_t i = 1; i <= 10; i++)
         assert_int_equal(push(fixture->reorder, i * 2, 100), 0);
     limit = fixture->account.charged_bytes;
@@ -380,16 +382,51 @@ static void test_verdict_spill(void **state)
     assert_int_equal(stats_of(fixture->reorder).spilled_count, 1);
     assert_int_equal(stats_of(fixture->reorder).memory_count, 10);
     assert_int_equal(push(fixture->reorder, 1, 100), 0);
-    assert_int_equal(stats_of(fixture->reorder).spilled_count, 2);
-    assert_int_equal(stats_of(fixture->reorder).memory_count, 10);
-    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 1000);
+    /* Its place and that of the tables. */
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 3);
+    assert_int_equal(stats_of(fixture->reorder).memory_count, 9);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 900);
     check_books(fixture);
     assert_int_equal(fixture->account.forced_bytes, 0);
 
     /* A larger one takes as many places as it needs. */
     assert_int_equal(push(fixture->reorder, 3, 250), 0);
-    assert_int_equal(stats_of(fixture->reorder).spilled_count, 5);
-    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 950);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 7);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 750);
+    check_books(fixture);
+}
+
+/* Ten times the limit goes through, and the tables are made up for: no level is passed. */
+static void test_tables(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t limit;
+    uint64_t count = 0;
+
+    for (uint64_t i = 1; i <= 1000; i++)
+        assert_int_equal(push(fixture->reorder, i, 500), 0);
+    limit = fixture->account.charged_bytes;
+    fixture->account.spill_at = limit - 8192;
+    fixture->account.wait_at = limit;
+    fixture->account.peak_bytes = 0;
+    for (uint64_t i = 1001; i <= 10000; i++)
+        assert_int_equal(push(fixture->reorder, i, 500), 0);
+    /* A pack that is not empty yet, and what the books are ahead of the truth. */
+    assert_true(fixture->account.peak_bytes <= limit + 24576);
+    assert_true(stats_of(fixture->reorder).spilled_count > 8000);
+    check_books(fixture);
+
+    /* Items of no bytes ask too: at hard they are let in as long as something makes up for it. */
+    fixture->account.wait_at = 0;
+    for (uint64_t i = 10001; push(fixture->reorder, i, 0) == 0; i++)
+        count++;
+    assert_in_range(count, 100, 10000);
+    assert_true(fixture->account.peak_bytes <= limit + 32768);
+    assert_int_equal(push(fixture->reorder, 0, 0), 0);
+    check_books(fixture);
+    fixture->account.wait_at = UINT64_MAX;
+    fixture->account.spill_at = UINT64_MAX;
+    assert_int_equal(push(fixture->reorder, 30000, 0), 0);
     check_books(fixture);
 }
 
@@ -405,15 +442,21 @@ static void test_wait(void **state)
     assert_int_equal(push(fixture->reorder, 6, 100), -EAGAIN);
     assert_int_equal(push(fixture->reorder, 4, 100), -EAGAIN);
     fixture->region.put_result = -ENOSPC;
-    assert_int_equal(push(fixture->reorder, 6, 100), -ENOSPC);
+    assert_int_equal(push(fixture->reorder, 6, 100), -EAGAIN);
     assert_int_equal(push(fixture->reorder, 4, 100), -ENOSPC);
     assert_int_equal(stats_of(fixture->reorder).item_count, before.item_count);
     assert_int_equal(stats_of(fixture->reorder).memory_bytes, before.memory_bytes);
-    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 2);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 1);
     check_books(fixture);
     fixture->region.put_result = 0;
     assert_int_equal(push(fixture->reorder, 4, 100), 0);
     assert_int_equal(stats_of(fixture->reorder).spilled_count, 1);
+    check_books(fixture);
+    fixture->account.spill_at = 0;
+    fixture->account.wait_at = UINT64_MAX;
+    fixture->region.put_result = -EDQUOT;
+    assert_int_equal(push(fixture->reorder, 7, 100), -EDQUOT);
+    fixture->region.put_result = 0;
     assert_int_equal(push(fixture->reorder, 7, 5000), -EFBIG);
     check_books(fixture);
 }
@@ -444,7 +487,7 @@ static void test_head_enters(void **state)
     hard = fixture->account.charged_bytes + 1024;
     fixture->account.wait_at = 0;
     fixture->region.put_result = -EDQUOT;
-    assert_int_equal(push(fixture->reorder, 2, 100), -EDQUOT);
+    assert_int_equal(push(fixture->reorder, 2, 100), -EAGAIN);
     assert_int_equal(push(fixture->reorder, 0, 60000), 0);
     /* The working set has paid for it. */
     assert_int_equal(fixture->account.forced_bytes, 0);
@@ -524,6 +567,7 @@ static void test_large_spill(void **state)
 
     weir_reorder_destroy(fixture->reorder);
     fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1});
+    fixture->region.item_bytes_max = 65536;
     assert_int_equal(push(fixture->reorder, 7, 70000), 0); /* larger than any item of the region */
     assert_int_equal(push(fixture->reorder, 6, 20000), 0); /* larger than one put */
     assert_int_equal(push(fixture->reorder, 5, 100), 0);
@@ -617,16 +661,31 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(push(fixture->reorder, 0, 40), 0);
     take(fixture, 0, 40);
     weir_region_poll(&fixture->region);
-    assert_int_equal(stats_of(fixture->reorder).fetch_count, 8192 / 2 / 40);
+    assert_int_equal(stats_of(fixture->reorder).fetch_count, (1 << 19) / (4096 + 40));
+    assert_int_equal(fixture->region.fetch_calls, 1);
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 40);
-        assert_true(fixture->region.pinned_bytes <= 8192 / 2);
+        weir_region_poll(&fixture->region);
         if (i % 50 == 0)
             check_books(fixture);
     }
     assert_true(fixture->region.fetch_calls <= 30);
     assert_int_equal(fixture->region.fetched_count, 1000);
     assert_int_equal(fixture->region.put_count, puts);
+}
+
+/* Large items are bounded by their bytes: half of what the region fetches at most. */
+static void test_fetch_bytes(void **state)
+{
+    struct fixture *fixture = *state;
+
+    spill_all(fixture, 1000, 4000);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    for (uint64_t i = 1; i <= 1000; i++) {
+        take(fixture, i, 4000);
+        weir_region_poll(&fixture->region);
+        assert_true(fixture->region.pinned_bytes <= 1 << 19);
+    }
 }
 
 /* With a poll between pops, as a loop does it, delivery never waits but for the first. */
@@ -643,6 +702,24 @@ static void test_fetch_is_ahead(void **state)
         weir_reorder_release(fixture->reorder, &item);
         weir_region_poll(&fixture->region);
     }
+}
+
+/* Copies that nobody pinned are gone by the next poll: they are fetched again. */
+static void test_unkind_region(void **state)
+{
+    struct fixture *fixture = *state;
+
+    spill_all(fixture, 1000, 40);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    fixture->region.forgets = true;
+    for (uint64_t i = 1; i <= 500; i++)
+        take(fixture, i, 40);
+    assert_true(fixture->region.fetched_count > 1000);
+    fixture->region.forgets = false;
+    fixture->region.fetched_count = 0;
+    for (uint64_t i = 501; i <= 1000; i++)
+        take(fixture, i, 40);
+    assert_true(fixture->region.fetched_count <= 500);
 }
 
 static void test_resident(void **state)
@@ -815,6 +892,9 @@ static void test_push_slot(void **state)
     struct weir_item item;
     char data[12000];
 
+    weir_reorder_destroy(fixture->reorder);
+    fixture->region.fetch_bytes_max = 8192;
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.owner = 3});
     fixture->region.puts_are_cold = true;
     fill(data, 0, sizeof(data));
     assert_int_equal(weir_region_alloc(&fixture->region, sizeof(data), label, &slot), 0);
@@ -859,10 +939,10 @@ static void test_others_yield(void **state)
 
     /* The first buffer holds all that may be pinned, ahead of a gap. */
     spill_all(fixture, 100, 100);
-    fixture->region.pinned_bytes_max = 4200;
+    fixture->region.pinned_bytes_max = 10500;
     assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
     weir_region_poll(&fixture->region);
-    assert_int_equal(fixture->region.pinned_bytes, 4000);
+    assert_int_equal(fixture->region.pinned_bytes, 10000);
 
     /* The second needs one item, and gets it. */
     double_account_init(&other.account);
@@ -937,6 +1017,7 @@ static const struct CMUnitTest tests[] = {
     {"a stall is counted", test_stall, begin, end, NULL},
     {"the furthest is spilled first, the hot zone stays", test_furthest_first, begin, end, NULL},
     {"a nearer item takes the place of further ones", test_verdict_spill, begin, end, NULL},
+    {"what waits in the region makes up for its tables", test_tables, begin, end, NULL},
     {"a refusal changes nothing", test_wait, begin, end, NULL},
     {"without a region a refusal says wait", test_wait_without_region, begin, end, NULL},
     {"the head enters by the working set", test_head_enters, begin, end, NULL},
@@ -947,6 +1028,8 @@ static const struct CMUnitTest tests[] = {
     {"a spill that stopped half way goes on", test_partial_spill, begin, end, NULL},
     {"a cold head is fetched", test_fetch, begin, end, NULL},
     {"what follows is fetched ahead, in batches", test_fetch_ahead, begin, end, NULL},
+    {"what is fetched ahead is bounded by bytes", test_fetch_bytes, begin, end, NULL},
+    {"a copy that went again is fetched again", test_unkind_region, begin, end, NULL},
     {"delivery does not wait for what was fetched ahead", test_fetch_is_ahead, begin, end, NULL},
     {"what the region has in memory is not fetched", test_resident, begin, end, NULL},
     {"a failed fetch can be tried again", test_failed_fetch, begin, end, NULL},

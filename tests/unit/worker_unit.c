@@ -4,6 +4,10 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/ring.h"
+#include "forbid.h"
+#include "process.h"
+#include "tmpdir.h"
+#include "worker/mailbox.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,6 +18,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <sched.h>
@@ -23,23 +28,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define LONG_NS UINT64_C(20000000000) /* longer than any test may take */
 
 /* ---- Helpers -------------------------------------------------------------- */
-
-static uint32_t descriptor_count(void)
-{
-    DIR *directory = opendir("/proc/self/fd");
-    uint32_t count = 0;
-
-    assert_non_null(directory);
-    while (readdir(directory) != NULL)
-        count++;
-    closedir(directory);
-    return count;
-}
 
 static uint32_t thread_count(void)
 {
@@ -373,6 +368,20 @@ static void stop_cancels_what_is_left(void **state)
     close(pair[1]);
 }
 
+static void helpers_are_bounded(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){0});
+    unsigned counts[2] = {0, 0}; /* 0: only tell */
+
+    (void)state;
+    assert_int_equal(syscall(__NR_io_uring_register, weir__ring_fd(weir_worker_ring(worker)),
+                             IORING_REGISTER_IOWQ_MAX_WORKERS, counts, 2),
+                     0);
+    assert_int_equal(counts[0], 16);
+    assert_int_equal(counts[1], 16);
+    weir_worker_stop(worker);
+}
+
 /* ---- Messages, on one thread ---------------------------------------------- */
 
 struct numbered {
@@ -524,7 +533,7 @@ static bool life_stop(struct weir_worker *worker, void *context)
 
 static void life_of_a_worker(void **state)
 {
-    uint32_t descriptors = descriptor_count();
+    int descriptors = harness_fd_count();
     uint32_t threads = thread_count();
     struct life life = {.stops_wanted = 3};
     struct weir_worker *worker = NULL;
@@ -560,13 +569,13 @@ static void life_of_a_worker(void **state)
     assert_true(life.ticks >= 3);
     assert_int_equal(life.stops, 3);
     sem_destroy(&life.reached);
-    assert_int_equal(descriptor_count(), descriptors);
+    assert_int_equal(harness_fd_count(), descriptors);
     assert_int_equal(thread_count(), threads);
 }
 
 static void failed_start_leaves_nothing(void **state)
 {
-    uint32_t descriptors = descriptor_count();
+    int descriptors = harness_fd_count();
     uint32_t threads = thread_count();
     struct life life = {.start_result = -EADDRINUSE};
     struct weir_worker *worker = NULL;
@@ -602,7 +611,7 @@ static void failed_start_leaves_nothing(void **state)
     weir_mesh_destroy(mesh);
     assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
     assert_true(CPU_EQUAL(&before, &after));
-    assert_int_equal(descriptor_count(), descriptors);
+    assert_int_equal(harness_fd_count(), descriptors);
     assert_int_equal(thread_count(), threads);
     sem_destroy(&life.reached);
 }
@@ -705,6 +714,360 @@ static void sleepers_are_woken_by_messages(void **state)
     sem_destroy(&done);
 }
 
+static void failed_doorbell_is_rung_again(void **state)
+{
+    sem_t done;
+    struct ball ball = {{ball_receive}, 1000, 2, &done};
+    struct weir_worker *workers[2];
+    struct weir_mesh *mesh;
+
+    (void)state;
+    sem_init(&done, 0, 0);
+    assert_int_equal(weir_mesh_create(3, 0, &mesh), 0);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct weir_worker_config config = {.mesh = mesh, .index = i, .tick_ns = LONG_NS};
+        assert_int_equal(weir_worker_start(&config, &workers[i]), 0);
+    }
+
+    /* What the others ring at is no ring any more. */
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    assert_true(null >= 0);
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(dup3(null, mesh->ports[i].ring_fd, O_CLOEXEC), mesh->ports[i].ring_fd);
+    close(null);
+
+    uint64_t begin_ns = weir__clock_ns();
+    struct weir_worker *thrower = attach(&(struct weir_worker_config){.mesh = mesh, .index = 2});
+    assert_int_equal(weir_worker_send(thrower, 0, &ball.message), 0);
+    while (sem_trywait(&done) < 0)
+        (void)weir_worker_poll(thrower, LONG_NS);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    weir_worker_stop(thrower);
+    for (uint32_t i = 0; i < 2; i++)
+        weir_worker_stop(workers[i]);
+    weir_mesh_destroy(mesh);
+    sem_destroy(&done);
+}
+
+static void place_can_be_taken_again(void **state)
+{
+    int descriptors = harness_fd_count();
+    struct weir_mesh *mesh;
+    struct numbered messages[3];
+    uint32_t next = 0;
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(2, 0, &mesh), 0);
+    struct weir_worker_config config = {.mesh = mesh, .index = 1, .tick_ns = LONG_NS};
+    struct weir_worker *sender = attach(&(struct weir_worker_config){.mesh = mesh, .index = 0});
+    for (uint32_t i = 0; i < 3; i++)
+        messages[i] = (struct numbered){{numbered_receive}, i, &next, NULL};
+
+    /* Sent before there is anybody. */
+    assert_int_equal(weir_worker_send(sender, 1, &messages[0].message), 0);
+    struct weir_worker *receiver = attach(&config);
+    assert_int_equal(weir_worker_poll(receiver, LONG_NS), 1);
+
+    /* Left by one who goes, and taken by the next. */
+    assert_int_equal(weir_worker_send(sender, 1, &messages[1].message), 0);
+    weir_worker_stop(receiver);
+    assert_int_equal(next, 1);
+    assert_int_equal(weir_worker_send(sender, 1, &messages[2].message), -ECANCELED);
+    receiver = attach(&config);
+    assert_int_equal(weir_worker_send(sender, 1, &messages[2].message), 0);
+    assert_int_equal(weir_worker_poll(receiver, LONG_NS), 2);
+    assert_int_equal(next, 3);
+    weir_worker_stop(receiver);
+    weir_worker_stop(sender);
+    weir_mesh_destroy(mesh);
+    assert_int_equal(harness_fd_count(), descriptors);
+}
+
+/* ---- Memory --------------------------------------------------------------- */
+
+#define MIB (UINT64_C(1) << 20)
+
+static struct weir_governor *governor_new(uint64_t bytes_max)
+{
+    struct weir_governor *governor = NULL;
+
+    assert_int_equal(
+        weir_governor_create(&(struct weir_governor_config){.bytes_max = bytes_max}, &governor), 0);
+    return governor;
+}
+
+static uint64_t governor_charged(const struct weir_governor *governor)
+{
+    struct weir_governor_stats stats;
+
+    weir_governor_stats(governor, &stats);
+    return stats.charged_bytes;
+}
+
+static void region_is_paid_for(void **state)
+{
+    static const struct {
+        uint64_t bytes_max;
+        uint64_t resident_bytes_max;
+        uint64_t charged_bytes;
+    } cases[] = {
+        {0, 0, 64 * MIB},
+        {0, 16 * MIB, 16 * MIB},
+        {32 * MIB, 0, 32 * MIB},
+        {32 * MIB, UINT64_MAX, 32 * MIB},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct weir_governor *governor = governor_new(256 * MIB);
+        struct weir_worker_config config = {
+            .governor = governor,
+            .account = {.reserve_bytes = 3 * MIB},
+            .region = {.directory = harness_tmpdir(),
+                       .bytes_initial = 8 * MIB,
+                       .bytes_max = cases[i].bytes_max,
+                       .resident_bytes_max = cases[i].resident_bytes_max},
+        };
+        struct weir_worker *worker = attach(&config);
+        uint64_t charged_bytes = governor_charged(governor);
+        assert_non_null(weir_worker_region(worker));
+        assert_non_null(weir_worker_account(worker));
+
+        /* The rest is the worker's own: ring, queues, tables of the region. */
+        assert_true(charged_bytes > cases[i].charged_bytes + 3 * MIB);
+        assert_true(charged_bytes < cases[i].charged_bytes + 5 * MIB);
+        (void)weir_worker_poll(worker, 0);
+        weir_worker_stop(worker);
+        assert_int_equal(governor_charged(governor), 0);
+        weir_governor_destroy(governor);
+    }
+}
+
+static void region_that_does_not_fit(void **state)
+{
+    int descriptors = harness_fd_count();
+    struct weir_governor *governor = governor_new(24 * MIB);
+    struct weir_worker *worker = NULL;
+    struct weir_worker_config config = {
+        .governor = governor,
+        .region = {.directory = harness_tmpdir()},
+    };
+
+    (void)state;
+    assert_int_equal(weir_worker_start(&config, &worker), -EDQUOT);
+    assert_int_equal(weir_worker_attach(&config, &worker), -EDQUOT);
+    config.region.resident_bytes_max = 16 * MIB;
+    config.account.reserve_bytes = UINT64_MAX;
+    assert_int_equal(weir_worker_attach(&config, &worker), -EINVAL);
+
+    /* One that fits, but cannot be opened. */
+    config.account.reserve_bytes = 0;
+    config.region.directory = "/nowhere";
+    assert_int_equal(weir_worker_start(&config, &worker), -ENOENT);
+    assert_null(worker);
+    assert_int_equal(governor_charged(governor), 0);
+    weir_governor_destroy(governor);
+    assert_int_equal(harness_fd_count(), descriptors);
+}
+
+struct room {
+    struct weir_worker *asked;
+    uint32_t count;
+    bool answer;
+};
+
+static struct room room;
+
+static bool room_is_there(void *context, size_t bytes)
+{
+    (void)bytes;
+    room.asked = context;
+    room.count++;
+    return room.answer;
+}
+
+static void has_room_is_asked_with_the_worker(void **state)
+{
+    struct weir_governor *governor = governor_new(64 * MIB);
+    struct weir_worker_config config = {
+        .governor = governor,
+        .account = {.spillable = true, .has_room = room_is_there},
+        .region = {.directory = harness_tmpdir(), .resident_bytes_max = 8 * MIB},
+    };
+    struct weir_worker *worker = attach(&config);
+    enum weir_verdict verdict;
+
+    (void)state;
+    /* Above spill, so that room is asked for. */
+    weir_account_charge_forced(weir_worker_account(worker), 52 * MIB);
+    room = (struct room){.answer = true};
+    assert_int_equal(weir_account_charge(weir_worker_account(worker), 4096, &verdict), 0);
+    assert_int_equal(verdict, WEIR_SPILL);
+    assert_ptr_equal(room.asked, worker);
+    assert_true(room.count > 0);
+    room.answer = false;
+    assert_int_equal(weir_account_charge(weir_worker_account(worker), 4096, &verdict), 0);
+    assert_int_not_equal(verdict, WEIR_SPILL);
+    weir_worker_stop(worker);
+    assert_int_equal(governor_charged(governor), 0);
+
+    /* Without a region there is nowhere to spill to, and nobody is asked. */
+    config.region.directory = NULL;
+    worker = attach(&config);
+    weir_account_charge_forced(weir_worker_account(worker), 60 * MIB);
+    room = (struct room){.answer = true};
+    assert_int_equal(weir_account_charge(weir_worker_account(worker), 4096, &verdict), 0);
+    assert_int_not_equal(verdict, WEIR_SPILL);
+    assert_int_equal(room.count, 0);
+    weir_worker_stop(worker);
+    weir_governor_destroy(governor);
+}
+
+struct waiting {
+    struct weir_waiter waiter;
+    struct weir_worker *worker;
+    int result;
+    sem_t woken;
+};
+
+static void waiting_wake(struct weir_waiter *waiter, int result)
+{
+    struct waiting *waiting = WEIR_CONTAINER_OF(waiter, struct waiting, waiter);
+
+    waiting->result = result;
+    weir_account_refund(weir_worker_account(waiting->worker), 8 * MIB);
+    sem_post(&waiting->woken);
+}
+
+static int waiting_start(struct weir_worker *worker, void *context)
+{
+    struct waiting *waiting = context;
+
+    waiting->worker = worker;
+    waiting->waiter.wake = waiting_wake;
+    return weir_account_wait(weir_worker_account(worker), &waiting->waiter, 8 * MIB, UINT64_MAX);
+}
+
+static void granted_waiter_ends_the_sleep(void **state)
+{
+    struct weir_governor *governor = governor_new(64 * MIB);
+    struct weir_account *holder = NULL;
+    struct waiting waiting = {.result = 1};
+    struct weir_worker *worker = NULL;
+    struct weir_worker_config config = {
+        .governor = governor,
+        .tick_ns = LONG_NS,
+        .on_start = waiting_start,
+        .context = &waiting,
+    };
+
+    (void)state;
+    sem_init(&waiting.woken, 0, 0);
+    assert_int_equal(
+        weir_account_open(governor, &(struct weir_account_config){.transient = true}, &holder), 0);
+    weir_account_charge_forced(holder, 63 * MIB);
+    uint64_t begin_ns = weir__clock_ns();
+    assert_int_equal(weir_worker_start(&config, &worker), 0);
+    assert_int_equal(waiting.result, 1);
+    weir_account_refund(holder, 63 * MIB);
+    sem_wait(&waiting.woken);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    assert_int_equal(waiting.result, 0);
+    weir_worker_stop(worker);
+    weir_account_close(holder);
+    assert_int_equal(governor_charged(governor), 0);
+    weir_governor_destroy(governor);
+    sem_destroy(&waiting.woken);
+}
+
+struct fetched {
+    uint32_t count;
+    uint32_t good;
+    struct weir_region *region;
+};
+
+static void fetched_done(void *context, struct weir_slot slot, int result)
+{
+    struct fetched *fetched = context;
+    const void *data;
+    size_t bytes;
+
+    fetched->count++;
+    if (result == 0 && weir_region_at(fetched->region, slot, &data, &bytes) == 0 &&
+        bytes == 64 * 1024 && *(const unsigned char *)data == (unsigned char)slot.index)
+        fetched->good++;
+}
+
+static void region_lives_on_the_loop(void **state)
+{
+    enum { COUNT = 1024 }; /* 64 MiB through a region of 8 */
+    static unsigned char item[64 * 1024];
+    static struct weir_slot slots[COUNT];
+    struct weir_worker_config config = {
+        .tick_ns = 1000000,
+        .region = {.directory = harness_tmpdir(), .resident_bytes_max = 8 * MIB},
+    };
+    struct weir_worker *worker = attach(&config);
+    struct weir_region *region = weir_worker_region(worker);
+    struct fetched fetched = {0, 0, region};
+    struct weir_region_stats stats;
+    const void *data;
+    size_t bytes;
+
+    (void)state;
+    for (uint32_t i = 0; i < COUNT; i++) {
+        int r;
+        while ((r = weir_region_put(region, item, sizeof(item), (struct weir_label){i, 0},
+                                    &slots[i])) == -EAGAIN)
+            (void)weir_worker_poll(worker, LONG_NS);
+        assert_int_equal(r, 0);
+        /* In place, while it is certainly resident. */
+        assert_int_equal(weir_region_at(region, slots[i], &data, &bytes), 0);
+        *(unsigned char *)(uintptr_t)data = (unsigned char)slots[i].index;
+    }
+    weir_region_stats(region, &stats);
+    assert_true(stats.live_bytes == COUNT * sizeof(item));
+    assert_true(stats.resident_bytes <= 8 * MIB);
+
+    for (uint32_t i = 0; i < 16; i++) {
+        int r;
+        while ((r = weir_region_fetch(region, &slots[i], 1, fetched_done, &fetched)) == -EAGAIN)
+            (void)weir_worker_poll(worker, LONG_NS);
+        assert_int_equal(r, 0);
+    }
+    while (fetched.count < 16)
+        (void)weir_worker_poll(worker, LONG_NS);
+    assert_int_equal(fetched.good, 16);
+
+    /* Stop with write-back and fetches under way. */
+    for (uint32_t i = 100; i < 104; i++)
+        (void)!weir_region_fetch(region, &slots[i], 1, fetched_done, &fetched);
+    weir_worker_stop(worker);
+    assert_int_equal(fetched.count, 16);
+}
+
+static void without_io_uring_it_refuses(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct weir_worker *worker = NULL;
+        int descriptors = harness_fd_count();
+        if (harness_forbid_io_uring() < 0)
+            _exit(1);
+        if (weir_worker_start(&(struct weir_worker_config){0}, &worker) != -EOPNOTSUPP)
+            _exit(2);
+        if (weir_worker_attach(&(struct weir_worker_config){0}, &worker) != -EOPNOTSUPP)
+            _exit(3);
+        _exit(harness_fd_count() == descriptors ? 0 : 4);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -721,6 +1084,7 @@ int main(void)
         {"a wake of oneself skips the sleep", wake_of_oneself_skips_the_sleep, NULL, NULL, NULL},
         {"an attached thread gets its affinity back", affinity_comes_back, NULL, NULL, NULL},
         {"stop cancels what is left", stop_cancels_what_is_left, NULL, NULL, NULL},
+        {"the kernel's helpers are bounded", helpers_are_bounded, NULL, NULL, NULL},
         {"a message arrives", message_arrives, NULL, NULL, NULL},
         {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
         {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,
@@ -730,6 +1094,14 @@ int main(void)
         {"stop ends a long sleep", stop_ends_a_long_sleep, NULL, NULL, NULL},
         {"a wake from outside runs a turn", wake_from_outside_runs_a_turn, NULL, NULL, NULL},
         {"sleepers are woken by messages", sleepers_are_woken_by_messages, NULL, NULL, NULL},
+        {"a failed doorbell is rung again", failed_doorbell_is_rung_again, NULL, NULL, NULL},
+        {"a place in the mesh can be taken again", place_can_be_taken_again, NULL, NULL, NULL},
+        {"the region is paid for, and given back", region_is_paid_for, NULL, NULL, NULL},
+        {"a region that does not fit is -EDQUOT", region_that_does_not_fit, NULL, NULL, NULL},
+        {"has_room is asked with the worker", has_room_is_asked_with_the_worker, NULL, NULL, NULL},
+        {"a granted waiter ends the sleep", granted_waiter_ends_the_sleep, NULL, NULL, NULL},
+        {"a region lives on the loop", region_lives_on_the_loop, NULL, NULL, NULL},
+        {"without io_uring it refuses", without_io_uring_it_refuses, NULL, NULL, NULL},
     };
 
     return cmocka_run_group_tests_name("worker", tests, NULL, NULL);

@@ -34,6 +34,7 @@ import time
 import board as boards
 import consumer
 import display as displays
+import picture as pictures
 import producer
 import sampler
 import sources
@@ -45,7 +46,7 @@ HELD_ITEM = 10
 START_S = 15
 STOP_S = 15
 TICK_S = 0.05
-MAP_LINES_MAX = 48
+MAP_LINES_MAX = 60
 PR_SET_PDEATHSIG = 1
 OUR_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -287,36 +288,6 @@ class Question:
         self.state = status.parse(info, stream)
 
 
-class Picture:
-    """weir-dump --map of the live server, into a file: nobody waits for it."""
-
-    def __init__(self, path, pid):
-        self.path = path
-        self.pid = pid
-        self.out = tempfile.TemporaryFile()
-        self.process = None
-
-    def start(self):
-        try:
-            self.process = subprocess.Popen(
-                [self.path, '--pid', str(self.pid), '--map'], stdin=subprocess.DEVNULL,
-                stdout=self.out, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
-        except OSError as error:
-            self.out.write(f'cannot start {self.path}: {error.strerror}\n'.encode())
-
-    def text(self):
-        """What it drew, once it is done; None before."""
-        if self.process is not None and self.process.poll() is None:
-            return None
-        self.out.seek(0)
-        return self.out.read().decode(errors='replace')
-
-    def kill(self):
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
 # ---- The job --------------------------------------------------------------------
 
 
@@ -458,29 +429,22 @@ class Demo:
         held_is_in = board.producers[boards.HELD_PRODUCER].accepted_count > 0
         if not held_is_in:
             self.stall_s = time.monotonic() - self.display.began
-        if self.options.dump is None:
-            return
-        if self.picture is None:
-            if board.accepted_bytes() * 5 >= self.job.held_until_bytes * 4:
-                self.picture = Picture(self.options.dump, self.job.server_pid)
-                self.picture.start()
-        elif self.picture.process is not None or self.picture.out is not None:
-            self._show_picture()
+        if self.options.dump is not None:
+            if self.picture is None:
+                if board.accepted_bytes() * 5 >= self.job.held_until_bytes * 3:
+                    self.picture = pictures.Picture(self.options.dump, self.job.server_pid,
+                                                    die_with_parent)
+            elif (drawn := self.picture.poll()) is not None:
+                self._show_picture(*drawn)
 
-    def _show_picture(self):
-        text = self.picture.text() if self.picture.out is not None else None
-        if text is None:
-            return
+    def _show_picture(self, name, text):
         say = self.display.say
-        say(f'demo: the stream waits for item {self.job.held_item}; weir-dump --pid'
-            f' {self.job.server_pid} --map:')
+        say(f'demo: the stream waits for item {self.job.held_item}; {name}:')
         lines = text.rstrip('\n').split('\n')
         for line in lines[:MAP_LINES_MAX]:
             say(line)
         if len(lines) > MAP_LINES_MAX:
             say(f'(and {len(lines) - MAP_LINES_MAX} more lines)')
-        self.picture.out.close()
-        self.picture.out = None
 
     def _finish(self):
         """Everything came: ask for the last figures, then end the server as one does."""
@@ -509,13 +473,14 @@ class Demo:
         if state.put_bytes > 0 and self.job.board.sampler.file_count == 0:
             raise Failed('weir-server says that it used its overflow, but the sampler found no'
                          ' file of it: the peak is not the truth')
-        if self.picture is not None and self.picture.out is not None:
-            if self.picture.process is not None:
-                try:
-                    self.picture.process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    pass
-            self._show_picture()
+        deadline = time.monotonic() + STOP_S
+        while self.picture is not None and not self.picture.is_over():
+            if (drawn := self.picture.poll()) is not None:
+                self._show_picture(*drawn)
+            elif time.monotonic() > deadline:
+                raise Failed('weir-dump does not end')
+            else:
+                time.sleep(TICK_S)
         self.question.wire.close()
         self.server.stop()
         left = os.listdir(self.spill_directory)
@@ -528,7 +493,7 @@ class Demo:
         for child in self.children:
             child.kill()
         if self.picture is not None:
-            self.picture.kill()
+            self.picture.close()
         if self.server is not None:
             try:
                 self.server.stop()

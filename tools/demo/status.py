@@ -52,10 +52,10 @@ def parse(info, stream):
     fields = _fields(info) if isinstance(info, bytes) else {}
     while isinstance(worker := fields.get(f'worker{len(state.cores)}'), dict):
         core = Core(len(state.cores))
-        core.level = worker.get('level', fields.get('level', '?'))
-        core.resident_bytes = _number(worker, 'resident_bytes')
-        core.spilled_bytes = _number(worker, 'live_bytes')
-        state.put_bytes += _number(worker, 'put_bytes')
+        core.level = worker.get('level', fields.get('memory_level', '?'))
+        core.resident_bytes = _number(worker, 'resident')
+        core.spilled_bytes = _number(worker, 'live')
+        state.put_bytes += _number(worker, 'put')
         state.cores.append(core)
     if isinstance(stream, list):
         pairs = zip(stream[::2], stream[1::2])
