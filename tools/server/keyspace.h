@@ -38,8 +38,9 @@ struct value {
     struct value *older;
     struct entry *entry; /* NULL: no key has it (any more) */
     uint32_t bytes;
-    uint32_t reference_count : 31;
-    uint32_t is_loose : 1; /* made for replies only: counted apart by the shard */
+    uint32_t reference_count : 30;
+    uint32_t is_staged : 1; /* a payload on its way into the region: counted apart */
+    uint32_t is_loose : 1;  /* made for replies only: counted apart by the shard */
     char data[];
 };
 

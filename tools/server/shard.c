@@ -715,6 +715,10 @@ static void shard_set_bounds(struct shard *shard)
         shard->value_memory_max = stats.put_bytes_max;
     shard->piece_bytes = stats.put_bytes_max < 128 * 1024 ? stats.put_bytes_max : 128 * 1024;
     shard->whole_bytes_max = stats.fetch_bytes_max < 64 * 1024 ? stats.fetch_bytes_max : 64 * 1024;
+    shard->staged_max =
+        clamp(memory / 32 / shard->server->config.worker_count, 2 * SHARD_MIB, 32 * SHARD_MIB);
+    shard->builder_max =
+        (uint32_t)clamp(stats.resident_bytes_max / (8 * SHARD_MIB), 1, SHARD_BUILDERS_MAX - 1);
     shard->loose_max =
         clamp(memory / 32 / shard->server->config.worker_count, SHARD_MIB / 2, 16 * SHARD_MIB);
     shard->piece_max = (uint32_t)clamp(
