@@ -8,13 +8,17 @@
  * A hold is an item that is pinned, being fetched, fetched, or under
  * construction. Fetched bytes lie in the buffer of a read; when the last hold of
  * a read goes, the buffer goes. What nobody pins lingers, oldest first out, until
- * another read needs its room. Reads that find none wait in turn: so a caller
+ * another read needs its room. Reads that find none wait in order: so a caller
  * may ask for a thousand slots at once and memory stays within bytes_max.
+ *
+ * A piece has its buffer only while it is read, so pieces always come to an end;
+ * holds may be pinned for long, and often until a piece has come. So a share of
+ * bytes_max is for pieces alone, and neither kind waits behind the other.
  *
  * Nothing is read through the mapping: a failing disk is an error code here.
  *
- *   F1  bytes counts the buffers of all reads; it never passes bytes_max, of
- *       which one step is set aside for pieces
+ *   F1  bytes counts the buffers of all reads; it never passes bytes_max, and
+ *       those of holds leave step_bytes of it
  *   F2  a hold is idle (in the list) exactly when its read is done and nobody
  *       pins or keeps it
  *   F3  a request is answered once, from poll; until then its hold is kept
@@ -36,7 +40,6 @@
 #define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
 #define FETCH_SLOT_COUNT   1024
 #define FETCH_AGAIN_MAX    8
-#define FETCH_PASSED_MAX   64 /* smaller reads that may pass one that waits for room */
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
 /* One read of the file into a buffer: for holds, or a piece for somebody's own buffer. */
@@ -319,7 +322,8 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
         fetch_read_done(region, read, error);
 }
 
-static struct fetch_read *fetch_new_read(struct weir_region *region, uint64_t offset, uint64_t end)
+static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
+                                         uint64_t offset, uint64_t end)
 {
     struct fetch_read *read = weir__heap_alloc(&region->heap, sizeof(*read));
 
@@ -333,17 +337,18 @@ static struct fetch_read *fetch_new_read(struct weir_region *region, uint64_t of
     };
     read->bytes = weir__round_up(end, FETCH_ALIGNMENT) - read->offset;
     weir__list_init(&read->holds);
-    weir__list_append(&region->fetches.pending, &read->link);
+    weir__list_append(pending, &read->link);
     return read;
 }
 
 /* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
-static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
+static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
     struct weir__fetches *fetches = &region->fetches;
+    uint64_t held_max = fetches->bytes_max - (is_piece ? 0 : fetches->step_bytes);
 
-    /* The buffer of a piece is set aside, used or not. */
-    while (fetches->bytes - fetches->piece_bytes + bytes > fetches->bytes_max - FETCH_STEP_BYTES) {
+    while (fetches->bytes + bytes > fetches->bytes_max ||
+           fetches->bytes - fetches->piece_bytes + bytes > held_max) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
@@ -351,57 +356,38 @@ static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
     return true;
 }
 
-static void fetch_start_read(struct weir_region *region, struct fetch_read *read)
+static void fetch_start_list(struct weir_region *region, struct weir__list *pending)
 {
-    weir__list_remove(&read->link);
-    read->buffer_bytes = read->bytes;
-    read->buffer = weir__heap_alloc_aligned(&region->fetches.heap, read->bytes, FETCH_ALIGNMENT);
-    if (read->buffer == NULL) {
-        region->fetches.piece_is_under_way &= read->piece == NULL;
-        if (read->piece != NULL)
-            fetch_piece_done(region, read, -ENOMEM);
-        else
-            fetch_read_done(region, read, -ENOMEM);
-        return;
-    }
-    fetch_add_bytes(region, read, (int64_t)read->bytes);
-    fetch_submit(region, read);
-}
+    struct weir__fetches *fetches = &region->fetches;
 
-/*
- * First come, first served; but a read that must wait for what is pinned may be
- * passed by smaller ones, so that who holds pins can get what it still needs to
- * let go of them. Not for ever.
- */
-static void fetch_start_holds(struct weir_region *region)
-{
-    struct weir__list *pending = &region->fetches.pending;
-    struct weir__list *next;
+    while (!weir__list_is_empty(pending)) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(pending->next, struct fetch_read, link);
 
-    for (struct weir__list *at = pending->next; at != pending; at = next) {
-        struct fetch_read *read = WEIR_CONTAINER_OF(at, struct fetch_read, link);
-        bool is_first = at == pending->next;
-
-        next = at->next;
-        if (fetch_make_room(region, read->bytes)) {
-            region->fetches.passed_count = is_first ? 0 : region->fetches.passed_count + 1;
-            fetch_start_read(region, read);
-        } else if (region->fetches.passed_count >= FETCH_PASSED_MAX) {
+        if (!fetch_make_room(region, read->bytes, read->piece != NULL))
             return;
+        weir__list_remove(&read->link);
+        read->buffer_bytes = read->bytes;
+        read->buffer = weir__heap_alloc_aligned(&fetches->heap, read->bytes, FETCH_ALIGNMENT);
+        if (read->buffer == NULL) {
+            if (read->piece != NULL)
+                fetch_piece_done(region, read, -ENOMEM);
+            else
+                fetch_read_done(region, read, -ENOMEM);
+            continue;
         }
+        fetch_add_bytes(region, read, (int64_t)read->bytes);
+        fetch_submit(region, read);
     }
 }
 
-/* Pieces have a buffer of their own: they go on whatever is pinned. */
 static void fetch_start(struct weir_region *region)
 {
-    struct weir__list *pending = &region->fetches.pending_pieces;
+    struct weir__fetches *fetches = &region->fetches;
 
-    while (!weir__list_is_empty(pending) && !region->fetches.piece_is_under_way) {
-        region->fetches.piece_is_under_way = true;
-        fetch_start_read(region, WEIR_CONTAINER_OF(pending->next, struct fetch_read, link));
-    }
-    fetch_start_holds(region);
+    fetch_start_list(region, &fetches->pending);
+    /* Of pieces there is always one; more only of what holds leave. */
+    if (fetches->piece_bytes == 0 || weir__list_is_empty(&fetches->pending))
+        fetch_start_list(region, &fetches->pending_pieces);
 }
 
 /* ---- Fetch -------------------------------------------------------------- */
@@ -431,7 +417,7 @@ static struct fetch_read *fetch_add(struct weir_region *region, struct fetch_req
     if (joins)
         read->bytes = weir__max(read->bytes, reach);
     else
-        read = fetch_new_read(region, hold->offset, end);
+        read = fetch_new_read(region, &region->fetches.pending, hold->offset, end);
     if (read == NULL) {
         fetch_drop_hold(region, hold);
         fetch_tell(region, request, -ENOMEM);
@@ -548,17 +534,18 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         return -EINVAL;
 
     uint64_t at = weir__entry_offset(entry) + offset;
-    struct fetch_read *read = fetch_new_read(region, at, at + bytes);
+    struct fetch_read *read =
+        fetch_new_read(region, &region->fetches.pending_pieces, at, at + bytes);
     if (read == NULL)
         return -ENOMEM;
-    weir__list_remove(&read->link);
-    read->bytes = weir__min(read->bytes, FETCH_STEP_BYTES);
+    read->bytes = weir__min(read->bytes, region->fetches.step_bytes);
     read->piece = operation;
     read->piece_slot = slot;
     read->piece_buffer = buffer;
     read->piece_offset = at;
     read->piece_bytes = bytes;
     if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
+        weir__list_remove(&read->link);
         if (bytes > 0)
             memcpy(buffer, region->store.base + at, bytes);
         read->is_done = true;
@@ -566,7 +553,6 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         weir__list_append(&region->fetches.told_pieces, &read->link);
         return 0;
     }
-    weir__list_append(&region->fetches.pending_pieces, &read->link);
     fetch_start(region);
     return 0;
 }
@@ -635,8 +621,6 @@ int weir__fetches_advance(struct weir_region *region)
 
         if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
             result = -ESTALE;
-        if (read->buffer != NULL)
-            fetches->piece_is_under_way = false;
         weir__list_remove(&read->link);
         fetch_let_go(region, read);
         region->delivers = true;
@@ -690,7 +674,7 @@ const void *weir__fetches_at(const struct weir_region *region, struct weir_slot 
 uint64_t weir__fetches_item_max(const struct weir_region *region)
 {
     /* An item begins and ends anywhere in a page. */
-    return region->fetches.bytes_max - FETCH_STEP_BYTES - 2 * FETCH_ALIGNMENT;
+    return region->fetches.bytes_max - region->fetches.step_bytes - 2 * FETCH_ALIGNMENT;
 }
 
 bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
@@ -835,6 +819,8 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     struct weir__fetches *fetches = &region->fetches;
 
     fetches->bytes_max = bytes_max;
+    fetches->step_bytes =
+        weir__min(weir__round_down(bytes_max / 4, FETCH_ALIGNMENT), FETCH_STEP_BYTES);
     weir__list_init(&fetches->pending);
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
@@ -863,4 +849,7 @@ void weir__fetches_deinit(struct weir_region *region)
     }
     while (!weir__list_is_empty(&fetches->pending))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link));
+    while (!weir__list_is_empty(&fetches->pending_pieces))
+        fetch_let_go(region,
+                     WEIR_CONTAINER_OF(fetches->pending_pieces.next, struct fetch_read, link));
 }
