@@ -80,14 +80,16 @@ struct weir__hold {
     uint64_t bytes;             /* its length */
     uint32_t pin_count;
     uint32_t keep_count; /* answered requests that poll has yet to tell */
+    bool is_mapped;      /* pinned in the mapping, not in the buffer of its read */
     bool is_stale;       /* freed meanwhile */
     struct weir__build *build;
 };
 
 struct weir__build {
-    XXH3_state_t sum; /* of what was written; 64-byte aligned */
-    uint64_t written_bytes;
-    uint64_t open_chunk; /* where the next piece goes */
+    XXH3_state_t sum;       /* of what was written; 64-byte aligned */
+    uint64_t given_bytes;   /* of whole pieces: where the next one begins */
+    uint64_t written_bytes; /* beyond that while a piece stopped half way */
+    uint64_t open_chunk;    /* where the next byte goes */
 };
 
 uint64_t weir__sum(const void *data, uint64_t bytes)
@@ -237,10 +239,12 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
         if (answer < 0 && answer != -ESTALE)
             region->read_error_count++;
         fetch_answer(region, hold, answer);
-        if (answer < 0)
-            fetch_drop_hold(region, hold);
-        else
-            fetch_settle(region, hold);
+        if (answer < 0) {
+            weir__list_remove(&hold->of_read);
+            hold->read = NULL;
+            fetch_let_go(region, read);
+        }
+        fetch_settle(region, hold);
     }
     fetch_let_go(region, read);
 }
@@ -281,8 +285,8 @@ static bool fetch_piece_step(struct fetch_read *read)
 
 static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
 {
-    if (error == 0 && weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
-        error = -ESTALE;
+    if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+        error = -ESTALE; /* also where the file ends before it now */
     if (error < 0 || fetch_piece_step(read))
         fetch_piece_done(region, read, error);
     else
@@ -640,7 +644,7 @@ const void *weir__fetches_at(const struct weir_region *region, struct weir_slot 
 {
     const struct weir__hold *hold = fetch_find(region, slot);
 
-    if (hold == NULL || hold->read == NULL || !hold->read->is_done)
+    if (hold == NULL || hold->is_mapped || hold->read == NULL || !hold->read->is_done)
         return NULL;
     return fetch_data(hold);
 }
@@ -677,22 +681,20 @@ int weir_region_pin(struct weir_region *region, struct weir_slot slot, const voi
         return r;
 
     struct weir__hold *hold = fetch_find(region, slot);
-    if (hold != NULL && hold->read != NULL && !hold->read->is_done)
-        return -EAGAIN; /* in memory again, but its fetch is still under way */
     if (hold == NULL)
         hold = fetch_hold(region, slot);
     if (hold == NULL)
         return -ENOMEM;
-    if (hold->read != NULL)
-        data = fetch_data(hold);
-
     if (hold->pin_count++ == 0) {
         weir__list_remove(&hold->idle);
+        hold->is_mapped = hold->read == NULL || !hold->read->is_done;
         weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
-        if (hold->read == NULL)
+        if (hold->is_mapped)
             weir__chunks_pin(&region->chunks, hold->offset, weir__extent_space(bytes));
         region->pin_count++;
+        region->fetched_pin_count += !hold->is_mapped;
     }
+    data = hold->is_mapped ? region->store.base + hold->offset : fetch_data(hold);
     *ret_data = data;
     if (ret_bytes != NULL)
         *ret_bytes = bytes;
@@ -711,8 +713,10 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
     bool is_stale = hold->is_stale;
-    if (hold->read == NULL)
+    region->fetched_pin_count -= !hold->is_mapped;
+    if (hold->is_mapped)
         weir__chunks_unpin(&region->chunks, hold->offset, weir__extent_space(hold->bytes));
+    hold->is_mapped = false;
     fetch_settle(region, hold);
     if (is_stale)
         weir__space_release(region, slot.index);
@@ -732,6 +736,7 @@ int weir__build_begin(struct weir_region *region, struct weir_slot slot)
         return -ENOMEM;
     }
     XXH3_64bits_reset(&hold->build->sum);
+    hold->build->given_bytes = 0;
     hold->build->written_bytes = 0;
     hold->build->open_chunk = weir__chunk_of(hold->offset);
     region->chunks.table[hold->build->open_chunk].open++;
@@ -744,6 +749,19 @@ uint64_t weir__build_written(const struct weir_region *region, struct weir_slot 
 
     WEIR_CHECK(hold != NULL && hold->build != NULL);
     return hold->build->written_bytes;
+}
+
+uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__hold *hold = fetch_find(region, slot);
+
+    WEIR_CHECK(hold != NULL && hold->build != NULL);
+    return hold->build->given_bytes;
+}
+
+void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes)
+{
+    fetch_find(region, slot)->build->given_bytes = bytes;
 }
 
 void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const void *data,

@@ -85,7 +85,8 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
-    uint64_t pin_count; /* pinned slots */
+    uint64_t pin_count;         /* pinned slots */
+    uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;      /* inside a callback of fetch: poll and close are forbidden */
 
     uint64_t bytes_max; /* fixed; whole chunks */
@@ -213,6 +214,8 @@ uint64_t weir__fetches_item_max(const struct weir_region *region);
 /* An item under construction: what was written, in order, and where the next piece goes. */
 int weir__build_begin(struct weir_region *region, struct weir_slot slot);
 uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
+uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot);
+void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
 void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const void *data,
                        size_t bytes);
 uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* its checksum */

@@ -10,8 +10,9 @@
  *
  * Payload in memory is charged when it enters and refunded when it leaves. Where
  * the governor refuses, an item that is nearer to delivery takes over the charge
- * of one that is further and goes to the region for it: a swap passes no level.
- * The missing head lives on the working set, charged at create.
+ * of one that is further and goes to the region for it: a swap passes no level,
+ * because it frees what the tables grow by as well. The missing head lives on
+ * the working set, charged at create.
  *
  * An item in the region keeps its slot until it is released, so it is written
  * once, and a copy fetched ahead can be dropped at any time. Copies are pinned
@@ -78,6 +79,9 @@
 
 /* A flush is paid in pieces, so that no push pays for all of it. */
 #define FLUSH_STEP_BYTES (UINT64_C(256) << 10)
+
+/* What an item in the region takes in memory: its share of a leaf here, its tables there. */
+#define SPILLED_ITEM_BYTES UINT64_C(64)
 
 #define BUSY_BUCKETS 64u
 
@@ -288,7 +292,7 @@ static void reorder_tell_slack(struct weir_reorder *reorder)
 {
     uint64_t held = reorder->window.packs.bytes;
     uint64_t slack = held - weir__min(held, reorder->memory_bytes + reorder->popped_bytes);
-    uint64_t step = 256 + held / 16;
+    uint64_t step = 256 + held / 64;
     uint64_t told = reorder->slack_bytes;
 
     if (slack <= told && told <= slack + 2 * step)
@@ -791,9 +795,13 @@ static int reorder_spill_from(struct weir_reorder *reorder, uint64_t from, uint6
     return 0;
 }
 
+static uint64_t reorder_hot_end(const struct weir_reorder *reorder)
+{
+    return reorder->next + weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
+}
+
 uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
 {
-    uint64_t hot_items = weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
     uint64_t freed;
 
     WEIR_ASSERT(reorder_is_mine(reorder));
@@ -801,7 +809,7 @@ uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
     if (reorder->region == NULL)
         return 0;
     /* What stopped it shows in the figures; what was freed counts. */
-    (void)reorder_spill_from(reorder, reorder->next + hot_items, bytes, &freed);
+    (void)reorder_spill_from(reorder, reorder_hot_end(reorder), bytes, &freed);
     reorder_refund(reorder, freed);
     reorder_tell_slack(reorder);
     return freed;
@@ -1051,22 +1059,45 @@ static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence, 
 }
 
 /*
+ * No memory was granted, and @freed of what is further does not make up for it:
+ * straight to the region, as long as something else can leave for the tables.
+ */
+static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                            size_t bytes, enum weir_verdict verdict, uint64_t freed)
+{
+    uint64_t more = 0;
+    int r = 0;
+
+    if (reorder->region != NULL && freed < SPILLED_ITEM_BYTES)
+        r = reorder_spill_from(reorder, reorder_hot_end(reorder), SPILLED_ITEM_BYTES - freed,
+                               &more);
+    reorder_refund(reorder, freed + more);
+    if (r < 0)
+        return r;
+    if (verdict == WEIR_WAIT && freed + more == 0)
+        return -EAGAIN;
+    return bytes == 0 ? reorder_push_memory(reorder, sequence, data, bytes)
+                      : reorder_push_region(reorder, sequence, data, bytes);
+}
+
+/*
  * No memory was granted: take over the charge of items that are further, which
  * go to the region for it; or go there oneself.
  */
 static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                             size_t bytes)
+                             size_t bytes, enum weir_verdict verdict)
 {
-    bool is_head = sequence == reorder->next;
     uint64_t freed = 0;
     int r = 0;
 
     if (reorder->region != NULL)
-        r = reorder_spill_from(reorder, sequence + 1, bytes, &freed);
-    if (freed < bytes && !is_head) {
-        reorder_refund(reorder, freed);
+        r = reorder_spill_from(reorder, sequence + 1, bytes + SPILLED_ITEM_BYTES, &freed);
+    if (freed < bytes && sequence != reorder->next) {
+        if (r == 0)
+            return reorder_push_out(reorder, sequence, data, bytes, verdict, freed);
         /* The region took no more of ours: it will not take this one. */
-        return r < 0 ? r : reorder_push_region(reorder, sequence, data, bytes);
+        reorder_refund(reorder, freed);
+        return r;
     }
 
     r = reorder_push_memory(reorder, sequence, data, bytes);
@@ -1076,6 +1107,20 @@ static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, co
         reorder_refund(reorder, freed - bytes);
     else if (freed < bytes)
         reorder_charge_head(reorder, bytes - freed);
+    return r;
+}
+
+static int reorder_push_granted(struct weir_reorder *reorder, uint64_t sequence, const void *data,
+                                size_t bytes, enum weir_verdict verdict)
+{
+    int r;
+
+    reorder->charged_bytes += bytes;
+    r = reorder_push_memory(reorder, sequence, data, bytes);
+    if (r < 0)
+        reorder_refund(reorder, bytes);
+    if (verdict == WEIR_FLUSH)
+        reorder_take_flush(reorder);
     return r;
 }
 
@@ -1094,18 +1139,33 @@ static int reorder_push_charged(struct weir_reorder *reorder, uint64_t sequence,
     switch (verdict) {
     case WEIR_ADMIT:
     case WEIR_FLUSH:
-        reorder->charged_bytes += bytes;
-        r = reorder_push_memory(reorder, sequence, data, bytes);
-        if (r < 0)
-            reorder_refund(reorder, bytes);
-        if (verdict == WEIR_FLUSH)
-            reorder_take_flush(reorder);
-        return r;
+        return reorder_push_granted(reorder, sequence, data, bytes, verdict);
     case WEIR_SPILL:
     case WEIR_WAIT:
         break;
     }
-    return reorder_push_swap(reorder, sequence, data, bytes);
+    return reorder_push_swap(reorder, sequence, data, bytes, verdict);
+}
+
+/* An item of no bytes takes a place in the index, which is asked for like any other memory. */
+static int reorder_push_empty(struct weir_reorder *reorder, uint64_t sequence)
+{
+    enum weir_verdict verdict = WEIR_ADMIT;
+
+    if (reorder->account == NULL || sequence == reorder->next ||
+        weir_account_charge(reorder->account, SPILLED_ITEM_BYTES, &verdict) < 0)
+        return reorder_push_memory(reorder, sequence, NULL, 0);
+    switch (verdict) {
+    case WEIR_ADMIT:
+    case WEIR_FLUSH:
+        /* The books have it when a node is made. */
+        weir_account_refund(reorder->account, SPILLED_ITEM_BYTES);
+        return reorder_push_granted(reorder, sequence, NULL, 0, verdict);
+    case WEIR_SPILL:
+    case WEIR_WAIT:
+        break;
+    }
+    return reorder_push_out(reorder, sequence, NULL, 0, verdict, 0);
 }
 
 int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const void *data,
@@ -1122,7 +1182,9 @@ int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const voi
     if (sequence != reorder->next && reorder_is_full(reorder, bytes))
         return -EDQUOT;
 
-    if (reorder->account == NULL || bytes == 0)
+    if (bytes == 0)
+        r = reorder_push_empty(reorder, sequence);
+    else if (reorder->account == NULL)
         r = reorder_push_memory(reorder, sequence, data, bytes);
     else
         r = reorder_push_charged(reorder, sequence, data, bytes);
