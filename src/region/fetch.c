@@ -58,6 +58,7 @@ struct fetch_read {
     struct weir_operation *piece; /* theirs; NULL: this read is for holds */
     struct weir_slot piece_slot;
     void *piece_buffer;
+    uint64_t piece_item;   /* where the item lay when this step was submitted */
     uint64_t piece_offset; /* in the file, of the next byte to come */
     uint64_t piece_bytes;
     uint64_t piece_copied; /* of these */
@@ -69,7 +70,7 @@ struct fetch_request {
     struct weir__list link; /* of its hold, or told */
     struct weir_slot slot;
     struct weir__hold *hold; /* kept for this request; NULL: none yet */
-    weir_fetch_fn *done;
+    weir_fetch_fn *done;     /* NULL: asked for by the cleaner */
     void *context;
     int error; /* 0: look again when it is told */
 };
@@ -84,9 +85,10 @@ struct weir__hold {
     uint64_t offset;            /* of the item in the file */
     uint64_t bytes;             /* its length */
     uint32_t pin_count;
-    uint32_t keep_count; /* answered requests that poll has yet to tell */
-    bool is_mapped;      /* pinned in the mapping, not in the buffer of its read */
-    bool is_stale;       /* freed meanwhile */
+    uint32_t keep_count;    /* answered requests that poll has yet to tell */
+    bool is_mapped;         /* pinned in the mapping, not in the buffer of its read */
+    uint64_t mapped_offset; /* of the item then: what is pinned is not moved */
+    bool is_stale;          /* freed meanwhile */
     struct weir__build *build;
 };
 
@@ -215,19 +217,31 @@ static int fetch_verify(const struct weir_region *region, const struct weir__hol
     return -EBADMSG;
 }
 
+static struct weir__list *fetch_told(struct weir_region *region,
+                                     const struct fetch_request *request)
+{
+    return request->done != NULL ? &region->fetches.told : &region->fetches.told_own;
+}
+
 static void fetch_answer(struct weir_region *region, struct weir__hold *hold, int error)
 {
     while (!weir__list_is_empty(&hold->requests)) {
         struct fetch_request *request =
             WEIR_CONTAINER_OF(hold->requests.next, struct fetch_request, link);
         weir__list_remove(&request->link);
-        weir__list_append(&region->fetches.told, &request->link);
+        weir__list_append(fetch_told(region, request), &request->link);
         request->error = error;
         if (error == 0) {
             request->hold = hold;
             hold->keep_count++;
         }
     }
+}
+
+/* The cleaner gave the item another place while it was read: what came may be anything. */
+static bool fetch_has_moved(const struct weir_region *region, const struct weir__hold *hold)
+{
+    return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index));
 }
 
 static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
@@ -242,9 +256,11 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
         next = at->next;
         if (hold->is_stale)
             answer = -ESTALE;
+        else if (fetch_has_moved(region, hold))
+            answer = -EAGAIN;
         else if (answer == 0)
             answer = fetch_verify(region, hold);
-        if (answer < 0 && answer != -ESTALE)
+        if (answer < 0 && answer != -ESTALE && answer != -EAGAIN)
             region->read_error_count++;
         fetch_answer(region, hold, answer);
         if (answer < 0) {
@@ -273,28 +289,44 @@ static void fetch_submit(struct weir_region *region, struct fetch_read *read)
                     (uint32_t)read->bytes, read->offset);
 }
 
+/* What the next step of a piece reads. */
+static void fetch_piece_aim(struct fetch_read *read)
+{
+    uint64_t end = read->piece_offset + (read->piece_bytes - read->piece_copied);
+
+    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
+    read->bytes =
+        weir__min(weir__round_up(end, FETCH_ALIGNMENT) - read->offset, read->buffer_bytes);
+}
+
 /* A step of a piece has come; false: there are more. */
 static bool fetch_piece_step(struct fetch_read *read)
 {
-    uint64_t left = read->piece_bytes - read->piece_copied;
     uint64_t skipped = read->piece_offset - read->offset;
-    uint64_t bytes = weir__min(left, read->bytes - skipped);
+    uint64_t bytes = weir__min(read->piece_bytes - read->piece_copied, read->bytes - skipped);
 
     memcpy((char *)read->piece_buffer + read->piece_copied, read->buffer + skipped, bytes);
     read->piece_copied += bytes;
     read->piece_offset += bytes;
-    left -= bytes;
-    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
-    read->bytes =
-        weir__min(weir__round_up(read->piece_offset + left, FETCH_ALIGNMENT) - read->offset,
-                  read->buffer_bytes);
-    return left == 0;
+    fetch_piece_aim(read);
+    return read->piece_copied == read->piece_bytes;
 }
 
 static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
 {
-    if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+    const struct weir__entry *entry =
+        weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE);
+
+    if (entry == NULL) {
         error = -ESTALE; /* also where the file ends before it now */
+    } else if (weir__entry_offset(entry) != read->piece_item) {
+        /* The cleaner gave the item another place: this step again. */
+        read->piece_offset += weir__entry_offset(entry) - read->piece_item;
+        read->piece_item = weir__entry_offset(entry);
+        fetch_piece_aim(read);
+        fetch_submit(region, read);
+        return;
+    }
     if (error < 0 || fetch_piece_step(read))
         fetch_piece_done(region, read, error);
     else
@@ -395,7 +427,7 @@ static void fetch_start(struct weir_region *region)
 static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
 {
     request->error = error;
-    weir__list_append(&region->fetches.told, &request->link);
+    weir__list_append(fetch_told(region, request), &request->link);
 }
 
 /* The item is cold and in no buffer: it joins @read if that can reach so far, else begins one. */
@@ -542,6 +574,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     read->piece = operation;
     read->piece_slot = slot;
     read->piece_buffer = buffer;
+    read->piece_item = weir__entry_offset(entry);
     read->piece_offset = at;
     read->piece_bytes = bytes;
     if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
@@ -574,7 +607,7 @@ static bool fetch_tell_one(struct weir_region *region, struct fetch_request *req
     struct weir__hold *hold = request->hold;
     int result = request->error == 0 ? fetch_look(region, request) : request->error;
 
-    if (result == -EAGAIN) {
+    if (result == -EAGAIN) { /* cold again, or moved while it was read */
         WEIR_ASSERT(hold == NULL);
         fetch_place(region, request, NULL);
         return false;
@@ -662,6 +695,56 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
     return r;
 }
 
+bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__hold *hold = fetch_find(region, slot);
+
+    return hold != NULL && (hold->pin_count > 0 || hold->build != NULL);
+}
+
+int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
+                          size_t slot_count)
+{
+    struct fetch_read *read = NULL;
+    int count = 0;
+
+    for (size_t i = 0; i < slot_count; i++) {
+        struct fetch_request *request = weir__heap_alloc(&region->heap, sizeof(*request));
+        if (request == NULL)
+            break;
+        *request = (struct fetch_request){.slot = slots[i]};
+        weir__list_init(&request->link);
+        read = fetch_place(region, request, read);
+        count++;
+    }
+    fetch_start(region);
+    return count;
+}
+
+bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot)
+{
+    const struct weir__list *told = &region->fetches.told_own;
+
+    if (weir__list_is_empty(told))
+        return false;
+    *ret_slot = WEIR_CONTAINER_OF(told->next, struct fetch_request, link)->slot;
+    return true;
+}
+
+void weir__fetches_done_own(struct weir_region *region)
+{
+    struct fetch_request *request =
+        WEIR_CONTAINER_OF(region->fetches.told_own.next, struct fetch_request, link);
+    struct weir__hold *hold = request->hold;
+
+    weir__list_remove(&request->link);
+    if (hold != NULL) {
+        hold->keep_count--;
+        fetch_settle(region, hold);
+    }
+    weir__heap_free(&region->heap, request, sizeof(*request));
+}
+
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot)
 {
     const struct weir__hold *hold = fetch_find(region, slot);
@@ -711,12 +794,13 @@ int weir_region_pin(struct weir_region *region, struct weir_slot slot, const voi
         weir__list_remove(&hold->idle);
         hold->is_mapped = hold->read == NULL || !hold->read->is_done;
         weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
+        hold->mapped_offset = weir__entry_offset(weir__region_entry(region, slot.index));
         if (hold->is_mapped)
-            weir__chunks_pin(&region->chunks, hold->offset, weir__extent_space(bytes));
+            weir__chunks_pin(&region->chunks, hold->mapped_offset, weir__extent_space(bytes));
         region->pin_count++;
         region->fetched_pin_count += !hold->is_mapped;
     }
-    data = hold->is_mapped ? region->store.base + hold->offset : fetch_data(hold);
+    data = hold->is_mapped ? region->store.base + hold->mapped_offset : fetch_data(hold);
     *ret_data = data;
     if (ret_bytes != NULL)
         *ret_bytes = bytes;
@@ -737,7 +821,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
-        weir__chunks_unpin(&region->chunks, hold->offset, weir__extent_space(hold->bytes));
+        weir__chunks_unpin(&region->chunks, hold->mapped_offset, weir__extent_space(hold->bytes));
     hold->is_mapped = false;
     fetch_settle(region, hold);
     if (is_stale)
@@ -825,6 +909,7 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
+    weir__list_init(&fetches->told_own);
     weir__list_init(&fetches->idle);
 }
 
@@ -834,6 +919,7 @@ void weir__fetches_deinit(struct weir_region *region)
 
     WEIR_CHECK(fetches->reading_count == 0);
     fetch_free_requests(region, &fetches->told);
+    fetch_free_requests(region, &fetches->told_own);
     while (!weir__list_is_empty(&fetches->told_pieces))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->told_pieces.next, struct fetch_read, link));
     for (uint32_t i = 0; i < REGION_HOLD_BUCKETS; i++) {
