@@ -50,18 +50,25 @@ static void account_force(struct weir_account *account, uint64_t bytes)
     weir__governor_tell_and_unlock(governor);
 }
 
-/* What the owner has charged; a racing over-refund is found and undone here. */
-static uint64_t account_audited(struct weir_account *account)
+/* Over-refunds have raced and were both believed: what is missing goes back. */
+static __attribute__((noinline)) void account_heal(struct weir_account *account, int64_t net)
+{
+    uint64_t missing = account->reserve_bytes - (uint64_t)net;
+
+    weir__count_more(&account->over_refund_count, 1);
+    account_force(account, missing);
+    weir__account_balance_add(account, missing);
+}
+
+/* What the owner has charged; never less than its reserve. */
+static inline uint64_t account_audited(struct weir_account *account)
 {
     int64_t net = weir__account_net(account);
 
     if (WEIR_LIKELY(net >= (int64_t)account->reserve_bytes))
         return (uint64_t)net;
 
-    uint64_t missing = account->reserve_bytes - (uint64_t)net;
-    weir__count_more(&account->over_refund_count, 1);
-    account_force(account, missing);
-    weir__account_balance_add(account, missing);
+    account_heal(account, net);
     return account->reserve_bytes;
 }
 
@@ -198,60 +205,79 @@ static bool charge_locked(struct charge *charge, enum weir_verdict *ret_verdict)
     return true;
 }
 
-/* Above soft, near a level, at a cap or behind a queue. */
-static __attribute__((noinline)) enum weir_verdict charge_slowly(struct charge *charge)
+/* One look at the word, and what follows from it. False: it changed meanwhile. */
+static bool charge_try(struct charge *charge, enum weir_verdict *ret_verdict)
 {
     struct weir_governor *governor = charge->account->governor;
-    enum weir_verdict verdict = WEIR_WAIT;
-    bool done = false;
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    bool crowded = charge_is_crowded(charge, word);
 
-    while (!done) {
-        uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
-        bool crowded = charge_is_crowded(charge, word);
+    charge->charged = weir__account_charged(charge->account);
+    struct weir__plan plan = charge_plan(charge, word);
+    bool keeps_level = plan.level == weir__word_level(word);
 
-        charge->charged = weir__account_charged(charge->account);
-        struct weir__plan plan = charge_plan(charge, word);
-        if (plan.level == weir__word_level(word) && plan.verdict != WEIR_ADMIT)
-            return plan.verdict;
-        if (plan.level == weir__word_level(word) && !crowded) {
-            done = charge_carry_out(charge, &word, &plan, &verdict);
-            continue;
-        }
-        (void)charge_may_spill(charge); /* asked now, for under the lock it may not be */
-        weir__governor_lock(governor);
-        done = charge_locked(charge, &verdict);
-        weir__governor_tell_and_unlock(governor);
-    }
+    *ret_verdict = plan.verdict;
+    if (keeps_level && plan.verdict != WEIR_ADMIT)
+        return true;
+    if (keeps_level && !crowded)
+        return charge_carry_out(charge, &word, &plan, ret_verdict);
+
+    (void)charge_may_spill(charge); /* asked now, for under the lock it may not be */
+    weir__governor_lock(governor);
+    bool done = charge_locked(charge, ret_verdict);
+    weir__governor_tell_and_unlock(governor);
+    return done;
+}
+
+/* Above soft, near a level, at a cap or behind a queue. */
+static __attribute__((noinline)) enum weir_verdict charge_slowly(struct weir_account *account,
+                                                                 uint64_t bytes)
+{
+    struct charge charge = {.account = account, .bytes = bytes};
+    enum weir_verdict verdict = WEIR_ADMIT;
+
+    while (bytes > 0 && !charge_try(&charge, &verdict))
+        continue;
+
+    bool admitted = verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
+
+    account_count(account, admitted ? bytes : 0, charge.charged, verdict);
     return verdict;
+}
+
+/* Below soft with nobody queued. False: it is not so, and nothing has changed. */
+static inline bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t charged)
+{
+    struct weir_governor *governor = account->governor;
+    uint64_t soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT];
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
+
+    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 &&
+           weir__word_bytes(word) + bytes <= soft_bytes) {
+        if (!weir__governor_swap(governor, &word, bytes, WEIR_LEVEL_CALM))
+            continue;
+        weir__account_balance_add(account, bytes);
+        account_count(account, bytes, charged, WEIR_ADMIT);
+        return true;
+    }
+    return false;
 }
 
 int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_verdict *ret_verdict)
 {
     WEIR_ASSERT(weir__account_is_mine(account));
-    if (bytes > account->request_bytes_max)
+    if (WEIR_UNLIKELY(bytes > account->request_bytes_max))
         return -EINVAL;
 
-    struct weir_governor *governor = account->governor;
     bool queued = weir__account_has_queued(account);
-    struct charge charge = {
-        .account = account, .bytes = bytes, .charged = account_audited(account)};
-    uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
+    uint64_t charged = account_audited(account);
 
-    while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 && !queued && !charge_is_over_cap(&charge) &&
-           weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
-        if (weir__governor_swap(governor, &word, bytes, WEIR_LEVEL_CALM)) {
-            weir__account_balance_add(account, bytes);
-            account_count(account, bytes, charge.charged, WEIR_ADMIT);
-            *ret_verdict = WEIR_ADMIT;
-            return 0;
-        }
+    if (WEIR_LIKELY(!queued && bytes <= weir__account_room(account, charged)) &&
+        WEIR_LIKELY(charge_calmly(account, bytes, charged))) {
+        *ret_verdict = WEIR_ADMIT;
+        return 0;
     }
-
-    enum weir_verdict verdict = bytes > 0 ? charge_slowly(&charge) : WEIR_ADMIT;
-    bool admitted = verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
-
-    account_count(account, admitted ? bytes : 0, charge.charged, verdict);
-    *ret_verdict = verdict;
+    *ret_verdict = charge_slowly(account, bytes);
     return 0;
 }
 
