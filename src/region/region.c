@@ -38,7 +38,7 @@
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
 #define REGION_WAIT_NS           UINT64_C(100000000)
-#define REGION_WAIT_COUNT        100 /* waits without any progress before put gives up */
+#define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
 static bool region_is_mine(const struct weir_region *region)
 {
@@ -271,7 +271,7 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
 
     /* An eighth for fetched items, the rest for chunks. */
     uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
-    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(256) << 10);
+    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
     region->chunks.resident_max =
         resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
     weir__fetches_init(region, fetch_bytes);
@@ -447,9 +447,9 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
  * After -EAGAIN, for a region with its own ring: get on with what stands in the
  * way; false: nothing does, or not by waiting here.
  */
-static bool region_wait_room(struct weir_region *region)
+static bool region_wait_room(struct weir_region *region, uint32_t *waits)
 {
-    if (!region->owns_ring)
+    if (!region->owns_ring || ++*waits > REGION_WAIT_COUNT)
         return false;
 
     weir__store_advance(region);
@@ -461,9 +461,10 @@ static bool region_wait_room(struct weir_region *region)
 static int region_take_or_wait(struct weir_region *region, uint64_t space, uint64_t touched,
                                uint32_t *ret_index)
 {
+    uint32_t waits = 0;
     int r = region_take(region, space, touched, ret_index);
 
-    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region))
+    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &waits))
         r = region_take(region, space, touched, ret_index);
     return r;
 }
@@ -541,20 +542,40 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     return 0;
 }
 
-/* Memory for the piece, and chunks that may be stored to. */
-static int region_admit_piece(struct weir_region *region, uint64_t offset, uint64_t bytes)
+/* Memory for a store to [offset, offset + bytes), which lies in one chunk. */
+static int region_admit_part(struct weir_region *region, uint64_t offset, uint64_t bytes)
 {
-    uint64_t last = weir__chunk_of(offset + bytes - 1);
+    uint64_t chunk = weir__chunk_of(offset);
 
-    for (uint64_t chunk = weir__chunk_of(offset); chunk <= last; chunk++) {
-        enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
-        if (weir__chunk_is_storable(state))
-            continue;
+    if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         weir__store_revive_chunk(region, chunk);
-        if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
-            return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
-    }
+    if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
+        return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
     return region_admit(region, offset, bytes);
+}
+
+/*
+ * The next part of a piece, up to the end of its chunk: no more than one chunk
+ * is needed at a time, however little memory is not pinned. A piece that stops
+ * half way is given again by the caller; what of it is here is passed over.
+ */
+static int region_write_part(struct weir_region *region, struct weir_slot slot, uint64_t at,
+                             const char *data, uint64_t bytes)
+{
+    uint64_t resident;
+    uint32_t waits = 0;
+    int r = region_admit_part(region, at, bytes);
+
+    while (r == -EAGAIN && region_wait_room(region, &waits))
+        r = region_admit_part(region, at, bytes);
+    if (r < 0)
+        return r;
+    resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, at, bytes);
+    memcpy(region->store.base + at, data, bytes);
+    weir__build_wrote(region, slot, data, bytes);
+    region_stored(region, resident);
+    return 0;
 }
 
 int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_t offset,
@@ -566,23 +587,21 @@ int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_
     if (entry == NULL)
         return -ESTALE;
     uint64_t length = weir__entry_bytes(entry);
-    if (offset != weir__build_written(region, slot) || bytes > region->put_bytes_max ||
+    if (offset != weir__build_given(region, slot) || bytes > region->put_bytes_max ||
         bytes > length - offset)
         return -EINVAL;
-    if (bytes == 0)
-        return 0;
 
-    uint64_t at = weir__entry_offset(entry) + offset;
-    int r = region_admit_piece(region, at, bytes);
-    while (r == -EAGAIN && region_wait_room(region))
-        r = region_admit_piece(region, at, bytes);
-    if (r < 0)
-        return r;
-    uint64_t resident = region->chunks.resident_count;
-    weir__chunks_touch(&region->chunks, at, bytes);
-    memcpy(region->store.base + at, data, bytes);
-    weir__build_wrote(region, slot, data, bytes);
-    region_stored(region, resident);
+    uint64_t written = weir__build_written(region, slot);
+    while (written < offset + bytes) {
+        uint64_t at = weir__entry_offset(entry) + written;
+        uint64_t chunk_end = weir__round_down(at, LAYOUT_CHUNK_BYTES) + LAYOUT_CHUNK_BYTES;
+        uint64_t part = weir__min(offset + bytes - written, chunk_end - at);
+        int r = region_write_part(region, slot, at, (const char *)data + (written - offset), part);
+        if (r < 0)
+            return r;
+        written += part;
+    }
+    weir__build_give(region, slot, offset + bytes);
     return 0;
 }
 
@@ -594,7 +613,7 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
     if (entry == NULL)
         return -ESTALE;
     uint64_t bytes = weir__entry_bytes(entry);
-    if (weir__build_written(region, slot) != bytes)
+    if (weir__build_given(region, slot) != bytes)
         return -EINVAL;
 
     uint64_t tag = weir__word_load(&entry->tag);
@@ -665,18 +684,18 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     if (entry == NULL)
         return -ESTALE;
 
-    uint64_t offset = weir__entry_offset(entry);
-    uint64_t bytes = weir__entry_bytes(entry);
-    if (WEIR_LIKELY(weir__region_is_resident(region, entry))) {
-        data = region->store.base + offset;
-    } else {
-        data = weir__fetches_at(region, slot);
-        if (data == NULL)
+    bool is_resident = weir__region_is_resident(region, entry);
+    data = region->store.base + weir__entry_offset(entry);
+    if (WEIR_UNLIKELY(!is_resident || region->fetched_pin_count > 0)) {
+        /* A pinned copy keeps its address, also when its chunk has come back. */
+        const void *fetched = weir__fetches_at(region, slot);
+        if (fetched == NULL && !is_resident)
             return -EAGAIN;
+        data = fetched != NULL ? fetched : data;
     }
     *ret_data = data;
     if (ret_bytes != NULL)
-        *ret_bytes = bytes;
+        *ret_bytes = weir__entry_bytes(entry);
     return 0;
 }
 

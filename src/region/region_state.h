@@ -71,9 +71,12 @@ struct weir__store {
 struct weir__fetches {
     struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
+    uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
+    uint64_t piece_bytes;      /* of these, of pieces */
     struct weir__list pending; /* reads that wait for a buffer, in order */
-    struct weir__list told;    /* requests whose answer is known, for the next poll */
+    struct weir__list pending_pieces;
+    struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
     struct weir__list idle; /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count; /* reads and pieces under way in the ring */
@@ -85,7 +88,8 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
-    uint64_t pin_count; /* pinned slots */
+    uint64_t pin_count;         /* pinned slots */
+    uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;      /* inside a callback of fetch: poll and close are forbidden */
 
     uint64_t bytes_max; /* fixed; whole chunks */
@@ -213,6 +217,8 @@ uint64_t weir__fetches_item_max(const struct weir_region *region);
 /* An item under construction: what was written, in order, and where the next piece goes. */
 int weir__build_begin(struct weir_region *region, struct weir_slot slot);
 uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
+uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot);
+void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
 void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const void *data,
                        size_t bytes);
 uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* its checksum */

@@ -51,7 +51,6 @@ static const struct weather stress_weathers[] = {
         .weights = {[MODEL_PUT] = 90,
                     [MODEL_PUT_TOO_LARGE] = 1,
                     [MODEL_FREE] = 70,
-                    [MODEL_FREE_OWNER] = 1,
                     [MODEL_AT] = 60,
                     [MODEL_READ] = 8,
                     [MODEL_STALE] = 5,
@@ -265,6 +264,7 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
         fprintf(stderr, "%s: open: %s\n", weather->name, strerror(-r));
         return r;
     }
+    model_fill(&model);
     for (uint64_t i = 0; i < steps; i++) {
         uint64_t a = weir__random(&random);
         uint64_t b = weir__random(&random);

@@ -28,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -365,6 +366,20 @@ static void stop_cancels_what_is_left(void **state)
     assert_int_equal(receive.result, -ECANCELED);
     close(pair[0]);
     close(pair[1]);
+}
+
+static void helpers_are_bounded(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){0});
+    unsigned counts[2] = {0, 0}; /* 0: only tell */
+
+    (void)state;
+    assert_int_equal(syscall(__NR_io_uring_register, weir__ring_fd(weir_worker_ring(worker)),
+                             IORING_REGISTER_IOWQ_MAX_WORKERS, counts, 2),
+                     0);
+    assert_int_equal(counts[0], 16);
+    assert_int_equal(counts[1], 16);
+    weir_worker_stop(worker);
 }
 
 /* ---- Messages, on one thread ---------------------------------------------- */
@@ -1069,6 +1084,7 @@ int main(void)
         {"a wake of oneself skips the sleep", wake_of_oneself_skips_the_sleep, NULL, NULL, NULL},
         {"an attached thread gets its affinity back", affinity_comes_back, NULL, NULL, NULL},
         {"stop cancels what is left", stop_cancels_what_is_left, NULL, NULL, NULL},
+        {"the kernel's helpers are bounded", helpers_are_bounded, NULL, NULL, NULL},
         {"a message arrives", message_arrives, NULL, NULL, NULL},
         {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
         {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,

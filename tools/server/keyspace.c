@@ -63,9 +63,10 @@ static void table_drop(struct keyspace *keyspace, int which)
     keyspace->tables[which] = NULL;
 }
 
-int keyspace_init(struct keyspace *keyspace, struct weir_books books)
+int keyspace_init(struct keyspace *keyspace, struct slab *slab, struct weir_books books)
 {
     memset(keyspace, 0, sizeof(*keyspace));
+    keyspace->slab = slab;
     keyspace->books = books;
     keyspace->bits[0] = KEYSPACE_BITS_MIN;
     keyspace->tables[0] = table_make(keyspace, KEYSPACE_BITS_MIN);
@@ -156,7 +157,7 @@ struct entry *keyspace_find(struct keyspace *keyspace, uint32_t hash, struct sli
 struct entry *keyspace_add(struct keyspace *keyspace, uint32_t hash, struct slice key,
                            size_t capacity)
 {
-    struct entry *entry = malloc(sizeof(*entry) + key.bytes + capacity);
+    struct entry *entry = slab_alloc(keyspace->slab, sizeof(*entry) + key.bytes + capacity);
     struct entry **bucket;
 
     assert(key.bytes <= UINT16_MAX && capacity <= UINT16_MAX);
@@ -176,10 +177,15 @@ struct entry *keyspace_add(struct keyspace *keyspace, uint32_t hash, struct slic
     return entry;
 }
 
+static void entry_free(struct keyspace *keyspace, struct entry *entry)
+{
+    slab_free(keyspace->slab, entry, sizeof(*entry) + entry->key_bytes + entry->capacity);
+}
+
 struct entry *keyspace_resize(struct keyspace *keyspace, struct entry *entry, size_t capacity)
 {
     struct entry **link = link_of(keyspace, entry);
-    struct entry *moved = malloc(sizeof(*entry) + entry->key_bytes + capacity);
+    struct entry *moved = slab_alloc(keyspace->slab, sizeof(*entry) + entry->key_bytes + capacity);
 
     assert(capacity <= UINT16_MAX);
     if (moved == NULL)
@@ -193,7 +199,7 @@ struct entry *keyspace_resize(struct keyspace *keyspace, struct entry *entry, si
         moved->bytes = 0;
     }
     *link = moved;
-    free(entry);
+    entry_free(keyspace, entry);
     return moved;
 }
 
@@ -204,7 +210,7 @@ void keyspace_remove(struct keyspace *keyspace, struct entry *entry)
     keyspace->value_bytes -= entry->bytes;
     keyspace->expire_count -= entry->expire_ms != 0;
     keyspace->count--;
-    free(entry);
+    entry_free(keyspace, entry);
 }
 
 void keyspace_set_expire(struct keyspace *keyspace, struct entry *entry, int64_t expire_ms)

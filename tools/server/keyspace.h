@@ -5,7 +5,7 @@
 /*
  * keyspace - the keys of one core
  *
- * Pure but for malloc: knows no region, no account and no clock. It says what
+ * Pure but for memory: knows no region, no account and no clock. It says what
  * things cost; who owns it charges. A key's value is in one of three places:
  *
  *      WHERE_INLINE   in the entry itself: short values
@@ -20,6 +20,7 @@
 #include <weir/base.h>
 
 #include "resp.h"
+#include "slab.h"
 
 #define KEYSPACE_INLINE_MAX 127 /* bytes of a value in its entry; longer ones may spill */
 
@@ -37,8 +38,9 @@ struct value {
     struct value *older;
     struct entry *entry; /* NULL: no key has it (any more) */
     uint32_t bytes;
-    uint32_t reference_count : 31;
-    uint32_t is_loose : 1; /* made for replies only: counted apart by the shard */
+    uint32_t reference_count : 30;
+    uint32_t is_staged : 1; /* a payload on its way into the region: counted apart */
+    uint32_t is_loose : 1;  /* made for replies only: counted apart by the shard */
     char data[];
 };
 
@@ -73,6 +75,7 @@ struct keyspace {
     struct value *newest; /* the clock: values in memory that may spill */
     struct value *oldest;
     struct weir_books books; /* told of the tables */
+    struct slab *slab;       /* the entries, not charged here */
 };
 
 /* What malloc() really takes for @bytes. */
@@ -91,7 +94,9 @@ static inline size_t value_cost(size_t bytes)
 
 static inline size_t entry_cost(size_t key_bytes, size_t capacity)
 {
-    return memory_cost(sizeof(struct entry) + key_bytes + capacity);
+    const size_t bytes = sizeof(struct entry) + key_bytes + capacity;
+
+    return bytes > SLAB_BYTES_MAX ? memory_cost(bytes) : slab_cost(bytes);
 }
 
 static inline const char *entry_key(const struct entry *entry)
@@ -104,8 +109,8 @@ static inline char *entry_inline(struct entry *entry)
     return entry->data + entry->key_bytes;
 }
 
-/* 0 or -ENOMEM */
-int keyspace_init(struct keyspace *keyspace, struct weir_books books);
+/* 0 or -ENOMEM; several may share @slab. */
+int keyspace_init(struct keyspace *keyspace, struct slab *slab, struct weir_books books);
 
 /* The tables only: it must be empty. Takes one that is all zero. */
 void keyspace_deinit(struct keyspace *keyspace);

@@ -152,7 +152,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 {
     struct settings *settings = state->input;
     struct server_config *config = &settings->server;
-    uint64_t value;
+    uint64_t value = 0;
 
     switch (key) {
     case KEY_BIND:

@@ -283,6 +283,7 @@ static enum resp_result inline_next(struct resp_reader *reader, char *data, size
     size_t length = 0;
 
     assert(bytes >= reader->line_bytes);
+    (void)bytes;
     while (is_space(data[start]))
         start++;
     /* Unescaping only shortens: the word is rewritten where it begins. */

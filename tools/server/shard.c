@@ -620,6 +620,7 @@ static void shard_clear(struct shard *shard)
         free(request);
     }
     pool_deinit(&shard->pool);
+    slab_deinit(&shard->slab);
     if (shard->drift != NULL)
         weir_account_refund(shard->drift, shard->drift_bytes);
     weir_account_close(shard->drift);
@@ -714,6 +715,10 @@ static void shard_set_bounds(struct shard *shard)
         shard->value_memory_max = stats.put_bytes_max;
     shard->piece_bytes = stats.put_bytes_max < 128 * 1024 ? stats.put_bytes_max : 128 * 1024;
     shard->whole_bytes_max = stats.fetch_bytes_max < 64 * 1024 ? stats.fetch_bytes_max : 64 * 1024;
+    shard->staged_max =
+        clamp(memory / 32 / shard->server->config.worker_count, 2 * SHARD_MIB, 32 * SHARD_MIB);
+    shard->builder_max =
+        (uint32_t)clamp(stats.resident_bytes_max / (8 * SHARD_MIB), 1, SHARD_BUILDERS_MAX - 1);
     shard->loose_max =
         clamp(memory / 32 / shard->server->config.worker_count, SHARD_MIB / 2, 16 * SHARD_MIB);
     shard->piece_max = (uint32_t)clamp(
@@ -754,7 +759,8 @@ static int shard_start(struct weir_worker *worker, void *context)
     r = -ENOMEM;
     if (shard->outbox == NULL || shard->stream_table == NULL || shard->stream_items == NULL)
         goto fail;
-    r = keyspace_init(&shard->keys, weir_account_books(shard->tables));
+    slab_init(&shard->slab);
+    r = keyspace_init(&shard->keys, &shard->slab, weir_account_books(shard->tables));
     if (r < 0)
         goto fail;
     shard_set_bounds(shard);

@@ -27,6 +27,7 @@ struct cancel;
 #define SHARD_OWNER_KEYS    1 /* owner tags in the region */
 #define SHARD_OWNER_STREAMS 2
 #define SHARD_HOLD_BUCKETS  256
+#define SHARD_BUILDERS_MAX  16
 
 struct server_config {
     uint64_t memory_bytes;
@@ -93,6 +94,16 @@ struct hold {
     struct request_list waiting;
 };
 
+/*
+ * An item that grows in the region keeps a chunk in memory, and the region has
+ * few: so few grow at a time. One whose client has stopped sending loses its
+ * place when others wait.
+ */
+struct builder {
+    struct weir_slot slot; /* all zero: vacant */
+    uint64_t touched_ns;
+};
+
 /* Keys that FLUSHALL took away, to be freed a few at a time. */
 struct dying {
     struct dying *next;
@@ -112,6 +123,7 @@ struct shard {
     uint64_t now_ns;
     int64_t now_ms;
 
+    struct slab slab;
     struct keyspace keys;
     struct dying *dying;
     uint64_t sweep_cursor;
@@ -126,6 +138,11 @@ struct shard {
     uint64_t loose_bytes; /* values made for replies only */
     uint64_t loose_max;
     uint64_t fetching_bytes; /* asked for, for the same purpose */
+
+    uint64_t staged_bytes; /* payloads put together in memory on their way to the region */
+    uint64_t staged_max;
+    struct builder builders[SHARD_BUILDERS_MAX];
+    uint32_t builder_max;
 
     struct request_list ready; /* woken: run again */
     struct request_list retry; /* the region is behind: run again in the next turn */

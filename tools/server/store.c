@@ -60,6 +60,8 @@ void store_unref(struct shard *shard, struct value *value)
         return;
     if (value->is_loose)
         shard->loose_bytes -= value_cost(value->bytes);
+    if (value->is_staged)
+        shard->staged_bytes -= value_cost(value->bytes);
     weir_account_refund(shard->values, value_cost(value->bytes));
     free(value);
 }
@@ -134,7 +136,9 @@ static size_t inline_capacity(size_t key_bytes, size_t bytes)
 {
     if (bytes < STORE_NUMBER_BYTES)
         bytes = STORE_NUMBER_BYTES;
-    return entry_cost(key_bytes, bytes) - 8 - sizeof(struct entry) - key_bytes;
+    const size_t cost = slab_cost(sizeof(struct entry) + key_bytes + bytes);
+
+    return cost > SLAB_BYTES_MAX ? bytes : cost - sizeof(struct entry) - key_bytes;
 }
 
 /*
@@ -244,15 +248,23 @@ static enum grant set_long(struct shard *shard, struct request *request, struct 
                            struct slice data)
 {
     struct entry *entry = *ret_entry;
-    struct value *value = request->place.value;
+    struct value *staged = request->place.value;
+    struct value *value = staged;
     struct weir_slot slot = request->place.slot;
     enum grant grant = take_entry(shard, request, entry, 0);
+
+    if (staged != NULL && staged->is_staged) {
+        data.data = staged->data;
+        value = NULL;
+    }
 
     if (grant == GRANT_YES && value == NULL && weir_slot_is_none(slot))
         grant = make_long(shard, request, data, &value, &slot);
     if (grant != GRANT_YES)
         return grant;
 
+    if (value != staged)
+        store_unref(shard, staged);
     request->place = (struct place){.value = value, .slot = slot};
     entry = entry_prepare(shard, request, entry, 0);
     if (entry == NULL) {
@@ -510,7 +522,7 @@ static enum progress run_flush(struct shard *shard, struct request *request)
     struct keyspace keys;
 
     stream_remove_all(shard);
-    if (dying == NULL || keyspace_init(&keys, shard->keys.books) < 0) {
+    if (dying == NULL || keyspace_init(&keys, &shard->slab, shard->keys.books) < 0) {
         free(dying);
         shard_reply_oom(shard, request);
         return PROGRESS_DONE;
@@ -602,78 +614,147 @@ enum progress store_run(struct shard *shard, struct request *request)
 /* ---- Payloads in pieces --------------------------------------------------------- */
 
 /*
- * Where it is put together. Short ones become a value in memory: for SET it is
- * the value itself, for WPUSH it is copied once more when it is whole. What
- * memory cannot take now, and all that is long, grows in the region.
+ *      short, admitted   a value in memory: for SET it is the value itself
+ *      short, spilled    staged in memory, put into the region when it is whole
+ *      long              grows in the region, piece by piece
+ *
+ * WPUSH copies what is in memory once more, when it is whole.
  */
-static bool place_in_memory(struct shard *shard, struct request *request, bool is_forced)
+static bool place_in_memory(struct shard *shard, struct request *request, bool is_staged)
 {
     const size_t bytes = request->call.payload.bytes;
     struct value *value = value_make(bytes);
 
     if (value == NULL)
         return false;
-    if (is_forced)
+    if (is_staged) {
         weir_account_charge_forced(shard->values, value_cost(bytes));
-    else
+        shard->staged_bytes += value_cost(bytes);
+        value->is_staged = 1;
+    } else {
         request->value_charge = 0;
+    }
     request->place.value = value;
     return true;
 }
 
-enum progress store_begin(struct shard *shard, struct request *request)
+static enum progress begin_short(struct shard *shard, struct request *request)
+{
+    const size_t cost = value_cost(request->call.payload.bytes);
+    const enum grant grant = shard_take_value(shard, request, cost);
+
+    switch (grant) {
+    case GRANT_YES:
+        if (!place_in_memory(shard, request, false))
+            shard_reply_oom(shard, request);
+        return PROGRESS_DONE;
+    case GRANT_WAIT:
+        return PROGRESS_WAIT;
+    case GRANT_NEVER:
+        return PROGRESS_DONE;
+    case GRANT_SPILL:
+        break;
+    }
+    /* What all others wait for gets in whatever is staged. */
+    if (shard->staged_bytes > 0 && shard->staged_bytes + cost > shard->staged_max &&
+        !stream_wants(shard, request))
+        return shard_wait_region(shard, request);
+    if (!place_in_memory(shard, request, true))
+        shard_reply_oom(shard, request);
+    return PROGRESS_DONE;
+}
+
+static struct builder *builder_of(struct shard *shard, struct weir_slot slot)
+{
+    for (uint32_t i = 0; i < SHARD_BUILDERS_MAX; i++)
+        if (shard->builders[i].slot.index == slot.index &&
+            shard->builders[i].slot.generation == slot.generation)
+            return &shard->builders[i];
+    return NULL;
+}
+
+/* A vacant place, or that of a client that has stopped sending; NULL: all are busy. */
+static struct builder *builder_take(struct shard *shard, bool is_wanted)
+{
+    const uint32_t count = is_wanted ? SHARD_BUILDERS_MAX : shard->builder_max;
+    const uint64_t patience_ns = shard->server->config.wait_ms * 1000000 / 2;
+
+    for (uint32_t i = 0; i < count; i++) {
+        struct builder *builder = &shard->builders[i];
+
+        if (weir_slot_is_none(builder->slot))
+            return builder;
+        if (shard->now_ns - builder->touched_ns > patience_ns) {
+            /* Its next piece meets a stale slot, and its write is refused. */
+            weir_region_free(shard->region, builder->slot);
+            builder->slot = (struct weir_slot){0};
+            return builder;
+        }
+    }
+    return NULL;
+}
+
+static enum progress begin_long(struct shard *shard, struct request *request)
 {
     const size_t bytes = request->call.payload.bytes;
-    const bool is_short = bytes <= shard->value_memory_max;
-    const uint16_t owner =
-        request->call.operation == OPERATION_WPUSH ? SHARD_OWNER_STREAMS : SHARD_OWNER_KEYS;
-    const struct weir_label label = {.key = request->hash, .owner = owner};
+    const bool is_push = request->call.operation == OPERATION_WPUSH;
+    const struct weir_label label = {
+        .key = request->hash,
+        .owner = is_push ? SHARD_OWNER_STREAMS : SHARD_OWNER_KEYS,
+    };
+    struct builder *builder = builder_take(shard, is_push && stream_wants(shard, request));
     int r;
 
-    if (is_short) {
-        const enum grant grant = shard_take_value(shard, request, value_cost(bytes));
-
-        if (grant == GRANT_YES) {
-            if (!place_in_memory(shard, request, false))
-                shard_reply_oom(shard, request);
-            return PROGRESS_DONE;
-        }
-        if (grant == GRANT_WAIT)
-            return PROGRESS_WAIT;
-        if (grant == GRANT_NEVER)
-            return PROGRESS_DONE;
-    }
+    if (builder == NULL)
+        return shard_wait_region(shard, request);
     r = weir_region_alloc(shard->region, bytes, label, &request->place.slot);
-    if (r == 0)
+    if (r == 0) {
+        builder->slot = request->place.slot;
+        builder->touched_ns = shard->now_ns;
         return PROGRESS_DONE;
+    }
     if (r == -EFBIG || r == -EINVAL)
         return done_text(request, "-ERR value is larger than the spill file takes\r\n");
-    if (r == -EDQUOT || r == -ENOSPC) {
+    if (r == -EDQUOT || r == -ENOSPC)
         shard_region_full(shard);
-        /* What all others wait for must get in: by memory, if by nothing else. */
-        if (is_short && stream_wants(shard, request) && place_in_memory(shard, request, true))
-            return PROGRESS_DONE;
-    }
     return shard_wait_region(shard, request);
+}
+
+enum progress store_begin(struct shard *shard, struct request *request)
+{
+    return request->call.payload.bytes <= shard->value_memory_max ? begin_short(shard, request)
+                                                                  : begin_long(shard, request);
+}
+
+static void builder_end(struct shard *shard, struct weir_slot slot)
+{
+    struct builder *builder = builder_of(shard, slot);
+
+    if (builder != NULL)
+        builder->slot = (struct weir_slot){0};
 }
 
 enum progress store_piece(struct shard *shard, struct request *request)
 {
     struct place *place = &request->place;
+    struct builder *builder = builder_of(shard, place->slot);
     int r = weir_region_write(shard->region, place->slot, place->written_bytes, request->piece,
                               request->piece_bytes);
 
+    if (builder != NULL)
+        builder->touched_ns = shard->now_ns;
     if (r == 0) {
         place->written_bytes += request->piece_bytes;
         if (place->written_bytes < request->call.payload.bytes)
             return PROGRESS_DONE;
+        builder_end(shard, place->slot);
         r = weir_region_commit(shard->region, place->slot);
         if (r == 0)
             return PROGRESS_DONE;
     }
     if (r == -EAGAIN)
         return shard_wait_region(shard, request);
-    return done_text(request, "-ERR the spill file did not take the value\r\n");
+    return done_text(request, "-OOM the spill file did not take the value in time\r\n");
 }
 
 void store_drop_place(struct shard *shard, struct request *request)
@@ -681,6 +762,7 @@ void store_drop_place(struct shard *shard, struct request *request)
     if (request->place.value != NULL)
         store_unref(shard, request->place.value);
     if (!weir_slot_is_none(request->place.slot)) {
+        builder_end(shard, request->place.slot);
         weir_region_free(shard->region, request->place.slot);
         shard_region_freed(shard);
     }
