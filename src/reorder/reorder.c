@@ -592,13 +592,13 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
         reorder->ahead_bytes > reorder_share(reorder) / 2)
         return;
 
-    /* It went well for a while. */
-    reorder->extra_bytes =
-        weir__max(reorder->extra_bytes - reorder->extra_bytes / 16, FETCH_EXTRA_BYTES_MIN);
-
     do {
         if (reorder_fetch_batch(reorder, &slot_count) < 0)
             return;
+        /* It goes well: more is dared. */
+        if (slot_count > 0)
+            reorder->extra_bytes =
+                weir__max(reorder->extra_bytes - reorder->extra_bytes / 16, FETCH_EXTRA_BYTES_MIN);
     } while (slot_count == FETCH_BATCH);
 }
 
