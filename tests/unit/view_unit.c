@@ -691,7 +691,7 @@ static void test_cold_stays_cold(void **state)
     assert_int_equal(weir__sys_madvise(made.data, DATA_BYTES, MADV_DONTNEED), 0);
     assert_int_equal(weir__sys_fadvise(made.data_fd, 0, DATA_BYTES, POSIX_FADV_DONTNEED), 0);
     if (memory_backed || resident_pages(&made) > 0) {
-        print_message("the file system keeps its pages: nothing to see here\n");
+        print_message("# the file system keeps its pages: nothing to see here\n");
     } else {
         made_chunk_state(&made, 0, WEIR_CHUNK_COLD);
         made_chunk_state(&made, 1, WEIR_CHUNK_COLD);
@@ -986,7 +986,7 @@ static void test_race(void **state)
     __atomic_store_n(&race.stop, true, __ATOMIC_RELAXED);
     assert_int_equal(pthread_join(thread, NULL), 0);
     assert_true(race.move_count > 0);
-    print_message("exact %lu, stale %lu, verified %lu, moved %lu\n", exact, stale, verified,
+    print_message("# exact %lu, stale %lu, verified %lu, moved %lu\n", exact, stale, verified,
                   race.move_count);
     weir_view_close(view);
     made_close(&made);
