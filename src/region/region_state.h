@@ -90,7 +90,7 @@ struct weir_region {
     bool owns_ring;
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
-    bool delivers;      /* inside a callback of fetch: poll and close are forbidden */
+    bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
 
     uint64_t bytes_max; /* fixed; whole chunks */
     uint64_t resident_bytes_max;
