@@ -2675,6 +2675,49 @@ static void what_is_pinned_holds_its_buffer(void **state)
     finish(&f);
 }
 
+/* Who pins may need a piece of something else before it can unpin. */
+static void a_piece_comes_whatever_is_pinned(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[257];
+    static char piece_bytes[64 * KIB];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    struct piece piece = {.operation = {piece_done}};
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    need_bounded(&f);
+    make_cold_items(&f, slots, 256, 64 * KIB);
+    fetches->count = 255;
+    fetches->then = pin_it;
+    memcpy(fetches->slots, slots, 255 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    for (int idle = 0; idle < 50; idle++) {
+        size_t called = fetches->called;
+        assert_true(wait_once(&f) >= 0);
+        if (fetches->called > called)
+            idle = 0;
+    }
+    assert_true(fetches->called < 255); /* the others wait for room */
+
+    assert_int_equal(weir_region_fetch_into(f.region, slots[255], 0, piece_bytes,
+                                            sizeof(piece_bytes), &piece.operation),
+                     0);
+    piece_finish(&f, &piece);
+    assert_int_equal(piece.result, sizeof(piece_bytes));
+    assert_pattern(piece_bytes, sizeof(piece_bytes), 255, 0);
+    assert_true(fetches->called < 255);
+
+    fetches->then = NULL;
+    for (size_t i = 0; i < 255; i++)
+        if (fetches->done[i])
+            weir_region_unpin(f.region, slots[i]);
+    fetch_finish(&f, fetches);
+    assert_bound_holds(&f);
+    test_free(fetches);
+    finish(&f);
+}
+
 /* With all but one chunk pinned: what is asked for is done or refused, but never waited for in vain. */
 static int put_between_pins(const char *directory)
 {
@@ -3160,6 +3203,7 @@ int main(int argc, char **argv)
         CASE("a fetched item can be pinned", a_fetched_item_can_be_pinned),
         CASE("what is pinned holds its buffer, and fetches go on after unpins",
              what_is_pinned_holds_its_buffer),
+        CASE("a piece comes whatever is pinned", a_piece_comes_whatever_is_pinned),
 
         CASE("pins never make a call wait for ever", pins_never_make_a_call_wait_for_ever),
         CASE("a piece across two chunks goes in or is refused, whatever is pinned",

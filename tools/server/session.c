@@ -399,6 +399,7 @@ struct sums {
     uint64_t file_bytes;
     uint64_t disk_bytes;
     uint64_t resident_bytes;
+    uint64_t put_bytes;
     uint64_t written_bytes;
     uint64_t read_bytes;
     uint64_t slot_count;
@@ -416,6 +417,7 @@ static void sum_up(const struct server *server, struct sums *ret_sums)
         ret_sums->file_bytes += from->region.file_bytes;
         ret_sums->disk_bytes += from->region.disk_bytes;
         ret_sums->resident_bytes += from->region.resident_bytes;
+        ret_sums->put_bytes += from->region.put_bytes;
         ret_sums->written_bytes += from->region.written_bytes;
         ret_sums->read_bytes += from->region.read_bytes;
         ret_sums->slot_count += from->region.slot_count;
@@ -450,6 +452,7 @@ static void info_sums(struct paper *paper, const struct sums *sums)
     FIGURE(paper, "spill_file_bytes", sums->file_bytes);
     FIGURE(paper, "spill_disk_bytes", sums->disk_bytes);
     FIGURE(paper, "spill_resident_bytes", sums->resident_bytes);
+    FIGURE(paper, "spill_put_bytes", sums->put_bytes);
     FIGURE(paper, "spill_written_bytes", sums->written_bytes);
     FIGURE(paper, "spill_read_bytes", sums->read_bytes);
     FIGURE(paper, "spill_items", sums->slot_count);
@@ -489,12 +492,12 @@ static void info_workers(struct paper *paper, const struct server *server)
                     figures->keys.charged_bytes);
         paper_print(paper,
                     ",resident=%" PRIu64 ",resident_max=%" PRIu64 ",live=%" PRIu64 ",file=%" PRIu64
-                    ",disk=%" PRIu64 ",written=%" PRIu64 ",dirty=%" PRIu64 ",fetched=%" PRIu64
-                    ",pinned=%" PRIu64 ",tables=%" PRIu64,
+                    ",disk=%" PRIu64 ",put=%" PRIu64 ",written=%" PRIu64 ",dirty=%" PRIu64
+                    ",fetched=%" PRIu64 ",pinned=%" PRIu64 ",tables=%" PRIu64,
                     region->resident_bytes, region->resident_bytes_max, region->live_bytes,
-                    region->file_bytes, region->disk_bytes, region->written_bytes,
-                    region->dirty_bytes, region->fetched_bytes, region->pinned_bytes,
-                    region->metadata_bytes);
+                    region->file_bytes, region->disk_bytes, region->put_bytes,
+                    region->written_bytes, region->dirty_bytes, region->fetched_bytes,
+                    region->pinned_bytes, region->metadata_bytes);
         paper_print(paper,
                     ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
                     ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64 "\r\n",
