@@ -340,6 +340,8 @@ static inline void model_check_at(struct model *model, const struct model_item *
     model->events[MODEL_SAW_HOT]++;
     MODEL_EQUAL(model, bytes, item->bytes);
     MODEL_EQUAL(model, memcmp(data, item->copy, bytes), 0);
+    if (item->pins > 0) /* M4 */
+        MODEL_CHECK(model, data == item->pinned_at);
 }
 
 static inline void model_check_read(struct model *model, const struct model_item *item,

@@ -1573,6 +1573,53 @@ static void small_cold_holes_come_to_use_again(void **state)
     finish(&f);
 }
 
+/* Random lengths in and out for long: holes of cold chunks must come to use, or the file would fill up. */
+static void a_region_a_quarter_full_is_never_full(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[4096];
+    static uint64_t sizes[4096];
+    size_t count = 0;
+    uint64_t live = 0;
+    uint64_t random = 11;
+
+    (void)state;
+    start(&f, (struct weir_region_config){
+                  .bytes_initial = 4 * MIB,
+                  .bytes_max = 64 * MIB,
+                  .resident_bytes_max = RESIDENT_MIN,
+              });
+    need_bounded(&f);
+    for (uint64_t i = 0; i < 20000; i++) {
+        uint64_t bytes = 100 + weir__random_below(&random, 20000);
+        while (live + bytes > 16 * MIB || count == 4096) {
+            size_t k = weir__random_below(&random, count);
+            assert_int_equal(weir_region_free(f.region, slots[k]), 0);
+            live -= sizes[k];
+            slots[k] = slots[--count];
+            sizes[k] = sizes[count];
+        }
+        slots[count] = put(&f, i, bytes);
+        sizes[count++] = bytes;
+        live += bytes;
+        if (i % 8 == 0)
+            assert_true(poll_once(&f) >= 0);
+        if (i % 1000 == 0)
+            weir_region_audit(f.region);
+    }
+    struct weir_region_stats stats = figures(&f);
+    print_message(
+        "# live %llu MiB, mark %llu, file %llu; put %llu MiB, written %llu, read %llu\n",
+        (unsigned long long)(stats.live_bytes / MIB), (unsigned long long)(stats.mark_bytes / MIB),
+        (unsigned long long)(stats.file_bytes / MIB), (unsigned long long)(stats.put_bytes / MIB),
+        (unsigned long long)(stats.written_bytes / MIB),
+        (unsigned long long)(stats.read_bytes / MIB));
+    for (size_t i = 0; i < count; i++)
+        assert_whole(&f, slots[i]);
+    assert_bound_holds(&f);
+    finish(&f);
+}
+
 static void a_hole_is_used_before_the_mark(void **state)
 {
     struct fixture f;
@@ -3116,6 +3163,7 @@ int main(int argc, char **argv)
              at_bytes_max_and_on_again_after_frees),
         CASE("cold space that was freed comes to use again", cold_space_comes_to_use_again),
         CASE("small cold holes come to use again", small_cold_holes_come_to_use_again),
+        CASE("a region a quarter full is never full", a_region_a_quarter_full_is_never_full),
         CASE("the smallest hole that fits is used before the mark", a_hole_is_used_before_the_mark),
         CASE("freed neighbours become one, in any order", freed_neighbours_become_one),
         CASE("an emptied region gives the mark back", an_emptied_region_gives_the_mark_back),
