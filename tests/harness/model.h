@@ -1017,8 +1017,11 @@ static inline void model_step(struct model *model, enum model_choice choice, uin
         model_unpin_some(model, a);
         break;
     case MODEL_BUILD:
-        model_build(model, b % 32 == 0 ? a % (model->fixed.item_bytes_max + 2) : a % 200000,
-                    (uint16_t)(b % 16));
+        if (b % 8 == 0) /* large ones, the largest seldom */
+            model_build(model, a % (model->fixed.item_bytes_max + 2) >> b / 8 % 8,
+                        (uint16_t)(b % 16));
+        else
+            model_build(model, a % 200000, (uint16_t)(b % 16));
         break;
     case MODEL_WRITE:
         item = model_pick_unfinished(model, a);
