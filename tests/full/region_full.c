@@ -568,7 +568,8 @@ static void answered(void *context, struct weir_slot slot, int result)
     struct answers *answers = context;
 
     (void)slot;
-    assert_true(result == 0 || result == -EIO);
+    /* Of a device that ends too early the kernel may also read zeroes. */
+    assert_true(result == 0 || result == -EIO || result == -EBADMSG);
     answers->count++;
     answers->errors += result < 0;
 }
