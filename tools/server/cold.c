@@ -271,7 +271,7 @@ static void read_complete(struct weir_operation *operation, int32_t result, uint
     shard_answer(request->shard, request);
 }
 
-void cold_read(struct shard *shard, struct request *request)
+static void cold_read_piece(struct shard *shard, struct request *request)
 {
     const struct weir_slot slot = request->hold != NULL
                                       ? request->hold->slot
@@ -289,6 +289,14 @@ void cold_read(struct shard *shard, struct request *request)
     }
     request->piece_result = r;
     shard_answer(shard, request);
+}
+
+void cold_read(struct shard *shard, struct request *request)
+{
+    /* The pieces of an item need what the items before it hold. */
+    if (request->batch != NULL)
+        stream_release_some(request->batch, request->emit_index);
+    cold_read_piece(shard, request);
 }
 
 /* ---- Pushing out ---------------------------------------------------------------- */

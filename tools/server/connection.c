@@ -332,6 +332,8 @@ static bool emit_pieces(struct connection *connection, struct request *request, 
             request->emit_offset = 0;
             return true;
         }
+        if (request->emit_offset == 0 && request->emit_index > 0 && connection->output.bytes > 0)
+            return false; /* what was fetched for the items before is given back with the read */
         if (request->piece == NULL && (request->piece = piece_take(connection)) == NULL)
             return false;
         request->piece_offset = request->emit_offset;

@@ -698,7 +698,7 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
 
 static uint64_t region_resident_bytes(const struct server_config *config)
 {
-    const uint64_t share = config->memory_bytes / 4 / config->worker_count;
+    const uint64_t share = config->memory_bytes / 3 / config->worker_count;
 
     return clamp(share, 8 * SHARD_MIB, 64 * SHARD_MIB) & ~(2 * SHARD_MIB - 1);
 }

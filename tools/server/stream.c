@@ -7,9 +7,11 @@
  *                    |               +-- their bytes are sent from where they lie
  *      WPOP BLOCK waits here: served when the head comes, or comes back
  *
- * A batch is what one WPOP took. It ends at COUNT items, or at the first that
- * brings it to 256 KiB, so that a reply stays bounded; its bytes stay with the
- * reorder buffer until the connection has sent them. A stream that is removed
+ * A batch is what one WPOP took. It ends at COUNT items, or with the first that
+ * brings it to 256 KiB or is too long for memory, so that a reply stays bounded; its bytes stay with the
+ * reorder buffer until the connection has sent them. An item that is too long for
+ * memory is read piece by piece: it is the last of its batch, and the fetched ones
+ * before it are given back first, for they hold what the reading needs. A stream that is removed
  * while batches of it are out leaves the table at once and memory later.
  *
  *   T1  a stream is in the table and in the ring of all, or is_dead
@@ -304,8 +306,13 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
     int r = 0;
 
     while (count < (uint32_t)request->call.number && bytes < STREAM_BATCH_BYTES &&
-           (r = weir_reorder_pop(stream->reorder, &items[count])) == 0)
-        bytes += items[count++].bytes;
+           (r = weir_reorder_pop(stream->reorder, &items[count])) == 0) {
+        const struct weir_item *item = &items[count++];
+
+        bytes += item->bytes;
+        if (item->data == NULL && item->bytes > 0)
+            break;
+    }
     if (count == 0) {
         *ret_why = r;
         if (r == -ENOENT || r == -EAGAIN)
@@ -319,6 +326,7 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
         abort();
     batch->stream = stream;
     batch->item_count = count;
+    batch->released_count = 0;
     memcpy(batch->items, items, count * sizeof(items[0]));
     stream->batch_count++;
     request->batch = batch;
@@ -326,12 +334,17 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
     return PROGRESS_DONE;
 }
 
+void stream_release_some(struct batch *batch, uint32_t count)
+{
+    for (; batch->released_count < count; batch->released_count++)
+        weir_reorder_release(batch->stream->reorder, &batch->items[batch->released_count]);
+}
+
 void stream_release(struct shard *shard, struct batch *batch)
 {
     struct stream *stream = batch->stream;
 
-    for (uint32_t i = 0; i < batch->item_count; i++)
-        weir_reorder_release(stream->reorder, &batch->items[i]);
+    stream_release_some(batch, batch->item_count);
     free(batch);
     shard_region_freed(shard);
     stream->batch_count--;
