@@ -1001,7 +1001,7 @@ static bool words_feed(struct connection *connection)
         return true;
     case RESP_ERROR:
         connection_protocol_error(connection, reader->error);
-        return false;
+        return true;
     case RESP_MORE:
         break;
     }
@@ -1012,10 +1012,11 @@ static bool words_feed(struct connection *connection)
         connection_long_word(connection);
         return true;
     }
-    if (connection->start == 0 && connection->filled == CONNECTION_INPUT)
-        connection_protocol_error(connection, reader->arguments_left == 0 ? "too big inline request"
-                                                                          : "too big request");
-    return false;
+    if (connection->start > 0 || connection->filled < CONNECTION_INPUT)
+        return false;
+    connection_protocol_error(connection, reader->arguments_left == 0 ? "too big inline request"
+                                                                      : "too big request");
+    return true;
 }
 
 /* Until there is nothing to read, or a reason to wait; whether anything was done. */

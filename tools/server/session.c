@@ -489,12 +489,12 @@ static void info_workers(struct paper *paper, const struct server *server)
                     figures->keys.charged_bytes);
         paper_print(paper,
                     ",resident=%" PRIu64 ",resident_max=%" PRIu64 ",live=%" PRIu64 ",file=%" PRIu64
-                    ",disk=%" PRIu64 ",written=%" PRIu64 ",put=%" PRIu64 ",dirty=%" PRIu64 ",fetched=%" PRIu64
-                    ",pinned=%" PRIu64 ",tables=%" PRIu64,
+                    ",disk=%" PRIu64 ",written=%" PRIu64 ",put=%" PRIu64 ",dirty=%" PRIu64
+                    ",fetched=%" PRIu64 ",pinned=%" PRIu64 ",tables=%" PRIu64,
                     region->resident_bytes, region->resident_bytes_max, region->live_bytes,
-                    region->file_bytes, region->disk_bytes, region->written_bytes, region->put_bytes,
-                    region->dirty_bytes, region->fetched_bytes, region->pinned_bytes,
-                    region->metadata_bytes);
+                    region->file_bytes, region->disk_bytes, region->written_bytes,
+                    region->put_bytes, region->dirty_bytes, region->fetched_bytes,
+                    region->pinned_bytes, region->metadata_bytes);
         paper_print(paper,
                     ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
                     ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64 "\r\n",

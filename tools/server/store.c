@@ -263,7 +263,7 @@ static enum grant set_long(struct shard *shard, struct request *request, struct 
     if (grant != GRANT_YES)
         return grant;
 
-    if (value != staged)
+    if (staged != NULL && value != staged)
         store_unref(shard, staged);
     request->place = (struct place){.value = value, .slot = slot};
     entry = entry_prepare(shard, request, entry, 0);
