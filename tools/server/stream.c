@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "store.h"
+#include "stock.h"
 
 #define STREAM_BATCH_BYTES (UINT64_C(256) << 10)
 #define STREAM_TICK_NS     UINT64_C(5000000)
@@ -252,7 +252,7 @@ static int push_payload(struct shard *shard, struct stream *stream, struct reque
         r = weir_reorder_push(stream->reorder, call->sequence, request->place.value->data,
                               request->place.value->bytes);
         if (r == 0)
-            store_drop_place(shard, request);
+            stock_drop_place(shard, request);
         return r;
     }
     return weir_reorder_push(stream->reorder, call->sequence, call->payload.data,
@@ -527,7 +527,7 @@ enum progress stream_info(struct shard *shard, struct request *request)
     };
     const size_t count = sizeof(fields) / sizeof(fields[0]);
 
-    value = store_make_loose(shard, STREAM_INFO_BYTES);
+    value = stock_make_loose(shard, STREAM_INFO_BYTES);
     if (value == NULL) {
         shard_reply_oom(shard, request);
         return PROGRESS_DONE;
