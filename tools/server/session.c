@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "cold.h"
-#include "store.h"
+#include "stock.h"
 
 #define SESSION_INFO_BYTES    8192
 #define SESSION_INFO_PER_CORE 1024
@@ -48,7 +48,7 @@ paper_print(struct paper *paper, const char *format, ...)
 
 static struct value *paper_begin(struct shard *shard, size_t bytes, struct paper *ret_paper)
 {
-    struct value *value = store_make_loose(shard, bytes);
+    struct value *value = stock_make_loose(shard, bytes);
 
     if (value != NULL)
         *ret_paper = (struct paper){.data = value->data, .bytes_max = bytes};
@@ -70,7 +70,7 @@ static void reply_bulk(struct shard *shard, struct request *request, struct slic
         request_reply_bulk(request, text.data, text.bytes);
         return;
     }
-    value = store_make_loose(shard, text.bytes);
+    value = stock_make_loose(shard, text.bytes);
     if (value == NULL) {
         shard_reply_oom(shard, request);
         return;
@@ -399,7 +399,6 @@ struct sums {
     uint64_t file_bytes;
     uint64_t disk_bytes;
     uint64_t resident_bytes;
-    uint64_t put_bytes;
     uint64_t written_bytes;
     uint64_t read_bytes;
     uint64_t slot_count;
@@ -417,7 +416,6 @@ static void sum_up(const struct server *server, struct sums *ret_sums)
         ret_sums->file_bytes += from->region.file_bytes;
         ret_sums->disk_bytes += from->region.disk_bytes;
         ret_sums->resident_bytes += from->region.resident_bytes;
-        ret_sums->put_bytes += from->region.put_bytes;
         ret_sums->written_bytes += from->region.written_bytes;
         ret_sums->read_bytes += from->region.read_bytes;
         ret_sums->slot_count += from->region.slot_count;
@@ -452,7 +450,6 @@ static void info_sums(struct paper *paper, const struct sums *sums)
     FIGURE(paper, "spill_file_bytes", sums->file_bytes);
     FIGURE(paper, "spill_disk_bytes", sums->disk_bytes);
     FIGURE(paper, "spill_resident_bytes", sums->resident_bytes);
-    FIGURE(paper, "spill_put_bytes", sums->put_bytes);
     FIGURE(paper, "spill_written_bytes", sums->written_bytes);
     FIGURE(paper, "spill_read_bytes", sums->read_bytes);
     FIGURE(paper, "spill_items", sums->slot_count);
@@ -492,11 +489,11 @@ static void info_workers(struct paper *paper, const struct server *server)
                     figures->keys.charged_bytes);
         paper_print(paper,
                     ",resident=%" PRIu64 ",resident_max=%" PRIu64 ",live=%" PRIu64 ",file=%" PRIu64
-                    ",disk=%" PRIu64 ",put=%" PRIu64 ",written=%" PRIu64 ",dirty=%" PRIu64
+                    ",disk=%" PRIu64 ",written=%" PRIu64 ",put=%" PRIu64 ",dirty=%" PRIu64
                     ",fetched=%" PRIu64 ",pinned=%" PRIu64 ",tables=%" PRIu64,
                     region->resident_bytes, region->resident_bytes_max, region->live_bytes,
-                    region->file_bytes, region->disk_bytes, region->put_bytes,
-                    region->written_bytes, region->dirty_bytes, region->fetched_bytes,
+                    region->file_bytes, region->disk_bytes, region->written_bytes,
+                    region->put_bytes, region->dirty_bytes, region->fetched_bytes,
                     region->pinned_bytes, region->metadata_bytes);
         paper_print(paper,
                     ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
