@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 YARDSTICKS = {
-    'region': {'memcpy', 'memcpy in and out', 'pwrite + write-back', 'O_DIRECT read'},
+    'region': {'memcpy', 'memcpy, in order', 'memcpy, at random', 'pwrite + write-back', 'O_DIRECT read'},
     'governor': {'atomic add', 'atomic add, shared'},
     'reorder': {'memcpy', 'tsearch + malloc'},
 }

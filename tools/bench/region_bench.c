@@ -204,7 +204,6 @@ struct churn {
     struct bench *bench;
     struct weir_region *region;
     struct weir_slot *slots;
-    uint64_t *held; /* length of what slots[i] names */
     uint32_t slot_count;
     uint64_t live_bytes;
     uint64_t live_bytes_max;
@@ -220,10 +219,10 @@ struct churn {
 static void churn_put(struct churn *churn, uint32_t bytes)
 {
     int r = weir_region_put(churn->region, workload_source_next(&churn->source), bytes,
-                            (struct weir_label){0}, &churn->slots[churn->slot_count]);
+                            (struct weir_label){.key = 0}, &churn->slots[churn->slot_count]);
 
     bench_check(r, "weir_region_put");
-    churn->held[churn->slot_count++] = bytes;
+    churn->slot_count++;
     churn->live_bytes += bytes;
 }
 
@@ -241,7 +240,6 @@ static void churn_drop(struct churn *churn)
     bench_check(weir_region_free(churn->region, churn->slots[victim]), "weir_region_free");
     churn->live_bytes -= bytes;
     churn->slots[victim] = churn->slots[--churn->slot_count];
-    churn->held[victim] = churn->held[churn->slot_count];
 }
 
 static uint32_t churn_next_size(struct churn *churn)
@@ -289,6 +287,22 @@ static void churn_copy(struct churn *churn, struct workload_memory *memory,
     }
 }
 
+/* The same to and from random places, as items lie that come and go: no allocator can do less. */
+static void churn_replay(struct churn *churn, struct workload_memory *memory,
+                         struct workload_source *source, uint32_t size_index)
+{
+    uint64_t places = (memory->bytes - WORKLOAD_SIZE_MAX) / 16;
+
+    for (uint32_t i = 0; i < REGION_BATCH; i++) {
+        uint32_t bytes = churn->sizes[(size_index + i) % churn->size_count];
+        uint64_t in = workload_random(&source->random) % places * 16;
+        uint64_t out = workload_random(&source->random) % places * 16;
+        memcpy(memory->base + in, workload_source_next(source), bytes);
+        memcpy(churn->out, memory->base + out, bytes);
+        workload_use(churn->out);
+    }
+}
+
 static void churn_measure(struct churn *churn)
 {
     struct bench_row *row = bench_row(churn->bench, "churn 512 MiB: put + get + free");
@@ -304,7 +318,9 @@ static void churn_measure(struct churn *churn)
         put_bytes += churn_batch(churn);
         bench_lap(churn->bench, row, BENCH_SELF, REGION_BATCH);
         churn_copy(churn, &memory, &source, size_index);
-        bench_lap(churn->bench, row, "memcpy in and out", REGION_BATCH);
+        bench_lap(churn->bench, row, "memcpy, in order", REGION_BATCH);
+        churn_replay(churn, &memory, &source, size_index);
+        bench_lap(churn->bench, row, "memcpy, at random", REGION_BATCH);
         churn_look(churn);
     }
     workload_memory_close(&memory);
@@ -331,15 +347,11 @@ static void region_churn(struct bench *bench)
     churn.sizes = sizes;
     churn.region = region_open(bench, 2 * REGION_CHURN_LIVE, UINT64_MAX);
     churn.slots = region_slots(churn.size_count);
-    churn.held = calloc(churn.size_count, sizeof(*churn.held));
-    if (churn.held == NULL)
-        bench_check(-ENOMEM, "calloc");
     workload_source_open(&churn.source, 8);
     while (churn.live_bytes + WORKLOAD_SIZE_MAX < churn.live_bytes_max)
         churn_put(&churn, churn_next_size(&churn));
     churn_measure(&churn);
     workload_source_close(&churn.source);
-    free(churn.held);
     free(churn.slots);
     weir_region_close(churn.region);
     free(sizes);
