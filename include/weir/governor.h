@@ -12,7 +12,8 @@
  *      WEIR_ADMIT   yes        goes on
  *      WEIR_FLUSH   yes        goes on, and starts a flush of the bytes that
  *                              weir_account_flush_bytes() tells; given once per
- *                              episode above soft, not with each charge
+ *                              episode above soft, not with each charge: to the
+ *                              account that opens it, then to each spillable one
  *      WEIR_SPILL   no         puts this item into its overflow region
  *      WEIR_WAIT    no         queues: weir_account_wait(), or passes the
  *                              back-pressure on
@@ -21,9 +22,10 @@
  *        admit          flush once       spill             wait
  *
  * Each level has a leave level below it: it ends only when use has fallen
- * there. SPILL is answered only to accounts that are spillable and whose
- * has_room says yes; without room a charge is admitted up to hard and waits
- * there. Granted charges never pass hard; forced ones may.
+ * there. A charge that wants to pass spill or hard begins that level, provided
+ * that use is above its leave level. SPILL is answered only to accounts that are
+ * spillable and whose has_room says yes; without room a charge is admitted up to
+ * hard and waits there. Granted charges never pass hard; forced ones may.
  *
  * Units    bytes, nanoseconds of CLOCK_MONOTONIC
  * Thread   the governor: any. An account: the thread that opened it, except
@@ -149,6 +151,8 @@ WEIR_API void weir_account_close(struct weir_account *account);
  * weir_account_charge() - take @bytes of the budget, or learn what to do instead
  * @ret_verdict:  always set on 0; WEIR_SPILL and WEIR_WAIT have charged nothing
  *
+ * Zero bytes are always admitted.
+ *
  * Cost:    some nanoseconds; no syscall.
  *
  * Return: 0; -EINVAL: no sum can ever fit @bytes (larger than the limit or than
@@ -175,7 +179,12 @@ WEIR_API void weir_account_refund(struct weir_account *account, size_t bytes);
 /* weir_account_refund_remote() - the same from another thread; Thread: any, while it is open */
 WEIR_API void weir_account_refund_remote(struct weir_account *account, size_t bytes);
 
-/* weir_account_flush_bytes() - how much a flush should free now to reach soft's leave level */
+/*
+ * weir_account_flush_bytes() - how much a flush should free now to reach soft's leave level
+ *
+ * At most what the account holds itself; less as anybody frees, so ask it again
+ * while flushing.
+ */
 WEIR_API uint64_t weir_account_flush_bytes(const struct weir_account *account);
 
 /*
@@ -196,7 +205,8 @@ WEIR_API struct weir_books weir_account_books(struct weir_account *account);
  *         the bytes are charged already; or -ETIMEDOUT. NULL: the thread sleeps
  *         in weir_account_wait() itself.
  *
- * The fields below belong to the governor from wait until wake or cancel.
+ * Starts as zeros but for @wake. The fields below belong to the governor from
+ * wait until wake or cancel.
  */
 struct weir_waiter {
     void (*wake)(struct weir_waiter *waiter, int result);
@@ -214,13 +224,19 @@ struct weir_waiter {
  * weir_account_wait() - queue for @bytes
  * @deadline_ns:  absolute; UINT64_MAX: none
  *
- * First come, first served, except that a small waiter may pass a large one a
- * bounded number of times. Memory is charged before the wake.
+ * First come, first served, except that a small waiter or charge may pass a large
+ * waiter a bounded number of times; one that only its account's cap holds is in
+ * nobody's way. Memory is charged before the wake. It is granted as soon as it
+ * fits under hard, also while the level is still hard.
+ *
+ * With @waiter->wake the account's notify may be called before this returns, and
+ * a deadline is seen by the poll that comes after it.
  *
  * Return: with @waiter->wake: 0, it is queued and will be woken once. Without:
  *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT:
- *         nothing that is charged is reclaimable or transient, so waiting would
- *         never end: weir_governor_holders() tells who has it.
+ *         nothing that is charged is reclaimable or transient (of this account,
+ *         when its cap holds the waiter), so waiting would never end:
+ *         weir_governor_holders() tells who has it.
  */
 WEIR_API WEIR_MUST_CHECK int weir_account_wait(struct weir_account *account,
                                                struct weir_waiter *waiter, size_t bytes,

@@ -11,9 +11,14 @@
  * another read needs its room. Reads that find none wait in order: so a caller
  * may ask for a thousand slots at once and memory stays within bytes_max.
  *
+ * A piece has its buffer only while it is read, so pieces always come to an end;
+ * holds may be pinned for long, and often until a piece has come. So a share of
+ * bytes_max is for pieces alone, and neither kind waits behind the other.
+ *
  * Nothing is read through the mapping: a failing disk is an error code here.
  *
- *   F1  bytes counts the buffers of all reads; it never passes bytes_max
+ *   F1  bytes counts the buffers of all reads; it never passes bytes_max, and
+ *       those of holds leave step_bytes of it
  *   F2  a hold is idle (in the list) exactly when its read is done and nobody
  *       pins or keeps it
  *   F3  a request is answered once, from poll; until then its hold is kept
@@ -139,9 +144,12 @@ static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slo
     return hold;
 }
 
-static void fetch_add_bytes(struct weir_region *region, int64_t bytes)
+static void fetch_add_bytes(struct weir_region *region, const struct fetch_read *read,
+                            int64_t bytes)
 {
     region->fetches.bytes += (uint64_t)bytes;
+    if (read->piece != NULL)
+        region->fetches.piece_bytes += (uint64_t)bytes;
     weir__word_store(&weir__region_figures(region)->fetched_bytes, region->fetches.bytes);
 }
 
@@ -154,7 +162,7 @@ static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
     weir__list_remove(&read->link);
     if (read->buffer != NULL) {
         weir__heap_free(&region->fetches.heap, read->buffer, read->buffer_bytes);
-        fetch_add_bytes(region, -(int64_t)read->buffer_bytes);
+        fetch_add_bytes(region, read, -(int64_t)read->buffer_bytes);
     }
     weir__heap_free(&region->heap, read, sizeof(*read));
 }
@@ -314,7 +322,8 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
         fetch_read_done(region, read, error);
 }
 
-static struct fetch_read *fetch_new_read(struct weir_region *region, uint64_t offset, uint64_t end)
+static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
+                                         uint64_t offset, uint64_t end)
 {
     struct fetch_read *read = weir__heap_alloc(&region->heap, sizeof(*read));
 
@@ -328,16 +337,18 @@ static struct fetch_read *fetch_new_read(struct weir_region *region, uint64_t of
     };
     read->bytes = weir__round_up(end, FETCH_ALIGNMENT) - read->offset;
     weir__list_init(&read->holds);
-    weir__list_append(&region->fetches.pending, &read->link);
+    weir__list_append(pending, &read->link);
     return read;
 }
 
 /* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
-static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
+static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
     struct weir__fetches *fetches = &region->fetches;
+    uint64_t held_max = fetches->bytes_max - (is_piece ? 0 : fetches->step_bytes);
 
-    while (fetches->bytes + bytes > fetches->bytes_max) {
+    while (fetches->bytes + bytes > fetches->bytes_max ||
+           fetches->bytes - fetches->piece_bytes + bytes > held_max) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
@@ -345,14 +356,14 @@ static bool fetch_make_room(struct weir_region *region, uint64_t bytes)
     return true;
 }
 
-static void fetch_start(struct weir_region *region)
+static void fetch_start_list(struct weir_region *region, struct weir__list *pending)
 {
     struct weir__fetches *fetches = &region->fetches;
 
-    while (!weir__list_is_empty(&fetches->pending)) {
-        struct fetch_read *read = WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link);
+    while (!weir__list_is_empty(pending)) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(pending->next, struct fetch_read, link);
 
-        if (!fetch_make_room(region, read->bytes))
+        if (!fetch_make_room(region, read->bytes, read->piece != NULL))
             return;
         weir__list_remove(&read->link);
         read->buffer_bytes = read->bytes;
@@ -364,9 +375,19 @@ static void fetch_start(struct weir_region *region)
                 fetch_read_done(region, read, -ENOMEM);
             continue;
         }
-        fetch_add_bytes(region, (int64_t)read->bytes);
+        fetch_add_bytes(region, read, (int64_t)read->bytes);
         fetch_submit(region, read);
     }
+}
+
+static void fetch_start(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    fetch_start_list(region, &fetches->pending);
+    /* Of pieces there is always one; more only of what holds leave. */
+    if (fetches->piece_bytes == 0 || weir__list_is_empty(&fetches->pending))
+        fetch_start_list(region, &fetches->pending_pieces);
 }
 
 /* ---- Fetch -------------------------------------------------------------- */
@@ -396,7 +417,7 @@ static struct fetch_read *fetch_add(struct weir_region *region, struct fetch_req
     if (joins)
         read->bytes = weir__max(read->bytes, reach);
     else
-        read = fetch_new_read(region, hold->offset, end);
+        read = fetch_new_read(region, &region->fetches.pending, hold->offset, end);
     if (read == NULL) {
         fetch_drop_hold(region, hold);
         fetch_tell(region, request, -ENOMEM);
@@ -513,10 +534,11 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         return -EINVAL;
 
     uint64_t at = weir__entry_offset(entry) + offset;
-    struct fetch_read *read = fetch_new_read(region, at, at + bytes);
+    struct fetch_read *read =
+        fetch_new_read(region, &region->fetches.pending_pieces, at, at + bytes);
     if (read == NULL)
         return -ENOMEM;
-    read->bytes = weir__min(read->bytes, FETCH_STEP_BYTES);
+    read->bytes = weir__min(read->bytes, region->fetches.step_bytes);
     read->piece = operation;
     read->piece_slot = slot;
     read->piece_buffer = buffer;
@@ -652,7 +674,7 @@ const void *weir__fetches_at(const struct weir_region *region, struct weir_slot 
 uint64_t weir__fetches_item_max(const struct weir_region *region)
 {
     /* An item begins and ends anywhere in a page. */
-    return region->fetches.bytes_max - 2 * FETCH_ALIGNMENT;
+    return region->fetches.bytes_max - region->fetches.step_bytes - 2 * FETCH_ALIGNMENT;
 }
 
 bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
@@ -797,7 +819,10 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     struct weir__fetches *fetches = &region->fetches;
 
     fetches->bytes_max = bytes_max;
+    fetches->step_bytes =
+        weir__min(weir__round_down(bytes_max / 4, FETCH_ALIGNMENT), FETCH_STEP_BYTES);
     weir__list_init(&fetches->pending);
+    weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
     weir__list_init(&fetches->idle);
@@ -824,4 +849,7 @@ void weir__fetches_deinit(struct weir_region *region)
     }
     while (!weir__list_is_empty(&fetches->pending))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link));
+    while (!weir__list_is_empty(&fetches->pending_pieces))
+        fetch_let_go(region,
+                     WEIR_CONTAINER_OF(fetches->pending_pieces.next, struct fetch_read, link));
 }

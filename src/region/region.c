@@ -272,7 +272,7 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
 
     /* An eighth for fetched items, the rest for chunks. */
     uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
-    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(256) << 10);
+    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
     region->chunks.resident_max =
         resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
     weir__fetches_init(region, fetch_bytes);

@@ -71,9 +71,12 @@ struct weir__store {
 struct weir__fetches {
     struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
+    uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
+    uint64_t piece_bytes;      /* of these, of pieces */
     struct weir__list pending; /* reads that wait for a buffer, in order */
-    struct weir__list told;    /* requests whose answer is known, for the next poll */
+    struct weir__list pending_pieces;
+    struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
     struct weir__list idle; /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count; /* reads and pieces under way in the ring */

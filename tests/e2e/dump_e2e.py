@@ -263,6 +263,26 @@ class Map(LiveCase):
             self.assertNotIn('\033', out)
 
 
+    def test_top(self):
+        process = subprocess.Popen([arguments.dump, '--pid', str(self.owner.pid), '--top'],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        seen = 0
+        for line in process.stdout:
+            if line.startswith('region 0 of'):
+                seen += 1
+            if seen == 1 and line.startswith('  live'):
+                self.assertIn('150 slots', line)
+                self.owner.put(1000, 0, 1)
+            if seen == 2 and line.startswith('  live'):
+                self.assertIn('151 slots', line)
+                process.stdin.write('q')
+                process.stdin.flush()
+        self.assertEqual(process.wait(), 0)
+        self.assertEqual(seen, 2)
+        process.stdin.close()
+        process.stdout.close()
+
+
 class Verify(LiveCase):
     def test_good_and_bad(self):
         self.fill(200, 200000)
@@ -328,7 +348,7 @@ class Trouble(unittest.TestCase):
     def test_usage(self):
         for words in ([], ['--pid', 'x'], ['--pid', '0'], ['--pid', '1', '--region', '-1'],
                       ['--pid', '1', '--slot', '0'], ['--pid', '1', '--what'],
-                      ['--pid', '1', '--json', '--histogram']):
+                      ['--pid', '1', '--json', '--histogram'], ['--pid', '1', '--top', '--json']):
             result = dump(*words)
             self.assertEqual(result.returncode, 2, words)
             self.assertEqual(result.stdout, '')

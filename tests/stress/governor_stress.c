@@ -472,22 +472,48 @@ static void test_no_sleeper_is_forgotten(void **state)
     weir_governor_destroy(turnstile.governor);
 }
 
-/* ---- Over-refunds that race ---------------------------------------------------- */
+/* ---- Two threads that meet ------------------------------------------------------ */
+
+/* Two threads leave it within some nanoseconds of each other; a kernel's barrier takes longer. */
+struct meeting {
+    _Atomic uint64_t arrived_count;
+};
+
+static void meet(struct meeting *meeting)
+{
+    uint64_t place = atomic_fetch_add(&meeting->arrived_count, 1);
+
+    for (int spin = 0; atomic_load(&meeting->arrived_count) / 2 <= place / 2; spin++)
+        if (spin > 1000)
+            sched_yield();
+}
+
+/* A moment of random length, so that all orders of two short calls come up. */
+static void dawdle(uint64_t *seed)
+{
+    static _Atomic uint64_t nothing;
+
+    for (uint64_t i = weir__random_below(seed, 64); i > 0; i--)
+        atomic_load_explicit(&nothing, memory_order_relaxed);
+}
 
 struct race {
+    struct weir_governor *governor;
     struct weir_account *account;
-    pthread_barrier_t barrier;
+    struct meeting meeting;
     uint64_t round_count;
 };
 
 static void *race_main(void *context)
 {
     struct race *race = context;
+    uint64_t seed = 1;
 
     for (uint64_t i = 0; i < race->round_count; i++) {
-        pthread_barrier_wait(&race->barrier);
+        meet(&race->meeting);
+        dawdle(&seed);
         weir_account_refund_remote(race->account, 10);
-        pthread_barrier_wait(&race->barrier);
+        meet(&race->meeting);
     }
     return NULL;
 }
@@ -497,7 +523,8 @@ static void test_racing_over_refunds_heal(void **state)
 {
     struct weir_governor_config config = {.bytes_max = 1000};
     struct weir_account_config account_config = {.reserve_bytes = 5};
-    struct race race = {.round_count = steps() / 20};
+    struct race race = {.round_count = steps() / 2};
+    uint64_t seed = harness_seed();
     struct weir_governor *governor;
     struct weir_account_stats stats;
     struct weir_governor_stats figures;
@@ -507,20 +534,150 @@ static void test_racing_over_refunds_heal(void **state)
     (void)state;
     assert_int_equal(weir_governor_create(&config, &governor), 0);
     assert_int_equal(weir_account_open(governor, &account_config, &race.account), 0);
-    assert_int_equal(pthread_barrier_init(&race.barrier, NULL, 2), 0);
     assert_int_equal(pthread_create(&thread, NULL, race_main, &race), 0);
     for (uint64_t i = 0; i < race.round_count; i++) {
-        assert_int_equal(weir_account_charge(race.account, 10, &verdict), 0);
-        assert_int_equal(verdict, WEIR_ADMIT);
-        pthread_barrier_wait(&race.barrier);
+        STRESS_CHECK(weir_account_charge(race.account, 10, &verdict) == 0);
+        STRESS_CHECK(verdict == WEIR_ADMIT);
+        meet(&race.meeting);
+        dawdle(&seed);
         weir_account_refund(race.account, 10);
-        pthread_barrier_wait(&race.barrier);
+        meet(&race.meeting);
         weir_account_refund(race.account, 0); /* the owner looks */
         weir_account_stats(race.account, &stats);
         weir_governor_stats(governor, &figures);
-        assert_int_equal(stats.charged_bytes, 5);
-        assert_int_equal(figures.charged_bytes, 5);
-        assert_int_equal(stats.over_refund_count, i + 1);
+        STRESS_CHECK(stats.charged_bytes == 5);
+        STRESS_CHECK(figures.charged_bytes == 5);
+        STRESS_CHECK(stats.over_refund_count == i + 1);
+    }
+    pthread_join(thread, NULL);
+    weir_account_close(race.account);
+    weir_governor_destroy(governor);
+}
+
+/* Fills everything and gives it back at once, while the other begins to wait. */
+static void *passer_main(void *context)
+{
+    struct race *race = context;
+    struct weir_account_config config = {.transient = true};
+    struct weir_account *account;
+    uint64_t seed = 2;
+
+    STRESS_CHECK(weir_account_open(race->governor, &config, &account) == 0);
+    for (uint64_t i = 0; i < race->round_count; i++) {
+        enum weir_verdict verdict;
+        meet(&race->meeting);
+        dawdle(&seed);
+        STRESS_CHECK(weir_account_charge(account, 80, &verdict) == 0);
+        dawdle(&seed);
+        if (verdict == WEIR_ADMIT)
+            weir_account_refund(account, 80);
+        meet(&race->meeting);
+    }
+    weir_account_close(account);
+    return NULL;
+}
+
+static void test_what_is_under_way_is_hope(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_account_config fixed = {.name = "fixed"};
+    struct race race = {.round_count = steps() / 2};
+    uint64_t seed = harness_seed();
+    struct weir_account *account;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &race.governor), 0);
+    assert_int_equal(weir_account_open(race.governor, &fixed, &account), 0);
+    assert_int_equal(pthread_create(&thread, NULL, passer_main, &race), 0);
+    for (uint64_t i = 0; i < race.round_count; i++) {
+        struct weir_waiter waiter = {0};
+        meet(&race.meeting);
+        dawdle(&seed);
+        STRESS_CHECK(weir_account_wait(account, &waiter, 50, UINT64_MAX) == 0);
+        weir_account_refund(account, 50);
+        meet(&race.meeting);
+    }
+    pthread_join(thread, NULL);
+    weir_account_close(account);
+    weir_governor_destroy(race.governor);
+}
+
+/* ---- Owners that leave as soon as they have what they waited for ------------------ */
+
+struct leaver {
+    bool *alive; /* of the owner, on the heap: a call after close is a use after free */
+    struct weir_waiter waiter;
+    bool woken;
+};
+
+static void leaver_notify(void *context)
+{
+    struct leaver *leaver = context;
+
+    STRESS_CHECK(*leaver->alive);
+}
+
+static void leaver_wake(struct weir_waiter *waiter, int result)
+{
+    struct leaver *leaver =
+        (struct leaver *)(void *)((char *)waiter - offsetof(struct leaver, waiter));
+
+    STRESS_CHECK(result == 0);
+    leaver->woken = true;
+}
+
+static void *freer_main(void *context)
+{
+    struct race *race = context;
+
+    for (uint64_t i = 0; i < race->round_count; i++) {
+        meet(&race->meeting);
+        weir_account_refund_remote(race->account, 50);
+        meet(&race->meeting);
+    }
+    return NULL;
+}
+
+static void leave_once(struct weir_governor *governor, struct meeting *meeting)
+{
+    struct leaver *leaver = calloc(1, sizeof(*leaver));
+    struct weir_account_config config = {.notify = leaver_notify, .context = leaver};
+    struct weir_account *account;
+
+    STRESS_CHECK(leaver != NULL);
+    leaver->alive = malloc(sizeof(bool));
+    STRESS_CHECK(leaver->alive != NULL);
+    *leaver->alive = true;
+    leaver->waiter.wake = leaver_wake;
+    STRESS_CHECK(weir_account_open(governor, &config, &account) == 0);
+    STRESS_CHECK(weir_account_wait(account, &leaver->waiter, 50, UINT64_MAX) == 0);
+    meet(meeting);
+    while (!leaver->woken)
+        weir_account_poll(account);
+    weir_account_close(account);
+    free(leaver->alive);
+    free(leaver);
+    meet(meeting);
+}
+
+static void test_owners_may_leave_at_once(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_account_config holder = {.transient = true};
+    struct race race = {.round_count = steps() / 8};
+    struct weir_governor *governor;
+    enum weir_verdict verdict;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+    assert_int_equal(weir_account_open(governor, &holder, &race.account), 0);
+    assert_int_equal(weir_account_charge(race.account, 100, &verdict), 0);
+    assert_int_equal(pthread_create(&thread, NULL, freer_main, &race), 0);
+    for (uint64_t i = 0; i < race.round_count; i++) {
+        leave_once(governor, &race.meeting);
+        weir_account_charge_forced(race.account, 50);
     }
     pthread_join(thread, NULL);
     weir_account_close(race.account);
@@ -534,6 +691,9 @@ int main(void)
         {"nor do they beside forced ones", test_nor_do_they_beside_forced_ones, NULL, NULL, NULL},
         {"no sleeper is forgotten", test_no_sleeper_is_forgotten, NULL, NULL, NULL},
         {"racing over-refunds heal", test_racing_over_refunds_heal, NULL, NULL, NULL},
+        {"what is under way is hope", test_what_is_under_way_is_hope, NULL, NULL, NULL},
+        {"owners may leave as soon as they are woken", test_owners_may_leave_at_once, NULL, NULL,
+         NULL},
     };
 
     return cmocka_run_group_tests_name("governor", tests, NULL, NULL);

@@ -859,6 +859,7 @@ static void test_closing_an_account_grants(void **state)
 {
     struct weir_account *account = open_transient();
     struct weir_account *leaving = open_transient();
+    struct weir_account_stats stats;
     struct sleeper sleeper;
 
     (void)state;
@@ -867,6 +868,9 @@ static void test_closing_an_account_grants(void **state)
     weir_account_close(leaving);
     assert_int_equal(weir_account_poll(account), 1);
     assert_int_equal(charged_by(account), 1000);
+    weir_account_refund(account, 1000);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.peak_bytes, 1000); /* what was granted counts */
     weir_account_close(account);
 }
 

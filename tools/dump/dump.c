@@ -16,11 +16,14 @@
 #include <argp.h>
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define DUMP_REGIONS_MAX 4096
+#define DUMP_REGIONS_MAX  4096
+#define DUMP_SCREEN_BYTES (1 << 16)
 
 /* What the process ends with; a bad slot outweighs trouble elsewhere. */
 enum dump_exit {
@@ -33,6 +36,7 @@ struct dump_options {
     pid_t pid;
     long region; /* -1: all */
     long slot;   /* 0: none */
+    long top;    /* seconds between two looks; 0: one look */
     bool slots;
     bool free;
     bool histogram;
@@ -88,11 +92,17 @@ static error_t dump_parse(int key, char *argument, struct argp_state *state)
     case 'j':
         options->json = true;
         return 0;
+    case 't':
+        options->top = argument == NULL ? 1 : dump_number(state, argument, 1, 3600);
+        options->map = true;
+        return 0;
     case ARGP_KEY_END:
         if (options->pid == 0)
             argp_error(state, "--pid is missing");
         if (options->json && (options->histogram || options->slot > 0))
             argp_error(state, "--json shows neither --histogram nor --slot");
+        if (options->json && options->top > 0)
+            argp_error(state, "--json is one look, --top is many");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -109,6 +119,8 @@ static const struct argp_option dump_option_list[] = {
     {"slot", 'i', "INDEX", 0, "Show the bytes of one slot", 1},
     {"verify", 'c', NULL, 0, "Compare every slot with its checksum; exit 1 if one is bad", 2},
     {"json", 'j', NULL, 0, "Write JSON, with what --slots, --free, --map and --verify ask for", 3},
+    {"top", 't', "SECONDS", OPTION_ARG_OPTIONAL,
+     "Draw the map again every second, or every SECONDS, until the process ends or q is read", 3},
     {NULL, 0, NULL, 0, NULL, 0},
 };
 
@@ -213,35 +225,77 @@ static enum dump_exit dump_all(const struct dump_options *options, const struct 
     return worst;
 }
 
-int main(int argc, char **argv)
+/* ---- Looks ------------------------------------------------------------------ */
+
+/* One look at all of it. */
+static enum dump_exit dump_process(const struct dump_options *options,
+                                   const struct terminal *terminal)
 {
-    struct dump_options options = {.region = -1};
-    struct terminal terminal;
     static int fds[DUMP_REGIONS_MAX];
 
-    argp_err_exit_status = DUMP_TROUBLE;
-    argp_parse(&dump_argp, argc, argv, 0, NULL, &options);
-    terminal_init(&terminal);
-
-    int found = weir_view_scan(options.pid, fds, DUMP_REGIONS_MAX);
+    int found = weir_view_scan(options->pid, fds, DUMP_REGIONS_MAX);
     if (found < 0) {
-        fprintf(stderr, "weir-dump: process %ld: %s\n", (long)options.pid,
+        fprintf(stderr, "weir-dump: process %ld: %s\n", (long)options->pid,
                 found == -ENOENT ? "there is no such process" : strerror(-found));
         return DUMP_TROUBLE;
     }
     if (found > DUMP_REGIONS_MAX)
         found = DUMP_REGIONS_MAX;
-    if (options.region >= found || found == 0) {
-        fprintf(stderr, "weir-dump: process %ld has %d regions\n", (long)options.pid, found);
+    if (options->region >= found || found == 0) {
+        fprintf(stderr, "weir-dump: process %ld has %d regions\n", (long)options->pid, found);
         return DUMP_TROUBLE;
     }
 
-    if (options.json)
-        printf("{\"pid\":%ld,\"regions\":[\n", (long)options.pid);
-    enum dump_exit result = dump_all(&options, &terminal, fds, (size_t)found);
-    if (options.json)
+    if (options->json)
+        printf("{\"pid\":%ld,\"regions\":[\n", (long)options->pid);
+    enum dump_exit result = dump_all(options, terminal, fds, (size_t)found);
+    if (options->json)
         printf("\n]}\n");
+    return result;
+}
 
+/* Whether the reader said q, or went away, before the next look is due. */
+static bool dump_is_quit(long seconds)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    char byte;
+
+    if (poll(&input, 1, (int)seconds * 1000) <= 0)
+        return false;
+    return read(STDIN_FILENO, &byte, 1) <= 0 || byte == 'q';
+}
+
+static bool dump_is_there(pid_t pid)
+{
+    return weir_view_scan(pid, NULL, 0) >= 0;
+}
+
+/* The end of the process is no trouble: what counts is what was seen last. */
+static enum dump_exit dump_again_and_again(const struct dump_options *options,
+                                           const struct terminal *terminal)
+{
+    setvbuf(stdout, NULL, _IOFBF, DUMP_SCREEN_BYTES); /* a screen at once does not flicker */
+    for (;;) {
+        if (terminal->coloured)
+            printf("\033[H\033[J");
+        enum dump_exit result = dump_process(options, terminal);
+        if (fflush(stdout) != 0 || !dump_is_there(options->pid) || dump_is_quit(options->top) ||
+            !dump_is_there(options->pid))
+            return result;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct dump_options options = {.region = -1};
+    struct terminal terminal;
+
+    argp_err_exit_status = DUMP_TROUBLE;
+    argp_parse(&dump_argp, argc, argv, 0, NULL, &options);
+    terminal_init(&terminal);
+
+    enum dump_exit result = options.top > 0 ? dump_again_and_again(&options, &terminal)
+                                            : dump_process(&options, &terminal);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fprintf(stderr, "weir-dump: standard output: %s\n", strerror(errno));
         return DUMP_TROUBLE;
