@@ -38,6 +38,7 @@
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
 #define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
+#define REGION_PREFETCH_MAX      2048
 #define REGION_WAIT_NS           UINT64_C(100000000)
 #define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
@@ -550,6 +551,16 @@ static struct weir_slot region_name(struct weir_region *region, uint32_t index, 
     return (struct weir_slot){index, generation};
 }
 
+/* The copy comes after the tables: its source can be on its way meanwhile. */
+static void region_prefetch(const void *data, size_t bytes)
+{
+    const char *at = data;
+    const char *end = at + weir__min(bytes, REGION_PREFETCH_MAX);
+
+    for (; at < end; at += 64)
+        __builtin_prefetch(at);
+}
+
 int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
                     struct weir_label label, struct weir_slot *ret_slot)
 {
@@ -560,6 +571,7 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     if (bytes > region->put_bytes_max)
         return -EFBIG;
 
+    region_prefetch(data, bytes);
     uint64_t space = weir__extent_space(bytes);
     int r = region_take_or_wait(region, space, space, &index);
     if (r < 0)
