@@ -203,14 +203,34 @@ static void fetch_settle(struct weir_region *region, struct weir__hold *hold)
 
 /* ---- Reads -------------------------------------------------------------- */
 
-static const char *fetch_data(const struct weir__hold *hold)
+static char *fetch_data(const struct weir__hold *hold)
 {
     return hold->read->buffer + (hold->offset - hold->read->offset);
+}
+
+/*
+ * The parts of [offset, offset + bytes) that are in memory are taken from there:
+ * the disk may not have them yet, and perhaps never will.
+ */
+static void fetch_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                          char *to)
+{
+    uint64_t end = offset + bytes;
+
+    for (uint64_t at = offset; at < end;) {
+        uint64_t chunk = weir__chunk_of(at);
+        uint64_t part_end = weir__min(end, (chunk + 1) * LAYOUT_CHUNK_BYTES);
+        if (weir__chunk_is_resident(weir__chunk_state(&region->chunks, chunk)))
+            memcpy(to + (at - offset), region->store.base + at, part_end - at);
+        at = part_end;
+    }
 }
 
 static int fetch_verify(const struct weir_region *region, const struct weir__hold *hold)
 {
     uint64_t sum = region->slots.sums[hold->slot.index];
+
+    fetch_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
 
     if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
         return 0;
@@ -302,10 +322,12 @@ static void fetch_piece_aim(struct fetch_read *read)
 /* A step of a piece has come; false: there are more. */
 static bool fetch_piece_step(struct fetch_read *read)
 {
+    char *to = (char *)read->piece_buffer + read->piece_copied;
     uint64_t skipped = read->piece_offset - read->offset;
     uint64_t bytes = weir__min(read->piece_bytes - read->piece_copied, read->bytes - skipped);
 
-    memcpy((char *)read->piece_buffer + read->piece_copied, read->buffer + skipped, bytes);
+    memcpy(to, read->buffer + skipped, bytes);
+    fetch_overlay(read->region, read->piece_offset, bytes, to);
     read->piece_copied += bytes;
     read->piece_offset += bytes;
     fetch_piece_aim(read);
@@ -340,7 +362,10 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
 
     (void)flags;
     region->fetches.reading_count--;
-    if ((result == -EAGAIN || result == -EINTR) && ++read->again_count <= FETCH_AGAIN_MAX) {
+    /* Once more in any case: a direct read can answer with the error of an earlier write. */
+    uint32_t again_max = result == -EAGAIN || result == -EINTR ? FETCH_AGAIN_MAX : 1;
+    if (result < 0 && read->again_count < again_max) {
+        read->again_count++;
         fetch_submit(region, read);
         return;
     }
@@ -681,11 +706,14 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
         uint64_t count = weir__min(bytes, step_max - (offset - from));
         uint64_t read_bytes = weir__round_up(offset + count, FETCH_ALIGNMENT) - from;
         r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
+        if (r < 0) /* once more: it may have been the error of a write */
+            r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
         if (r < 0) {
             region->read_error_count++;
             break;
         }
         memcpy(to, step + (offset - from), count);
+        fetch_overlay(region, offset, count, to);
         weir__word_add(&weir__region_figures(region)->read_bytes, read_bytes);
         to += count;
         offset += count;

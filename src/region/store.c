@@ -306,12 +306,30 @@ void weir__store_empty(struct weir_region *region, uint64_t chunk)
 
 /* ---- Write-back --------------------------------------------------------- */
 
-/* Store each page's first byte again: the kernel forgot that they are dirty. */
+/*
+ * What the kernel failed to write is dirty again. To touch the pages is not
+ * enough: after a failed write into blocks that were reserved but never written,
+ * ext4 writes the same pages to the right place and never marks the blocks as
+ * written, so that zeroes come back once the pages are dropped. Fresh pages over
+ * blocks that are unwritten again know nothing of the failure.
+ */
 static void store_dirty_again(struct weir_region *region, uint64_t chunk)
 {
+    struct weir__heap *heap = &region->fetches.heap;
     char *address = store_address(region, chunk);
+    char *copy = weir__heap_alloc(heap, LAYOUT_CHUNK_BYTES);
+    bool is_fresh = false;
 
-    for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES) {
+    if (copy != NULL) {
+        memcpy(copy, address, LAYOUT_CHUNK_BYTES);
+        is_fresh =
+            weir__sys_fallocate(region->store.data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                                chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES) == 0;
+        if (is_fresh)
+            memcpy(address, copy, LAYOUT_CHUNK_BYTES);
+        weir__heap_free(heap, copy, LAYOUT_CHUNK_BYTES);
+    }
+    for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES && !is_fresh; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
         *byte = *byte;
     }
@@ -337,6 +355,10 @@ static void store_failed(struct weir_region *region, uint64_t chunk, int error)
     store->retry_ns = weir__clock_ns() + STORE_RETRY_NS;
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         store->writes[i].doubted = store->writes[i].ticket != 0;
+    /* The kernel may have tried to write these by itself, and told only now. */
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        store_dirty_again(region, i - 1);
     store_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         store_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);

