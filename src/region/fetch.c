@@ -858,12 +858,13 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
 
 /* ---- Items under construction ------------------------------------------- */
 
-int weir__build_begin(struct weir_region *region, struct weir_slot slot)
+int weir__build_begin(struct weir_region *region, struct weir_slot slot, uint64_t bytes)
 {
     struct weir__hold *hold = fetch_hold(region, slot);
 
     if (hold == NULL)
         return -ENOMEM;
+    hold->bytes = bytes;
     hold->build = weir__heap_alloc_aligned(&region->heap, sizeof(*hold->build), 64);
     if (hold->build == NULL) {
         fetch_drop_hold(region, hold);

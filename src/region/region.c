@@ -599,13 +599,13 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     int r = region_take_or_wait(region, weir__extent_space(bytes), 0, &index);
     if (r < 0)
         return r;
-    struct weir_slot slot = region_name(region, index, bytes, label, EXTENT_BUILT);
-    r = weir__build_begin(region, slot);
+    uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
+    r = weir__build_begin(region, (struct weir_slot){index, generation}, bytes);
     if (r < 0) {
-        weir_region_free(region, slot);
+        weir__space_release(region, index);
         return r;
     }
-    *ret_slot = slot;
+    *ret_slot = region_name(region, index, bytes, label, EXTENT_BUILT);
     return 0;
 }
 

@@ -228,8 +228,11 @@ bool weir__fetches_free(struct weir_region *region, struct weir_slot slot);
 /* The largest item that a buffer takes whole. */
 uint64_t weir__fetches_item_max(const struct weir_region *region);
 
-/* An item under construction: what was written, in order, and where the next piece goes. */
-int weir__build_begin(struct weir_region *region, struct weir_slot slot);
+/*
+ * An item under construction: what was written, in order, and where the next
+ * piece goes. Begun before the entry is named, so that it can be refused.
+ */
+int weir__build_begin(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
 uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
 uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot);
 void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
