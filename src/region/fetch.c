@@ -39,6 +39,7 @@
 #define FETCH_COALESCE_MAX (UINT64_C(1) << 20) /* neighbours are read together up to here */
 #define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
 #define FETCH_SLOT_COUNT   1024
+#define FETCH_READING_MAX  128 /* under way at once: a ring of any kind takes them, a disk is busy */
 #define FETCH_AGAIN_MAX    8
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
@@ -398,6 +399,13 @@ static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir
     return read;
 }
 
+/* The first piece is let in besides, as of buffers there is one for it. */
+static bool fetch_may_submit(const struct weir__fetches *fetches, const struct fetch_read *read)
+{
+    return fetches->reading_count < FETCH_READING_MAX ||
+           (read->piece != NULL && fetches->piece_bytes == 0);
+}
+
 /* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
 static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
@@ -420,7 +428,8 @@ static void fetch_start_list(struct weir_region *region, struct weir__list *pend
     while (!weir__list_is_empty(pending)) {
         struct fetch_read *read = WEIR_CONTAINER_OF(pending->next, struct fetch_read, link);
 
-        if (!fetch_make_room(region, read->bytes, read->piece != NULL))
+        if (!fetch_may_submit(fetches, read) ||
+            !fetch_make_room(region, read->bytes, read->piece != NULL))
             return;
         weir__list_remove(&read->link);
         read->buffer_bytes = read->bytes;
@@ -437,7 +446,7 @@ static void fetch_start_list(struct weir_region *region, struct weir__list *pend
     }
 }
 
-static void fetch_start(struct weir_region *region)
+void weir__fetches_start(struct weir_region *region)
 {
     struct weir__fetches *fetches = &region->fetches;
 
@@ -574,7 +583,7 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
         weir__list_remove(&request->link);
         read = fetch_place(region, request, read);
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return 0;
 }
 
@@ -611,7 +620,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         weir__list_append(&region->fetches.told_pieces, &read->link);
         return 0;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return 0;
 }
 
@@ -686,7 +695,7 @@ int weir__fetches_advance(struct weir_region *region)
         region->delivers = false;
         count++;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return count;
 }
 
@@ -745,7 +754,7 @@ int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *sl
         read = fetch_place(region, request, read);
         count++;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return count;
 }
 

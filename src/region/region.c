@@ -508,6 +508,7 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
 
     weir__clean_advance(region, false);
     weir__store_advance(region);
+    weir__fetches_start(region);
     if (weir__ring_in_flight(region->ring) > 0)
         return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
     /* Items of the cleaner that are in memory anyway need no ring. */

@@ -216,6 +216,9 @@ void weir__fetches_deinit(struct weir_region *region);
 /* Answer what is known, start what fits; how many were answered. */
 int weir__fetches_advance(struct weir_region *region);
 
+/* Start what fits. */
+void weir__fetches_start(struct weir_region *region);
+
 /* Address of a fetched item; NULL: it is not here. */
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot);
 
