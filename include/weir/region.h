@@ -193,8 +193,9 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
 /*
  * weir_fetch_fn - an item that was asked for is there, or is not
  * @result:  0: weir_region_at() and weir_region_pin() answer for @slot, until
- *           the next fetch or poll; -ESTALE, -EBADMSG, -ENOMEM or what the read
- *           said: -EIO, ...
+ *           the next put, fetch or poll; -ESTALE, -EBADMSG, -ENOMEM, -EFBIG (it
+ *           was in memory when it was asked for, and is no more) or what the
+ *           read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
  * weir_region_fetch() itself. May call the region, poll and close excepted.
