@@ -58,6 +58,7 @@ struct weir__store {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;           /* fixed */
+    bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
