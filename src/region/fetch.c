@@ -265,6 +265,31 @@ static bool fetch_has_moved(const struct weir_region *region, const struct weir_
     return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index));
 }
 
+static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
+                                         uint64_t offset, uint64_t end);
+
+/* What is wrong is wrong with one place of many: each of its holds has a read of its own now. */
+static void fetch_split(struct weir_region *region, struct fetch_read *read)
+{
+    struct weir__list *next;
+
+    for (struct weir__list *at = read->holds.next; at != &read->holds; at = next) {
+        struct weir__hold *hold = WEIR_CONTAINER_OF(at, struct weir__hold, of_read);
+        next = at->next;
+        if (hold->is_stale || fetch_has_moved(region, hold))
+            continue;
+        struct fetch_read *own = fetch_new_read(region, &region->fetches.pending, hold->offset,
+                                                hold->offset + hold->bytes);
+        if (own == NULL)
+            continue;
+        weir__list_remove(&hold->of_read);
+        weir__list_append(&own->holds, &hold->of_read);
+        hold->read = own;
+        own->user_count++;
+        fetch_let_go(region, read);
+    }
+}
+
 static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
 {
     struct weir__list *next;
@@ -374,10 +399,13 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
     int error = result < 0 ? result : (uint64_t)result == read->bytes ? 0 : -EIO;
     if (error == 0)
         weir__word_add(&weir__region_figures(region)->read_bytes, read->bytes);
-    if (read->piece != NULL)
+    if (read->piece != NULL) {
         fetch_piece_came(region, read, error);
-    else
-        fetch_read_done(region, read, error);
+        return;
+    }
+    if (error < 0 && read->holds.next != read->holds.previous)
+        fetch_split(region, read);
+    fetch_read_done(region, read, error);
 }
 
 static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
