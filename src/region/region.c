@@ -617,6 +617,8 @@ static int region_admit_part(struct weir_region *region, uint64_t offset, uint64
 
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         weir__store_revive_chunk(region, chunk);
+    if (region->chunks.table[chunk].unfillable != 0)
+        return -EIO;
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
     return region_admit(region, offset, bytes);

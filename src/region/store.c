@@ -301,6 +301,7 @@ void weir__store_empty(struct weir_region *region, uint64_t chunk)
                             chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES) < 0)
         return; /* it rests until it is revived */
     region->store.cannot_zero = false;
+    region->chunks.table[chunk].unfillable = 0;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
     weir__space_wake(region, chunk);
 }
@@ -562,6 +563,8 @@ static void store_revival_complete(struct weir_operation *operation, int32_t res
     if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
         region->read_error_count++;
         region->store.error_fresh = result == -EFAULT ? -EIO : result;
+        region->chunks.table[revival->chunk].unfillable =
+            result != -EAGAIN && result != -EINTR && result != -ENOMEM;
         store_drop_pages(region, revival->chunk);
         weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
         if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
@@ -580,7 +583,8 @@ void weir__store_revive_chunk(struct weir_region *region, uint64_t chunk)
         store_revived(region, chunk);
         return;
     }
-    if (state != CHUNK_COLD || revival->is_under_way || !weir__store_make_room(region, 1))
+    if (state != CHUNK_COLD || revival->is_under_way ||
+        region->chunks.table[chunk].unfillable != 0 || !weir__store_make_room(region, 1))
         return;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FILLING);
     revival->chunk = chunk;
@@ -605,6 +609,8 @@ bool weir__store_revive(struct weir_region *region, uint64_t space)
             enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
             uint64_t free_bytes = LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk);
             if (state != CHUNK_CLEAN && state != CHUNK_COLD)
+                continue;
+            if (region->chunks.table[chunk].unfillable != 0)
                 continue;
             if (free_bytes > best_free && free_bytes < ceiling) {
                 best = chunk;
