@@ -223,6 +223,7 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
+    weir__clean_look_again(region);
     space_set(region, index, offset, end - offset, EXTENT_ZOMBIE);
     weir__chunks_sub_live(&region->chunks, offset, end - offset);
     for (uint64_t at = offset; at < end;) {
