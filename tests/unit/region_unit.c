@@ -2226,6 +2226,36 @@ static void the_largest_fetch(void **state)
     finish(&f);
 }
 
+/* Asked for while it is in memory, told when it is no more: it is refused or answered, never forgotten. */
+static void an_item_too_large_to_fetch_is_never_forgotten(void **state)
+{
+    struct fixture f;
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+    struct weir_slot large;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    need_bounded(&f);
+    struct weir_region_stats stats = figures(&f);
+    uint64_t bytes = stats.fetch_bytes_max + MIB;
+    struct weir_slot small = put(&f, 1, 1000);
+    assert_int_equal(weir_region_alloc(f.region, bytes, (struct weir_label){3, 1}, &large), 0);
+    assert_int_equal(write_pieces(&f, large, 3, bytes, stats.put_bytes_max), 0);
+    assert_int_equal(weir_region_commit(f.region, large), 0);
+    fetches[0].count = 1;
+    fetches[0].slots[0] = large;
+    int r = fetch_start(&f, &fetches[0]);
+    assert_true(r == 0 || r == -EFBIG);
+    make_cold(&f, large);
+    if (r == 0) {
+        fetch_finish(&f, &fetches[0]);
+        assert_true(fetches[0].results[0] == 0 || fetches[0].results[0] == -EFBIG);
+    }
+    fetch_one(&f, small, 0); /* and it is in nobody's way */
+    test_free(fetches);
+    finish(&f);
+}
+
 static void all_of_it_is_fetched_in_turns(void **state)
 {
     struct fixture f;
@@ -3436,6 +3466,8 @@ int main(int argc, char **argv)
         CASE("each slot is called back once", each_slot_is_called_back_once),
         CASE("fetch takes 1 to 1024 slots", fetch_has_a_range),
         CASE("the largest fetch works, and one byte more is -EFBIG", the_largest_fetch),
+        CASE("an item too large to fetch is refused or answered, never forgotten",
+             an_item_too_large_to_fetch_is_never_forgotten),
         CASE("four times the memory is fetched in turns", all_of_it_is_fetched_in_turns),
         CASE("more than the memory may be asked for at once",
              more_than_the_memory_is_asked_for_at_once),
