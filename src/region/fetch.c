@@ -546,8 +546,8 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
 
     for (size_t i = 0; i < slot_count; i++) {
         const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
-        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region) &&
-            !weir__region_is_resident(region, entry))
+        /* Also if it is in memory now: it may be cold when it is told. */
+        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region))
             return -EFBIG;
         order[i] = (struct fetch_order){entry != NULL ? weir__entry_offset(entry) : 0, i};
     }

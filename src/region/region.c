@@ -405,6 +405,22 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
 
+/*
+ * The best fit among what is in memory; but before a chunk that has no memory is
+ * begun the mark's own is filled, so that little memory is not spread over many
+ * chunks that are all half full when they must be written. 0: at the mark.
+ */
+static uint32_t region_fit(const struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__space_find(region, space);
+    uint64_t left = -region->mark_bytes % LAYOUT_CHUNK_BYTES;
+
+    if (index == 0 || left < space || !region->store.writes_back)
+        return index;
+    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
+    return weir__chunks_fresh(&region->chunks, offset, space) > 0 ? 0 : index;
+}
+
 /* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
 static bool region_begins_chunk(const struct weir_region *region, uint32_t index, uint64_t space)
 {
@@ -421,7 +437,7 @@ static bool region_begins_chunk(const struct weir_region *region, uint32_t index
  */
 static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
 {
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     uint64_t end = region->mark_bytes + space;
 
     if (weir__clean_is_behind(region))
@@ -439,7 +455,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
         return -EAGAIN;
 
     uint64_t end = region->mark_bytes + space;
-    *ret_index = weir__space_find(region, space);
+    *ret_index = region_fit(region, space);
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
@@ -491,7 +507,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_
 
     if (r < 0)
         return r;
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
         r = weir__store_grow(region, end);
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
