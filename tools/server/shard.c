@@ -43,10 +43,10 @@
 #include "stock.h"
 #include "stream.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 # define SHARD_HEAP_IS_TRUE 0 /* the sanitizer's own memory is no business of ours */
 #elif defined(__has_feature)
-# if __has_feature(address_sanitizer)
+# if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 #  define SHARD_HEAP_IS_TRUE 0
 # endif
 #endif

@@ -54,7 +54,7 @@ struct server {
     _Atomic bool stopping;
 };
 
-/* What a shard tells of itself in INFO; filled on its own core before INFO is put together. */
+/* What a shard tells of itself in INFO. */
 struct shard_figures {
     struct weir_region_stats region;
     struct weir_account_stats values;
@@ -80,6 +80,7 @@ struct shard_figures {
     uint64_t refused_count; /* of these, answered -OOM */
     uint64_t hop_count;     /* commands that came from another core */
     uint64_t blocked_count; /* WPOPs that wait now */
+    uint64_t drift_bytes;
 };
 
 /* A cold value that replies wait for or are sending: its slot stays until the last has done. */

@@ -533,7 +533,8 @@ static enum progress run_flush(struct shard *shard, struct request *request)
     return done_text(request, RESP_OK);
 }
 
-static void fill_figures(struct shard *shard)
+/* A copy of the figures goes with the answer: nobody reads those of another core. */
+static enum progress run_figures(struct shard *shard, struct request *request)
 {
     struct shard_figures *figures = &shard->figures;
 
@@ -549,6 +550,11 @@ static void fill_figures(struct shard *shard)
     figures->stream_count = shard->stream_count;
     figures->connection_count = shard->connection_count;
     figures->blocked_count = shard->blocked_count;
+    figures->drift_bytes = shard->drift_bytes;
+    request->value = stock_make_loose(shard, sizeof(*figures));
+    if (request->value != NULL)
+        memcpy(request->value->data, figures, sizeof(*figures));
+    return done_integer(request, 0);
 }
 
 enum progress stock_run(struct shard *shard, struct request *request)
@@ -596,8 +602,7 @@ enum progress stock_run(struct shard *shard, struct request *request)
     case OPERATION_FLUSHALL:
         return run_flush(shard, request);
     case OPERATION_INFO:
-        fill_figures(shard);
-        return done_integer(request, 0);
+        return run_figures(shard, request);
     case OPERATION_PING:
     case OPERATION_ECHO:
     case OPERATION_SELECT:
