@@ -142,6 +142,7 @@ struct shard {
 
     uint64_t staged_bytes; /* payloads put together in memory on their way to the region */
     uint64_t staged_max;
+    uint64_t head_bytes_max; /* of a stream's head, in memory when the region is full */
     struct builder builders[SHARD_BUILDERS_MAX];
     uint32_t builder_max;
 
@@ -181,6 +182,7 @@ struct shard {
     bool is_quiet;
     bool is_done; /* all is given back: on_stop may agree */
     bool region_is_full;
+    uint64_t room_bytes; /* of the region, for all but the heads of streams; as of the last tick */
     uint64_t region_full_ns;
     bool is_calm;     /* below soft: cold values that are used may come back to memory */
     uint64_t tick_ns; /* when the slower things were last looked at */
@@ -256,5 +258,8 @@ static inline void shard_region_freed(struct shard *shard)
 }
 
 void shard_region_full(struct shard *shard);
+
+/* Whether the region takes @bytes more of what is no head of a stream. */
+bool shard_has_room(struct shard *shard, uint64_t bytes);
 
 #endif
