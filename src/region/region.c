@@ -37,7 +37,8 @@
 #define REGION_ENTRY_STEP        UINT64_C(4096) /* entries by which the tables grow */
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
-#define REGION_PREFETCH_MAX      2048
+#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
 #define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
@@ -436,6 +437,8 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
 
     uint64_t offset =
         index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
+        __builtin_prefetch(region->store.base + offset + i, 1);
     r = touched > 0 ? region_admit(region, offset, touched) : 0;
     if (r < 0)
         return r;
@@ -661,7 +664,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (!weir__fetches_free(region, slot))
+    if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
         weir__space_release(region, slot.index);
     return 0;
 }

@@ -80,6 +80,7 @@ struct weir__fetches {
     struct weir__list told_pieces;
     struct weir__list idle; /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count; /* reads and pieces under way in the ring */
+    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 
@@ -90,7 +91,7 @@ struct weir_region {
     bool owns_ring;
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
-    bool delivers;      /* inside a callback of fetch: poll and close are forbidden */
+    bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
 
     uint64_t bytes_max; /* fixed; whole chunks */
     uint64_t resident_bytes_max;
