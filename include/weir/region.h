@@ -328,7 +328,8 @@ struct weir_region_stats {
     uint64_t put_bytes;     /* ever put */
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
-    uint64_t read_bytes; /* ever read back */
+    uint64_t read_bytes;  /* ever read back */
+    uint64_t moved_bytes; /* ever moved out of sparse chunks */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;

@@ -58,6 +58,7 @@ struct fetch_read {
     struct weir_operation *piece; /* theirs; NULL: this read is for holds */
     struct weir_slot piece_slot;
     void *piece_buffer;
+    uint64_t piece_item;   /* where the item lay when this step was submitted */
     uint64_t piece_offset; /* in the file, of the next byte to come */
     uint64_t piece_bytes;
     uint64_t piece_copied; /* of these */
@@ -69,7 +70,7 @@ struct fetch_request {
     struct weir__list link; /* of its hold, or told */
     struct weir_slot slot;
     struct weir__hold *hold; /* kept for this request; NULL: none yet */
-    weir_fetch_fn *done;
+    weir_fetch_fn *done;     /* NULL: asked for by the cleaner */
     void *context;
     int error; /* 0: look again when it is told */
 };
@@ -84,9 +85,10 @@ struct weir__hold {
     uint64_t offset;            /* of the item in the file */
     uint64_t bytes;             /* its length */
     uint32_t pin_count;
-    uint32_t keep_count; /* answered requests that poll has yet to tell */
-    bool is_mapped;      /* pinned in the mapping, not in the buffer of its read */
-    bool is_stale;       /* freed meanwhile */
+    uint32_t keep_count;    /* answered requests that poll has yet to tell */
+    bool is_mapped;         /* pinned in the mapping, not in the buffer of its read */
+    uint64_t mapped_offset; /* of the item then: what is pinned is not moved */
+    bool is_stale;          /* freed meanwhile */
     struct weir__build *build;
 };
 
@@ -203,18 +205,44 @@ static void fetch_settle(struct weir_region *region, struct weir__hold *hold)
 
 /* ---- Reads -------------------------------------------------------------- */
 
-static const char *fetch_data(const struct weir__hold *hold)
+static char *fetch_data(const struct weir__hold *hold)
 {
     return hold->read->buffer + (hold->offset - hold->read->offset);
+}
+
+/*
+ * The parts of [offset, offset + bytes) that are in memory are taken from there:
+ * the disk may not have them yet, and perhaps never will.
+ */
+static void fetch_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                          char *to)
+{
+    uint64_t end = offset + bytes;
+
+    for (uint64_t at = offset; at < end;) {
+        uint64_t chunk = weir__chunk_of(at);
+        uint64_t part_end = weir__min(end, (chunk + 1) * LAYOUT_CHUNK_BYTES);
+        if (weir__chunk_is_resident(weir__chunk_state(&region->chunks, chunk)))
+            memcpy(to + (at - offset), region->store.base + at, part_end - at);
+        at = part_end;
+    }
 }
 
 static int fetch_verify(const struct weir_region *region, const struct weir__hold *hold)
 {
     uint64_t sum = region->slots.sums[hold->slot.index];
 
+    fetch_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
+
     if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
         return 0;
     return -EBADMSG;
+}
+
+static struct weir__list *fetch_told(struct weir_region *region,
+                                     const struct fetch_request *request)
+{
+    return request->done != NULL ? &region->fetches.told : &region->fetches.told_own;
 }
 
 static void fetch_answer(struct weir_region *region, struct weir__hold *hold, int error)
@@ -223,13 +251,19 @@ static void fetch_answer(struct weir_region *region, struct weir__hold *hold, in
         struct fetch_request *request =
             WEIR_CONTAINER_OF(hold->requests.next, struct fetch_request, link);
         weir__list_remove(&request->link);
-        weir__list_append(&region->fetches.told, &request->link);
+        weir__list_append(fetch_told(region, request), &request->link);
         request->error = error;
         if (error == 0) {
             request->hold = hold;
             hold->keep_count++;
         }
     }
+}
+
+/* The cleaner gave the item another place while it was read: what came may be anything. */
+static bool fetch_has_moved(const struct weir_region *region, const struct weir__hold *hold)
+{
+    return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index));
 }
 
 static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
@@ -244,9 +278,11 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
         next = at->next;
         if (hold->is_stale)
             answer = -ESTALE;
+        else if (fetch_has_moved(region, hold))
+            answer = -EAGAIN;
         else if (answer == 0)
             answer = fetch_verify(region, hold);
-        if (answer < 0 && answer != -ESTALE)
+        if (answer < 0 && answer != -ESTALE && answer != -EAGAIN)
             region->read_error_count++;
         fetch_answer(region, hold, answer);
         if (answer < 0) {
@@ -275,28 +311,46 @@ static void fetch_submit(struct weir_region *region, struct fetch_read *read)
                     (uint32_t)read->bytes, read->offset);
 }
 
+/* What the next step of a piece reads. */
+static void fetch_piece_aim(struct fetch_read *read)
+{
+    uint64_t end = read->piece_offset + (read->piece_bytes - read->piece_copied);
+
+    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
+    read->bytes =
+        weir__min(weir__round_up(end, FETCH_ALIGNMENT) - read->offset, read->buffer_bytes);
+}
+
 /* A step of a piece has come; false: there are more. */
 static bool fetch_piece_step(struct fetch_read *read)
 {
-    uint64_t left = read->piece_bytes - read->piece_copied;
+    char *to = (char *)read->piece_buffer + read->piece_copied;
     uint64_t skipped = read->piece_offset - read->offset;
-    uint64_t bytes = weir__min(left, read->bytes - skipped);
+    uint64_t bytes = weir__min(read->piece_bytes - read->piece_copied, read->bytes - skipped);
 
-    memcpy((char *)read->piece_buffer + read->piece_copied, read->buffer + skipped, bytes);
+    memcpy(to, read->buffer + skipped, bytes);
+    fetch_overlay(read->region, read->piece_offset, bytes, to);
     read->piece_copied += bytes;
     read->piece_offset += bytes;
-    left -= bytes;
-    read->offset = weir__round_down(read->piece_offset, FETCH_ALIGNMENT);
-    read->bytes =
-        weir__min(weir__round_up(read->piece_offset + left, FETCH_ALIGNMENT) - read->offset,
-                  read->buffer_bytes);
-    return left == 0;
+    fetch_piece_aim(read);
+    return read->piece_copied == read->piece_bytes;
 }
 
 static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
 {
-    if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+    const struct weir__entry *entry =
+        weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE);
+
+    if (entry == NULL) {
         error = -ESTALE; /* also where the file ends before it now */
+    } else if (weir__entry_offset(entry) != read->piece_item) {
+        /* The cleaner gave the item another place: this step again. */
+        read->piece_offset += weir__entry_offset(entry) - read->piece_item;
+        read->piece_item = weir__entry_offset(entry);
+        fetch_piece_aim(read);
+        fetch_submit(region, read);
+        return;
+    }
     if (error < 0 || fetch_piece_step(read))
         fetch_piece_done(region, read, error);
     else
@@ -310,7 +364,10 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
 
     (void)flags;
     region->fetches.reading_count--;
-    if ((result == -EAGAIN || result == -EINTR) && ++read->again_count <= FETCH_AGAIN_MAX) {
+    /* Once more in any case: a direct read can answer with the error of an earlier write. */
+    uint32_t again_max = result == -EAGAIN || result == -EINTR ? FETCH_AGAIN_MAX : 1;
+    if (result < 0 && read->again_count < again_max) {
+        read->again_count++;
         fetch_submit(region, read);
         return;
     }
@@ -397,7 +454,7 @@ static void fetch_start(struct weir_region *region)
 static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
 {
     request->error = error;
-    weir__list_append(&region->fetches.told, &request->link);
+    weir__list_append(fetch_told(region, request), &request->link);
 }
 
 /* The item is cold and in no buffer: it joins @read if that can reach so far, else begins one. */
@@ -544,6 +601,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     read->piece = operation;
     read->piece_slot = slot;
     read->piece_buffer = buffer;
+    read->piece_item = weir__entry_offset(entry);
     read->piece_offset = at;
     read->piece_bytes = bytes;
     if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
@@ -576,7 +634,7 @@ static bool fetch_tell_one(struct weir_region *region, struct fetch_request *req
     struct weir__hold *hold = request->hold;
     int result = request->error == 0 ? fetch_look(region, request) : request->error;
 
-    if (result == -EAGAIN) {
+    if (result == -EAGAIN) { /* cold again, or moved while it was read */
         WEIR_ASSERT(hold == NULL);
         fetch_place(region, request, NULL);
         return false;
@@ -650,11 +708,14 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
         uint64_t count = weir__min(bytes, step_max - (offset - from));
         uint64_t read_bytes = weir__round_up(offset + count, FETCH_ALIGNMENT) - from;
         r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
+        if (r < 0) /* once more: it may have been the error of a write */
+            r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
         if (r < 0) {
             region->read_error_count++;
             break;
         }
         memcpy(to, step + (offset - from), count);
+        fetch_overlay(region, offset, count, to);
         weir__word_add(&weir__region_figures(region)->read_bytes, read_bytes);
         to += count;
         offset += count;
@@ -662,6 +723,56 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
     }
     weir__heap_free(&region->fetches.heap, step, step_max);
     return r;
+}
+
+bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__hold *hold = fetch_find(region, slot);
+
+    return hold != NULL && (hold->pin_count > 0 || hold->build != NULL);
+}
+
+int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
+                          size_t slot_count)
+{
+    struct fetch_read *read = NULL;
+    int count = 0;
+
+    for (size_t i = 0; i < slot_count; i++) {
+        struct fetch_request *request = weir__heap_alloc(&region->heap, sizeof(*request));
+        if (request == NULL)
+            break;
+        *request = (struct fetch_request){.slot = slots[i]};
+        weir__list_init(&request->link);
+        read = fetch_place(region, request, read);
+        count++;
+    }
+    fetch_start(region);
+    return count;
+}
+
+bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot)
+{
+    const struct weir__list *told = &region->fetches.told_own;
+
+    if (weir__list_is_empty(told))
+        return false;
+    *ret_slot = WEIR_CONTAINER_OF(told->next, struct fetch_request, link)->slot;
+    return true;
+}
+
+void weir__fetches_done_own(struct weir_region *region)
+{
+    struct fetch_request *request =
+        WEIR_CONTAINER_OF(region->fetches.told_own.next, struct fetch_request, link);
+    struct weir__hold *hold = request->hold;
+
+    weir__list_remove(&request->link);
+    if (hold != NULL) {
+        hold->keep_count--;
+        fetch_settle(region, hold);
+    }
+    weir__heap_free(&region->heap, request, sizeof(*request));
 }
 
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot)
@@ -713,12 +824,13 @@ int weir_region_pin(struct weir_region *region, struct weir_slot slot, const voi
         weir__list_remove(&hold->idle);
         hold->is_mapped = hold->read == NULL || !hold->read->is_done;
         weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
+        hold->mapped_offset = weir__entry_offset(weir__region_entry(region, slot.index));
         if (hold->is_mapped)
-            weir__chunks_pin(&region->chunks, hold->offset, weir__extent_space(bytes));
+            weir__chunks_pin(&region->chunks, hold->mapped_offset, weir__extent_space(bytes));
         region->pin_count++;
         region->fetched_pin_count += !hold->is_mapped;
     }
-    data = hold->is_mapped ? region->store.base + hold->offset : fetch_data(hold);
+    data = hold->is_mapped ? region->store.base + hold->mapped_offset : fetch_data(hold);
     *ret_data = data;
     if (ret_bytes != NULL)
         *ret_bytes = bytes;
@@ -739,7 +851,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
-        weir__chunks_unpin(&region->chunks, hold->offset, weir__extent_space(hold->bytes));
+        weir__chunks_unpin(&region->chunks, hold->mapped_offset, weir__extent_space(hold->bytes));
     hold->is_mapped = false;
     fetch_settle(region, hold);
     if (is_stale)
@@ -827,6 +939,7 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
+    weir__list_init(&fetches->told_own);
     weir__list_init(&fetches->idle);
 }
 
@@ -836,6 +949,7 @@ void weir__fetches_deinit(struct weir_region *region)
 
     WEIR_CHECK(fetches->reading_count == 0);
     fetch_free_requests(region, &fetches->told);
+    fetch_free_requests(region, &fetches->told_own);
     while (!weir__list_is_empty(&fetches->told_pieces))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->told_pieces.next, struct fetch_read, link));
     for (uint32_t i = 0; i < REGION_HOLD_BUCKETS; i++) {

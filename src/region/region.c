@@ -37,6 +37,7 @@
 #define REGION_ENTRY_STEP        UINT64_C(4096) /* entries by which the tables grow */
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
+#define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
 #define REGION_PREFETCH_MAX      2048 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
@@ -326,6 +327,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     weir__heap_account(&region->heap, sizeof(*region));
     region->owner = pthread_self();
     region->table_fd = -1;
+    region->cleaner.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -399,31 +401,81 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
     if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
         return;
     weir__store_advance(region);
+    weir__clean_advance(region, false);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+}
+
+/* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
+static bool region_begins_chunk(const struct weir_region *region, uint32_t index, uint64_t space)
+{
+    uint64_t offset =
+        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+
+    return offset + space > region->store.file_bytes ||
+           weir__chunks_fresh(&region->chunks, offset, space) > 0;
+}
+
+/*
+ * When the next chunk is begun while the cleaner is behind, puts wait until it
+ * is not; the last chunks of bytes_max are for the cleaner, while it has work.
+ */
+static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__space_find(region, space);
+    uint64_t end = region->mark_bytes + space;
+
+    if (weir__clean_is_behind(region))
+        region->cleaner.is_owed |= region_begins_chunk(region, index, space);
+    else
+        region->cleaner.is_owed = false;
+    bool is_last = index == 0 && end + REGION_CLEAN_BYTES > region->bytes_max;
+    return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
 }
 
 /* Where @space bytes go: a free extent, or 0 for the mark; the file reaches there. */
 static int region_place(struct weir_region *region, uint64_t space, uint32_t *ret_index)
 {
-    uint64_t end = region->mark_bytes + space;
+    if (region->resting_bytes > 0 && region_waits_for_cleaner(region, space))
+        return -EAGAIN;
 
+    uint64_t end = region->mark_bytes + space;
     *ret_index = weir__space_find(region, space);
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
     int r = weir__store_grow(region, end);
-    if ((r != -EDQUOT && r != -ENOSPC) || !weir__store_revive(region, space))
+    if (r != -EDQUOT && r != -ENOSPC)
+        return r;
+    bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
+                    REGION_CLEAN_BYTES / 2;
+    if (can_move && weir__clean_advance(region, true))
+        return -EAGAIN;
+    if (!weir__store_revive(region, space))
         return r;
     /* A clean chunk is back at once, a cold one must be read. */
     *ret_index = weir__space_find(region, space);
     return *ret_index != 0 ? 0 : -EAGAIN;
 }
 
-/*
- * An extent for @space bytes, with memory for the first @touched of them. No
- * waiting: -EAGAIN when something must be written or brought back first.
- */
+/* An extent at @index, or at the mark for 0, with memory for the first @touched bytes. */
+static int region_take_at(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t touched, uint32_t *ret_index)
+{
+    uint64_t offset =
+        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+
+    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
+        __builtin_prefetch(region->store.base + offset + i, 1);
+    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
+    if (r < 0)
+        return r;
+    *ret_index =
+        index != 0 ? weir__space_take(region, index, space) : weir__space_bump(region, space);
+    return 0;
+}
+
+/* No waiting: -EAGAIN when something must be written, moved or brought back first. */
 static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
                        uint32_t *ret_index)
 {
@@ -432,19 +484,20 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
 
     if (r == 0)
         r = region_place(region, space, &index);
-    if (r < 0)
-        return r;
+    return r < 0 ? r : region_take_at(region, index, space, touched, ret_index);
+}
 
-    uint64_t offset =
-        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
-    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
-        __builtin_prefetch(region->store.base + offset + i, 1);
-    r = touched > 0 ? region_admit(region, offset, touched) : 0;
+int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+{
+    uint64_t end = region->mark_bytes + space;
+    int r = weir__region_tables_ready(region, region->spare_min);
+
     if (r < 0)
         return r;
-    *ret_index =
-        index != 0 ? weir__space_take(region, index, space) : weir__space_bump(region, space);
-    return 0;
+    uint32_t index = weir__space_find(region, space);
+    if (index == 0 && end > region->store.file_bytes)
+        r = weir__store_grow(region, end);
+    return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
 }
 
 /*
@@ -456,10 +509,12 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
     if (!region->owns_ring || ++*waits > REGION_WAIT_COUNT)
         return false;
 
+    weir__clean_advance(region, false);
     weir__store_advance(region);
-    if (region->chunks.queues[CHUNK_WRITING].count == 0 && !region->store.revival.is_under_way)
-        return false;
-    return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
+    if (weir__ring_in_flight(region->ring) > 0)
+        return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
+    /* Items of the cleaner that are in memory anyway need no ring. */
+    return !weir__list_is_empty(&region->fetches.told_own);
 }
 
 static int region_take_or_wait(struct weir_region *region, uint64_t space, uint64_t touched,
@@ -783,6 +838,7 @@ static int region_tick(struct weir_region *region, int completions)
     if (completions < 0)
         return completions;
     completions += weir__fetches_advance(region);
+    weir__clean_advance(region, false);
     weir__store_advance(region);
     weir__store_trim(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
@@ -857,6 +913,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .written_bytes = weir__word_load(&figures->written_bytes),
         .fetch_count = region->fetch_count,
         .read_bytes = weir__word_load(&figures->read_bytes),
+        .moved_bytes = region->cleaner.moved_bytes,
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,

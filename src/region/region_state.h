@@ -78,10 +78,20 @@ struct weir__fetches {
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
-    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
-    uint32_t reading_count; /* reads and pieces under way in the ring */
-    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
+    struct weir__list told_own; /* requests of the cleaner */
+    struct weir__list idle;     /* unpinned holds with a buffer, oldest first */
+    uint32_t reading_count;     /* reads and pieces under way in the ring */
+    uint64_t hold_count;        /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
+};
+
+/* Moving what is live out of a sparse chunk. */
+struct weir__cleaner {
+    uint64_t chunk;       /* UINT64_MAX: none is being cleaned */
+    uint32_t asked_count; /* items asked for and not yet moved or given up */
+    uint32_t moved_count; /* of this batch */
+    uint64_t moved_bytes; /* ever */
+    bool is_owed;         /* puts wait until it is not behind any more */
 };
 
 struct weir_region {
@@ -113,6 +123,7 @@ struct weir_region {
     struct weir__chunks chunks;
     struct weir__store store;
     struct weir__fetches fetches;
+    struct weir__cleaner cleaner;
 
     uint64_t live_bytes_peak;
     uint64_t put_count;
@@ -156,6 +167,9 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
+
+/* Item @index changes places with the new extent @target, which is then released. */
+void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
@@ -227,9 +241,32 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* 
 /* The checksum that is kept: 0 is left for "not known". */
 uint64_t weir__sum(const void *data, uint64_t bytes);
 
+/* Requests of the cleaner: asked for, and then taken one by one; what could not be read is not here. */
+int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
+                          size_t slot_count);
+bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot);
+void weir__fetches_done_own(struct weir_region *region);
+
+/* Somebody pins @slot, or builds it: it stays where it is. */
+bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot);
+
+/* ---- clean.c ------------------------------------------------------------ */
+
+/*
+ * Go on with moving live items out of sparse chunks, if there are enough of
+ * them, or if @urgent and there is one at all; whether anything is under way.
+ */
+bool weir__clean_advance(struct weir_region *region, bool urgent);
+
+/* The file should rather not grow before more has been cleaned. */
+bool weir__clean_is_behind(const struct weir_region *region);
+
 /* ---- region.c ----------------------------------------------------------- */
 
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__region_tables_ready(struct weir_region *region, uint64_t spare);
+
+/* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
+int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index);
 
 #endif

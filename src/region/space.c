@@ -23,6 +23,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/fence.h"
 
 /* ---- Entries ------------------------------------------------------------ */
 
@@ -332,6 +333,51 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
+}
+
+/* ---- Moving ------------------------------------------------------------- */
+
+/*
+ * The handle names the entry, so the entry keeps the item and takes the place of
+ * @target; @target gets the old place and is released. The bytes are there
+ * already: a view that looks meanwhile sees one place or the other.
+ */
+void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t from = space_offset(region, index);
+    uint64_t to = space_offset(region, target);
+    uint64_t bytes = weir__entry_bytes(entry);
+    uint64_t space = space_bytes(region, index);
+    uint32_t before_index = space_previous(region, index);
+    uint32_t after_index = space_next(region, index);
+    uint32_t before_target = space_previous(region, target);
+    uint32_t after_target = space_next(region, target);
+
+    WEIR_ASSERT(space_bytes(region, target) == space);
+
+    weir__fence_release();
+    weir__word_store(&entry->place, weir__entry_place(to, bytes));
+    weir__fence_release();
+    space_set(region, target, from, space, EXTENT_ZOMBIE);
+
+    if (after_index == target) {
+        space_link(region, before_index, target);
+        space_link(region, target, index);
+        space_link(region, index, after_target);
+    } else if (after_target == index) {
+        space_link(region, before_target, index);
+        space_link(region, index, target);
+        space_link(region, target, after_index);
+    } else {
+        space_link(region, before_index, target);
+        space_link(region, target, after_index);
+        space_link(region, before_target, index);
+        space_link(region, index, after_target);
+    }
+    space_claim(region, index, to, to + space);
+    space_claim(region, target, from, from + space);
+    weir__space_release(region, target);
 }
 
 /* ---- Checksums and holes ------------------------------------------------ */

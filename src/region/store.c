@@ -34,13 +34,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define STORE_STEP_BYTES (UINT64_C(8) << 20)
-#define STORE_TRIM_BYTES (UINT64_C(16) << 20)
-#define STORE_KEEP_BYTES (UINT64_C(4) << 20)
-#define STORE_RETRY_NS   UINT64_C(100000000)
-#define STORE_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
-#define STORE_HOLE_TRIES 8
-#define STORE_PAGE_BYTES 4096
+#define STORE_STEP_BYTES  (UINT64_C(8) << 20)
+#define STORE_TRIM_BYTES  (UINT64_C(16) << 20)
+#define STORE_KEEP_BYTES  (UINT64_C(4) << 20)
+#define STORE_FULL_BYTES  (LAYOUT_CHUNK_BYTES / 8 * 7)
+#define STORE_RETRY_NS    UINT64_C(100000000)
+#define STORE_SUSPECT     UINT64_MAX /* as the ticket of a chunk that must be written again */
+#define STORE_HOLE_TRIES  8
+#define STORE_PROBE_TRIES 3
+#define STORE_PAGE_BYTES  4096
 
 _Static_assert(STORE_STEP_BYTES % LAYOUT_CHUNK_BYTES == 0, "growth is by whole chunks");
 
@@ -304,12 +306,30 @@ void weir__store_empty(struct weir_region *region, uint64_t chunk)
 
 /* ---- Write-back --------------------------------------------------------- */
 
-/* Store each page's first byte again: the kernel forgot that they are dirty. */
+/*
+ * What the kernel failed to write is dirty again. To touch the pages is not
+ * enough: after a failed write into blocks that were reserved but never written,
+ * ext4 writes the same pages to the right place and never marks the blocks as
+ * written, so that zeroes come back once the pages are dropped. Fresh pages over
+ * blocks that are unwritten again know nothing of the failure.
+ */
 static void store_dirty_again(struct weir_region *region, uint64_t chunk)
 {
+    struct weir__heap *heap = &region->fetches.heap;
     char *address = store_address(region, chunk);
+    char *copy = weir__heap_alloc(heap, LAYOUT_CHUNK_BYTES);
+    bool is_fresh = false;
 
-    for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES) {
+    if (copy != NULL) {
+        memcpy(copy, address, LAYOUT_CHUNK_BYTES);
+        is_fresh =
+            weir__sys_fallocate(region->store.data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                                chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES) == 0;
+        if (is_fresh)
+            memcpy(address, copy, LAYOUT_CHUNK_BYTES);
+        weir__heap_free(heap, copy, LAYOUT_CHUNK_BYTES);
+    }
+    for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES && !is_fresh; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
         *byte = *byte;
     }
@@ -335,6 +355,10 @@ static void store_failed(struct weir_region *region, uint64_t chunk, int error)
     store->retry_ns = weir__clock_ns() + STORE_RETRY_NS;
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         store->writes[i].doubted = store->writes[i].ticket != 0;
+    /* The kernel may have tried to write these by itself, and told only now. */
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        store_dirty_again(region, i - 1);
     store_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         store_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
@@ -386,25 +410,43 @@ static void store_write(struct weir_region *region, struct weir__write *write, u
                               chunk * LAYOUT_CHUNK_BYTES, (uint32_t)LAYOUT_CHUNK_BYTES);
 }
 
-/* The chunk of the mark is being filled; one with open items only if there is no other way. */
-static bool store_may_write(const struct weir_region *region, uint64_t chunk, bool urgent)
+/* The chunk of the mark is being filled. */
+static bool store_may_write(const struct weir_region *region, uint64_t chunk)
 {
-    if (region->mark_bytes % LAYOUT_CHUNK_BYTES != 0 && chunk == weir__chunk_of(region->mark_bytes))
-        return false;
-    return urgent || region->chunks.table[chunk].open == 0;
+    return region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
+           chunk != weir__chunk_of(region->mark_bytes);
 }
 
-/* The chunk to write next; false: none. Nothing live in it: it needs no writing at all. */
+/*
+ * The chunk to write next; false: none. In order of age those that are nearly
+ * full; or none of that, what dies in memory need never be written. For somebody
+ * who waits the fullest: its free space rests from then on.
+ */
 static bool store_choose(const struct weir_region *region, bool urgent, uint64_t *ret_chunk)
 {
+    uint64_t best_live = 0;
+    bool found = false;
+
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
          i = region->chunks.table[i - 1].next) {
-        if (store_may_write(region, i - 1, urgent)) {
+        uint64_t live = weir__chunk_live(&region->chunks, i - 1);
+        bool is_open = region->chunks.table[i - 1].open > 0;
+        if (!store_may_write(region, i - 1))
+            continue;
+        if (!is_open && (live >= STORE_FULL_BYTES || live == 0 ||
+                         region->chunks.table[i - 1].ticket == STORE_SUSPECT)) {
             *ret_chunk = i - 1;
             return true;
         }
+        /* One with open items only if there is no other. */
+        live = is_open ? 1 : live;
+        if (urgent && live >= best_live) {
+            *ret_chunk = i - 1;
+            best_live = live;
+            found = true;
+        }
     }
-    return false;
+    return found;
 }
 
 /* A dirty chunk in which nothing is live gives its memory up without being written. */
@@ -436,8 +478,8 @@ static bool store_should_write(const struct weir_region *region)
 
     if (store->suspect_count > 0)
         return weir__clock_ns() >= store->retry_ns;
-    return store->wanted ||
-           region->chunks.queues[CHUNK_DIRTY].count > region->chunks.resident_max / 2;
+    uint64_t target = weir__max(region->chunks.resident_max / 2, 2);
+    return store->wanted || region->chunks.queues[CHUNK_DIRTY].count > target;
 }
 
 void weir__store_advance(struct weir_region *region)
@@ -547,35 +589,49 @@ bool weir__store_revive(struct weir_region *region, uint64_t space)
 
 /* ---- Lifecycle ---------------------------------------------------------- */
 
-/* One chunk is written, dropped and looked for: what can this file system do? */
-static int store_probe(struct weir_region *region)
+/*
+ * Write the first chunk in the one way or the other, drop it, and see whether it
+ * left the memory. More than once: somebody may hold a page for a moment.
+ */
+static int store_probe_way(struct weir_region *region, bool syncs_file, bool *ret_bounded)
 {
     struct weir__store *store = &region->store;
     char *address = store_address(region, 0);
     unsigned flags = 7; /* wait before, write, wait after */
-    uint64_t pages = 0;
 
-    for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES)
-        address[at] = 1;
-    int r = weir__sys_sync_file_range(store->data_fd, 0, LAYOUT_CHUNK_BYTES, flags);
-    if (r < 0)
-        return r;
-    store_drop_pages(region, 0);
-    r = weir__sys_resident(address, LAYOUT_CHUNK_BYTES, &pages);
-    if (r == 0 && pages > 0) {
-        store->syncs_file = true;
-        r = weir__sys_fdatasync(store->data_fd);
+    *ret_bounded = false;
+    for (int tries = 0; tries < STORE_PROBE_TRIES && !*ret_bounded; tries++) {
+        uint64_t pages = 0;
+        for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES)
+            address[at] = 1;
+        int r = syncs_file
+                    ? weir__sys_fdatasync(store->data_fd)
+                    : weir__sys_sync_file_range(store->data_fd, 0, LAYOUT_CHUNK_BYTES, flags);
         if (r < 0)
             return r;
         store_drop_pages(region, 0);
-        r = weir__sys_resident(address, LAYOUT_CHUNK_BYTES, &pages);
+        *ret_bounded = weir__sys_resident(address, LAYOUT_CHUNK_BYTES, &pages) == 0 && pages == 0;
     }
-    store->bounded = r == 0 && pages == 0;
+    return 0;
+}
+
+/* What can this file system do? */
+static int store_probe(struct weir_region *region)
+{
+    struct weir__store *store = &region->store;
+    int r = store_probe_way(region, false, &store->bounded);
+
+    if (r == 0 && !store->bounded) {
+        store->syncs_file = true;
+        r = store_probe_way(region, true, &store->bounded);
+    }
+    if (r < 0)
+        return r;
     weir__word_store(&weir__region_figures(region)->bounded, store->bounded);
     if (weir__sys_fallocate(store->data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0,
                             LAYOUT_CHUNK_BYTES) < 0) {
         /* Without ZERO_RANGE the chunk is in memory from now on, as after any store. */
-        memset(address, 0, LAYOUT_CHUNK_BYTES);
+        memset(store_address(region, 0), 0, LAYOUT_CHUNK_BYTES);
         weir__chunk_turn(&region->chunks, 0, CHUNK_DIRTY);
     }
     return 0;

@@ -16,15 +16,17 @@
  *
  * An item in the region keeps its slot until it is released, so it is written
  * once, and a copy fetched ahead can be dropped at any time. Copies are pinned
- * when they come, at most `ahead_bytes_max` of them, so that later ones cannot
- * push them out; the fetch records are in order and only the first may be the
- * head. What the region holds in memory anyway is pinned when it is popped.
+ * when they come, so that later ones cannot push them out; the fetch records are
+ * in order and only the first may be the head. What the region holds in memory
+ * anyway is pinned when it is popped.
  *
  * A pin can hold more of the region's room than its item: all that was read with
  * it. So as soon as anybody on the thread waits for a head, all that is only held
- * ahead is unpinned, and until the head is there nothing but heads is pinned:
- * whoever waits, waits for reads and for consumers, never for a gap. What was
- * unpinned lingers in the region as long as there is room.
+ * ahead is let loose, and until the head is there nothing but heads is pinned:
+ * whoever waits, waits for reads and for consumers, never for a gap. What is
+ * loose lingers in the region as long as there is room. It counts as held ahead,
+ * so that we do not push it out ourselves; and each time it was gone when its
+ * turn came, items are believed to take twice the room.
  *
  * Numbers in comments name the invariant that a check defends:
  *
@@ -74,14 +76,22 @@
 /* An item further than this from next is not fetched yet. */
 #define FETCH_DISTANCE UINT64_C(4096)
 
-/* What a small item costs the room for fetches beyond its bytes: it has neighbours, and pages. */
-#define FETCH_ITEM_BYTES UINT64_C(4096)
+/* What an item takes of the room for fetches beyond its bytes: it is read with gaps and pages. */
+#define FETCH_EXTRA_BYTES     UINT64_C(4096)
+#define FETCH_EXTRA_BYTES_MIN UINT64_C(512)
+#define FETCH_EXTRA_BYTES_MAX (UINT64_C(64) << 10)
 
 /* A flush is paid in pieces, so that no push pays for all of it. */
 #define FLUSH_STEP_BYTES (UINT64_C(256) << 10)
 
 /* What an item in the region takes in memory: its share of a leaf here, its tables there. */
 #define SPILLED_ITEM_BYTES UINT64_C(64)
+
+/* Payload that leaves for tables leaves in runs: scattered items are read back one by one. */
+#define CREDIT_BYTES_MAX (UINT64_C(32) << 10)
+
+/* What weir_account_delay_ns() says at hard. */
+#define HARD_DELAY_NS UINT64_C(10000000)
 
 #define BUSY_BUCKETS 64u
 
@@ -91,6 +101,7 @@ _Static_assert(FETCH_RECORDS_MAX <= FETCH_DISTANCE, "the distance is what bounds
 enum fetch_state {
     FETCH_UNDERWAY,
     FETCH_HELD,   /* pinned */
+    FETCH_LOOSE,  /* came, and may be gone again */
     FETCH_FAILED, /* result */
 };
 
@@ -100,6 +111,7 @@ struct reorder_fetch {
     struct weir_slot slot;
     const void *data; /* FETCH_HELD */
     uint64_t bytes;
+    uint64_t cost_bytes; /* its part of ahead_bytes */
     enum fetch_state state;
     int result;       /* FETCH_FAILED */
     bool is_promised; /* FETCH_HELD: ready was called for it */
@@ -138,8 +150,9 @@ struct weir_reorder {
     uint64_t lent_bytes;    /* O3 */
     uint64_t spilled_bytes;
     uint64_t spilled_count;
-    uint64_t debt_bytes;  /* still to be spilled for a flush */
-    uint64_t slack_bytes; /* told to the books for packs beyond their payload */
+    uint64_t credit_bytes; /* have left for tables that are still to grow */
+    uint64_t debt_bytes;   /* still to be spilled for a flush */
+    uint64_t slack_bytes;  /* told to the books for packs beyond their payload */
     struct reorder_partial partial;
 
     struct reorder_fetch *fetches; /* O4; from @fetch_first on */
@@ -147,6 +160,7 @@ struct weir_reorder {
     uint32_t fetch_count;
     uint32_t fetch_capacity;
     uint64_t ahead_bytes;
+    uint64_t extra_bytes;            /* what an item is believed to take beyond its bytes */
     uint64_t scan;                   /* O5 */
     uint64_t id;                     /* the context of our fetches */
     struct weir_reorder *busy_next;  /* O6 */
@@ -172,6 +186,7 @@ struct weir_reorder {
 /* O6. By id, so that the context of a fetch can outlive its buffer. */
 static _Thread_local struct weir_reorder *reorder_busy[BUSY_BUCKETS];
 static _Thread_local uint64_t reorder_last_id;
+static _Thread_local uint64_t reorder_busy_count;
 static _Thread_local uint64_t reorder_waiting_count;
 
 /* Whose head the region refused to fetch, and who is owed a call of ready. */
@@ -196,6 +211,7 @@ static void reorder_enlist(struct weir_reorder *reorder)
     if (reorder->busy_next != NULL)
         reorder->busy_next->busy_link = &reorder->busy_next;
     *bucket = reorder;
+    reorder_busy_count++;
 }
 
 static void reorder_delist(struct weir_reorder *reorder)
@@ -207,6 +223,7 @@ static void reorder_delist(struct weir_reorder *reorder)
         reorder->busy_next->busy_link = reorder->busy_link;
     reorder->busy_next = NULL;
     reorder->busy_link = NULL;
+    reorder_busy_count--;
 }
 
 static struct weir_reorder *reorder_by_id(uint64_t id)
@@ -400,16 +417,24 @@ static int reorder_fetch_reserve(struct weir_reorder *reorder)
     return 0;
 }
 
-static void reorder_fetch_insert(struct weir_reorder *reorder, struct reorder_fetch fetch)
+/* A record of a fetch that begins; there is room for it. */
+static void reorder_fetch_insert(struct weir_reorder *reorder, uint64_t sequence,
+                                 const struct weir__window_view *view)
 {
-    uint32_t index = reorder_fetch_index(reorder, fetch.sequence);
+    uint32_t index = reorder_fetch_index(reorder, sequence);
     struct reorder_fetch *place = reorder->fetches + reorder->fetch_first + index;
 
     WEIR_ASSERT(reorder->fetch_first + reorder->fetch_count < reorder->fetch_capacity);
     memmove(place + 1, place, (reorder->fetch_count - index) * sizeof(*place));
-    *place = fetch;
+    *place = (struct reorder_fetch){
+        .sequence = sequence,
+        .slot = view->slot,
+        .bytes = view->bytes,
+        .cost_bytes = view->bytes + reorder->extra_bytes,
+        .state = FETCH_UNDERWAY,
+    };
     reorder->fetch_count++;
-    reorder->ahead_bytes += fetch.bytes + FETCH_ITEM_BYTES;
+    reorder->ahead_bytes += place->cost_bytes;
     reorder_enlist(reorder);
 }
 
@@ -418,7 +443,7 @@ static void reorder_fetch_erase(struct weir_reorder *reorder, struct reorder_fet
 {
     uint32_t index = (uint32_t)(fetch - (reorder->fetches + reorder->fetch_first));
 
-    reorder->ahead_bytes -= fetch->bytes + FETCH_ITEM_BYTES;
+    reorder->ahead_bytes -= fetch->cost_bytes;
     reorder->fetch_count--;
     if (index == 0)
         reorder->fetch_first++;
@@ -439,15 +464,26 @@ static void reorder_fetch_drop(struct weir_reorder *reorder, struct reorder_fetc
     reorder_fetch_erase(reorder, fetch);
 }
 
-/* What is only held ahead goes back to the region. */
+/* What is only held ahead is let loose. */
 static void reorder_yield(struct weir_reorder *reorder)
 {
-    for (uint32_t i = reorder->fetch_count; i-- > 0;) {
+    for (uint32_t i = 0; i < reorder->fetch_count; i++) {
         struct reorder_fetch *fetch = reorder_fetch_at(reorder, i);
 
-        if (fetch->state == FETCH_HELD && !fetch->is_promised)
-            reorder_fetch_drop(reorder, fetch);
+        if (fetch->state != FETCH_HELD || fetch->is_promised)
+            continue;
+        weir_region_unpin(reorder->region, fetch->slot);
+        fetch->state = FETCH_LOOSE;
     }
+}
+
+/* One that was loose is gone: so are others, and what we believe of the room is wrong. */
+static void reorder_lose(struct weir_reorder *reorder)
+{
+    for (uint32_t i = reorder->fetch_count; i-- > 0;)
+        if (reorder_fetch_at(reorder, i)->state == FETCH_LOOSE)
+            reorder_fetch_drop(reorder, reorder_fetch_at(reorder, i));
+    reorder->extra_bytes = weir__min(reorder->extra_bytes * 2, FETCH_EXTRA_BYTES_MAX);
 }
 
 /* All buffers of this thread let go of what they hold ahead in @region. */
@@ -457,11 +493,9 @@ static void reorder_yield_all(const struct weir_region *region)
         struct weir_reorder *reorder = reorder_busy[bucket];
 
         while (reorder != NULL) {
-            struct weir_reorder *following = reorder->busy_next;
-
             if (reorder->region == region)
                 reorder_yield(reorder);
-            reorder = following;
+            reorder = reorder->busy_next;
         }
     }
 }
@@ -482,6 +516,12 @@ static bool reorder_wants(struct weir_reorder *reorder, const struct weir__windo
     if (view->bytes == 0 || view->bytes > reorder->fetch_bytes_max)
         return false;
     return weir_region_slot(reorder->region, view->slot, &info) == 0 && !info.resident;
+}
+
+/* What this buffer may hold ahead, under way and loose included. */
+static uint64_t reorder_share(const struct weir_reorder *reorder)
+{
+    return reorder->ahead_bytes_max / weir__max(reorder_busy_count, 1);
 }
 
 /*
@@ -506,16 +546,11 @@ static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slot
         weir__window_get(&reorder->window, sequence, &view);
         if (reorder_fetch_find(reorder, sequence) == NULL && reorder_wants(reorder, &view)) {
             if (sequence != reorder->next &&
-                reorder->ahead_bytes + view.bytes + FETCH_ITEM_BYTES > reorder->ahead_bytes_max)
+                reorder->ahead_bytes + view.bytes + reorder->extra_bytes > reorder_share(reorder))
                 break;
             if (reorder_fetch_reserve(reorder) < 0)
                 break;
-            reorder_fetch_insert(reorder, (struct reorder_fetch){
-                                              .sequence = sequence,
-                                              .slot = view.slot,
-                                              .bytes = view.bytes,
-                                              .state = FETCH_UNDERWAY,
-                                          });
+            reorder_fetch_insert(reorder, sequence, &view);
             slots[slot_count++] = view.slot;
         }
         reorder->scan = sequence + 1;
@@ -554,12 +589,16 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
     if (reorder->scan - reorder->next > FETCH_DISTANCE)
         return;
     if (reorder->fetch_count > FETCH_RECORDS_MAX / 2 ||
-        reorder->ahead_bytes > reorder->ahead_bytes_max / 2)
+        reorder->ahead_bytes > reorder_share(reorder) / 2)
         return;
 
     do {
         if (reorder_fetch_batch(reorder, &slot_count) < 0)
             return;
+        /* It goes well: more is dared. */
+        if (slot_count > 0)
+            reorder->extra_bytes =
+                weir__max(reorder->extra_bytes - reorder->extra_bytes / 16, FETCH_EXTRA_BYTES_MIN);
     } while (slot_count == FETCH_BATCH);
 }
 
@@ -572,12 +611,7 @@ static int reorder_fetch_one(struct weir_reorder *reorder)
     if (r < 0)
         return -EAGAIN;
     weir__window_get(&reorder->window, reorder->next, &view);
-    reorder_fetch_insert(reorder, (struct reorder_fetch){
-                                      .sequence = reorder->next,
-                                      .slot = view.slot,
-                                      .bytes = view.bytes,
-                                      .state = FETCH_UNDERWAY,
-                                  });
+    reorder_fetch_insert(reorder, reorder->next, &view);
     r = weir_region_fetch(reorder->region, &view.slot, 1, reorder_fetched,
                           (void *)(uintptr_t)reorder->id);
     if (r < 0)
@@ -633,14 +667,14 @@ static void reorder_call_ready(void)
     }
 }
 
-/* What became of a fetch: pinned, failed, or dropped because others need the room more (O7). */
+/* What became of a fetch: pinned, failed, or loose because others need the room more (O7). */
 static void reorder_settle(struct weir_reorder *reorder, struct reorder_fetch *fetch, int result,
                            bool is_awaited)
 {
     if (result == 0) {
         reorder->fetch_done_count++;
         if (!is_awaited && reorder_waiting_count > 0) {
-            reorder_fetch_drop(reorder, fetch);
+            fetch->state = FETCH_LOOSE;
             return;
         }
         result = weir_region_pin(reorder->region, fetch->slot, &fetch->data, NULL);
@@ -870,6 +904,7 @@ static void reorder_configure(struct weir_reorder *reorder,
 {
     reorder->next = config->first_sequence;
     reorder->scan = UINT64_MAX;
+    reorder->extra_bytes = FETCH_EXTRA_BYTES;
     reorder->window_items_max =
         config->window_items_max > 0 ? config->window_items_max : REORDER_WINDOW_ITEMS;
     reorder->window_bytes_max =
@@ -1058,26 +1093,52 @@ static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence, 
     return 0;
 }
 
+/* What must still leave for the tables of one more item. */
+static uint64_t reorder_tables_due(const struct weir_reorder *reorder)
+{
+    return SPILLED_ITEM_BYTES - weir__min(SPILLED_ITEM_BYTES, reorder->credit_bytes);
+}
+
+/* One more item waits, and @freed has left for its tables; the rest is for those to come. */
+static void reorder_pay_tables(struct weir_reorder *reorder, uint64_t freed)
+{
+    uint64_t credit = weir__min(reorder->credit_bytes + freed, CREDIT_BYTES_MAX);
+
+    reorder->credit_bytes = credit - weir__min(credit, SPILLED_ITEM_BYTES);
+}
+
+/* Whether all memory is taken: where the governor has room in a region it does not say wait. */
+static bool reorder_is_at_hard(const struct weir_reorder *reorder, enum weir_verdict verdict)
+{
+    return verdict == WEIR_WAIT || weir_account_delay_ns(reorder->account) >= HARD_DELAY_NS;
+}
+
 /*
  * No memory was granted, and @freed of what is further does not make up for it:
- * straight to the region, as long as something else can leave for the tables.
+ * straight to the region. At hard only if something else has left for the tables.
  */
 static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, const void *data,
                             size_t bytes, enum weir_verdict verdict, uint64_t freed)
 {
+    uint64_t due = reorder_tables_due(reorder);
     uint64_t more = 0;
     int r = 0;
 
-    if (reorder->region != NULL && freed < SPILLED_ITEM_BYTES)
-        r = reorder_spill_from(reorder, reorder_hot_end(reorder), SPILLED_ITEM_BYTES - freed,
-                               &more);
+    if (reorder->region != NULL && freed < due)
+        r = reorder_spill_from(reorder, reorder_hot_end(reorder), CREDIT_BYTES_MAX, &more);
     reorder_refund(reorder, freed + more);
     if (r < 0)
         return r;
-    if (verdict == WEIR_WAIT && freed + more == 0)
+    if (freed + more < due && reorder_is_at_hard(reorder, verdict))
         return -EAGAIN;
-    return bytes == 0 ? reorder_push_memory(reorder, sequence, data, bytes)
-                      : reorder_push_region(reorder, sequence, data, bytes);
+
+    if (bytes == 0)
+        r = reorder_push_memory(reorder, sequence, data, bytes);
+    else
+        r = reorder_push_region(reorder, sequence, data, bytes);
+    if (r == 0)
+        reorder_pay_tables(reorder, freed + more);
+    return r;
 }
 
 /*
@@ -1087,11 +1148,12 @@ static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, con
 static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, const void *data,
                              size_t bytes, enum weir_verdict verdict)
 {
+    uint64_t wanted = bytes + reorder_tables_due(reorder);
     uint64_t freed = 0;
     int r = 0;
 
     if (reorder->region != NULL)
-        r = reorder_spill_from(reorder, sequence + 1, bytes + SPILLED_ITEM_BYTES, &freed);
+        r = reorder_spill_from(reorder, sequence + 1, wanted, &freed);
     if (freed < bytes && sequence != reorder->next) {
         if (r == 0)
             return reorder_push_out(reorder, sequence, data, bytes, verdict, freed);
@@ -1101,12 +1163,14 @@ static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, co
     }
 
     r = reorder_push_memory(reorder, sequence, data, bytes);
-    if (r < 0)
+    if (r < 0) {
         reorder_refund(reorder, freed);
-    else if (freed > bytes)
+    } else if (freed >= bytes) {
         reorder_refund(reorder, freed - bytes);
-    else if (freed < bytes)
+        reorder_pay_tables(reorder, freed - bytes);
+    } else {
         reorder_charge_head(reorder, bytes - freed);
+    }
     return r;
 }
 
@@ -1287,8 +1351,10 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
     if (r != -EAGAIN)
         return r;
 
+    is_under_way = fetch != NULL && fetch->state == FETCH_UNDERWAY;
+    if (fetch != NULL && !is_under_way)
+        reorder_lose(reorder);
     /* O7 */
-    is_under_way = fetch != NULL;
     reorder_set_waiting(reorder, true);
     reorder_yield_all(reorder->region);
     if (is_under_way)
@@ -1445,7 +1511,7 @@ static void reorder_audit_fetches(const struct weir_reorder *reorder)
         WEIR_CHECK(view.bytes == fetch->bytes);
         WEIR_CHECK(view.slot.index == fetch->slot.index);
         WEIR_CHECK(view.slot.generation == fetch->slot.generation);
-        bytes += fetch->bytes + FETCH_ITEM_BYTES;
+        bytes += fetch->cost_bytes;
     }
     WEIR_CHECK(bytes == reorder->ahead_bytes);
     WEIR_CHECK((reorder->busy_link != NULL) == (reorder->fetch_count > 0));
@@ -1498,6 +1564,7 @@ void weir_reorder_audit(const struct weir_reorder *reorder)
     else
         WEIR_CHECK(reorder->charged_bytes == 0);
     WEIR_CHECK(reorder->lent_bytes <= reorder->working_bytes);
+    WEIR_CHECK(reorder->credit_bytes <= CREDIT_BYTES_MAX);
     WEIR_CHECK(window->packs.bytes >= memory_bytes + reorder->popped_bytes);
     WEIR_CHECK(reorder->slack_bytes >= window->packs.bytes - memory_bytes - reorder->popped_bytes);
     if (reorder->region != NULL)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """demo_e2e - the main job in small, and whether it would notice
 
-    demo_e2e.py --server FILE --dump FILE
+    demo_e2e.py --server FILE --dump FILE [--sanitized]
 
 Two halves. The job runs against weir-server as it stands, on a tree with what is
 odd in trees. And it runs against demo_liar.py, which cheats in every way that the
@@ -301,13 +301,19 @@ class Job(Case):
 
     def setUp(self):
         super().setUp()
-        if not arguments.server:
-            self.skipTest('no weir-server was given')
+        self.assertTrue(arguments.server and arguments.dump, 'give --server and --dump')
+
+    def assert_passed(self, result):
+        """A sanitizer's shadow is memory too: there the limit is not judged."""
+        is_held = result.last['peak'] <= result.last['limit'] + 16 * MEBIBYTE
+        if not arguments.sanitized:
+            self.assertTrue(is_held, result)
+        self.assertEqual(result.status, 0 if is_held else 1, result)
 
     def test_a_tree_of_files_comes_back(self):
         files, total = 0, 0
         for i in range(2000):
-            length = self.random.choice((0, 1, 100, 4096, 16384, 100_000))
+            length = self.random.choice((0, 1, 100, 4096, 16384, 100_000, 250_000))
             self.write(f'{i % 37}/{i:05}', length)
             files, total = files + 1, total + length
         for length in (1, 65536, 65537, 3 * MEBIBYTE, 4 * MEBIBYTE):
@@ -327,7 +333,7 @@ class Job(Case):
                            '--patience', '30')
         self.assertLess(time.monotonic() - began, 60)
 
-        self.assertEqual(result.status, 0, result)
+        self.assert_passed(result)
         self.assertEqual(result.errors, '')
         self.assertIn('(left out: 1 larger than 4194304 bytes, 0 beyond', result.out)
         last = result.last
@@ -335,9 +341,9 @@ class Job(Case):
                          (files, total, files), result)
         self.assertEqual((last['mismatched'], last['lost'], last['limit']),
                          (0, 0, 32 * MEBIBYTE), result)
-        self.assertLessEqual(last['peak'], 48 * MEBIBYTE, result)
         self.assertGreater(last['peak'], 4 * MEBIBYTE, result)
         # Half of it was held up, which memory cannot carry.
+        self.assertGreater(total // 2, 40 * MEBIBYTE)
         self.assertGreater(last['spilled'], total // 2 - 32 * MEBIBYTE, result)
         self.assertIn('--map:', result.out)
         self.assertNotIn('cannot start', result.out)
@@ -345,7 +351,7 @@ class Job(Case):
     def test_one_file_is_enough(self):
         self.write('empty', 0)
         result = self.demo(arguments.server, '--memory', '64m', '--producers', '2')
-        self.assertEqual(result.status, 0, result)
+        self.assert_passed(result)
         self.assertEqual(result.last['delivered'], 1, result)
 
 
@@ -353,5 +359,6 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     parser.add_argument('--server')
     parser.add_argument('--dump')
+    parser.add_argument('--sanitized', action='store_true')
     arguments, rest = parser.parse_known_args()
     unittest.main(argv=[sys.argv[0], *rest], verbosity=1)

@@ -156,6 +156,8 @@ class Server:
         self.pid = self.process.pid
 
     def error_text(self):
+        if self.errors.closed:
+            return self.errors_said
         self.errors.seek(0)
         return self.errors.read().decode(errors='replace')
 
@@ -180,6 +182,8 @@ class Server:
 
     def clean(self):
         self.process.stdout.close()
+        self.errors_said = self.error_text()
+        self.errors.close()
         if self.own_directory:
             self.own_directory.cleanup()
 

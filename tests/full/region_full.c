@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * region_full - what a region does on a disk of 64 MiB
+ * region_full - what a region does on a disk of 64 MiB, and on one that fails
  *
  * A full disk is an error code: never a signal, never an item lost, and the
  * region goes on as soon as there is space again, ours or that of others. What
@@ -358,7 +358,290 @@ static void full_at_every_step(void **state)
     }
 }
 
-int main(void)
+/* ---- A disk that fails ------------------------------------------------------ */
+
+/* Puts until something goes wrong; what it was. */
+static int put_until_it_fails(struct items *items)
+{
+    struct weir_region_stats stats;
+
+    for (;;) {
+        int r = put(items);
+        if (r < 0)
+            return r;
+        r = weir_region_poll(items->region);
+        if (r < 0)
+            return r;
+        weir_region_stats(items->region, &stats);
+        if (stats.degraded)
+            return -EIO;
+        assert_true(items->count * items->bytes < DISK_BYTES);
+    }
+}
+
+/* Some items on a good disk, then it is stopped, and puts until something goes wrong; what it was. */
+static struct items *start_on_failing_disk(struct harness_thindisk *disk, int *ret_error)
+{
+    struct items *items = test_calloc(1, sizeof(*items));
+    struct weir_region_config config = {
+        .directory = disk->path,
+        .bytes_initial = 4 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    };
+
+    items->bytes = 20000;
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    while (items->count < 700)
+        assert_int_equal(put(items), 0);
+    for (int i = 0; i < 50; i++)
+        assert_true(weir_region_wait(items->region, 10000000) >= 0);
+    assert_int_equal(harness_thindisk_stop(disk), 0);
+    *ret_error = put_until_it_fails(items);
+    return items;
+}
+
+static void a_failed_write_back_loses_nothing(void **state)
+{
+    struct harness_thindisk disk;
+    struct weir_region_stats stats;
+    struct timespec since;
+    struct timespec now;
+    const char *reason = harness_thindisk(&disk, DISK_BYTES, 2 * DISK_BYTES);
+
+    (void)state;
+    if (reason != NULL) {
+        print_message("SKIP: %s\n", reason);
+        skip();
+    }
+    int r;
+    struct items *items = start_on_failing_disk(&disk, &r);
+    assert_true(r == -EIO || r == -ENOSPC);
+    weir_region_stats(items->region, &stats);
+    assert_true(stats.degraded);
+    assert_true(stats.write_error_count > 0);
+    weir_region_audit(items->region);
+    assert_all_whole(items); /* what is cold was confirmed, what was not is still in memory */
+
+    /* It goes on as long as there is memory, then says why not. */
+    while ((r = put(items)) == 0)
+        assert_true(items->count * items->bytes < DISK_BYTES);
+    assert_true(r == -EIO || r == -ENOSPC || r == -EAGAIN);
+    bool told = r != -EAGAIN;
+    for (int i = 0; i < 20; i++) {
+        r = weir_region_wait(items->region, 10000000);
+        assert_true(r >= 0 || r == -EIO || r == -ENOSPC);
+        told |= r < 0;
+    }
+    assert_true(told);
+    weir_region_stats(items->region, &stats);
+    assert_true(stats.degraded);
+    assert_true(stats.resident_bytes <= 8 * MIB);
+    assert_int_equal(stats.slot_count, items->count);
+    weir_region_audit(items->region);
+    assert_all_whole(items);
+
+    /* The disk is mended: all is written, and it goes on. */
+    assert_int_equal(harness_thindisk_grow(&disk, 2 * DISK_BYTES), 0);
+    clock_gettime(CLOCK_MONOTONIC, &since);
+    do {
+        r = weir_region_wait(items->region, 10000000);
+        assert_true(r >= 0 || r == -EIO || r == -ENOSPC);
+        weir_region_stats(items->region, &stats);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+    } while (stats.degraded);
+    size_t count = items->count;
+    while (items->count < count + 1000) {
+        r = put(items);
+        assert_true(r == 0 || r == -EAGAIN);
+        if (r < 0)
+            assert_true(weir_region_wait(items->region, 10000000) >= 0);
+    }
+    assert_all_whole(items);
+    weir_region_audit(items->region);
+    weir_region_stats(items->region, &stats);
+    assert_false(stats.degraded);
+    assert_true(stats.resident_bytes <= 8 * MIB);
+    weir_region_close(items->region);
+    test_free(items);
+    harness_thindisk_remove(&disk);
+}
+
+/*
+ * The kernel writes dirty pages when it likes, fails, and calls them clean. Who
+ * hears of it is the next write-back of the file, of whatever chunk.
+ */
+static void what_the_kernel_failed_to_write_is_not_lost(void **state)
+{
+    struct harness_thindisk disk;
+    struct weir_region_stats stats;
+    struct weir_slot built;
+    const char *reason = harness_thindisk(&disk, DISK_BYTES, 2 * DISK_BYTES);
+    struct items *items = test_calloc(1, sizeof(*items));
+    struct weir_region_config config = {
+        .directory = disk.path,
+        .bytes_initial = 32 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    };
+    struct timespec since;
+    struct timespec now;
+    int r;
+
+    (void)state;
+    if (reason != NULL) {
+        test_free(items);
+        skip();
+    }
+    items->bytes = 20000;
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    while (items->count < 400)
+        assert_int_equal(put(items), 0);
+    for (int i = 0; i < 50; i++)
+        assert_true(weir_region_wait(items->region, 10000000) >= 0);
+    assert_int_equal(harness_thindisk_stop(&disk), 0);
+
+    /* An unfinished item keeps its chunk from being written for a while. */
+    assert_int_equal(weir_region_alloc(items->region, 100, (struct weir_label){0, 2}, &built), 0);
+    assert_int_equal(weir_region_write(items->region, built, 0, "half", 4), 0);
+    while (items->count < 500)
+        assert_int_equal(put(items), 0);
+    int home = open(disk.path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_true(home >= 0);
+    (void)!syncfs(home); /* as the flusher would after some time */
+    close(home);
+    assert_int_equal(harness_thindisk_grow(&disk, 2 * DISK_BYTES), 0);
+
+    clock_gettime(CLOCK_MONOTONIC, &since);
+    while (items->count < 600) {
+        r = put(items);
+        assert_true(r == 0 || r == -EAGAIN || r == -EIO || r == -ENOSPC);
+        r = weir_region_poll(items->region);
+        assert_true(r >= 0 || r == -EIO || r == -ENOSPC);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+    }
+    assert_int_equal(weir_region_free(items->region, built), 0);
+    while (items->count < 1400) {
+        r = put(items);
+        assert_true(r == 0 || r == -EAGAIN || r == -EIO || r == -ENOSPC);
+        r = weir_region_wait(items->region, 1000000);
+        assert_true(r >= 0 || r == -EIO || r == -ENOSPC);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+    }
+    weir_region_stats(items->region, &stats);
+    assert_false(stats.degraded);
+    assert_all_whole(items);
+    weir_region_close(items->region);
+    test_free(items);
+    harness_thindisk_remove(&disk);
+}
+
+static void close_while_degraded(void **state)
+{
+    struct harness_thindisk disk;
+    const char *reason = harness_thindisk(&disk, DISK_BYTES, 2 * DISK_BYTES);
+    int fd_count = harness_fd_count();
+
+    (void)state;
+    if (reason != NULL)
+        skip();
+    int r;
+    struct items *items = start_on_failing_disk(&disk, &r);
+    assert_true(r == -EIO || r == -ENOSPC);
+    for (size_t i = 0; i < items->count; i += 2) /* frees need no disk */
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+    weir_region_audit(items->region);
+    weir_region_close(items->region);
+    test_free(items);
+    assert_int_equal(harness_fd_count(), fd_count);
+    harness_thindisk_remove(&disk);
+}
+
+struct answers {
+    size_t count;
+    size_t errors;
+};
+
+static void answered(void *context, struct weir_slot slot, int result)
+{
+    struct answers *answers = context;
+
+    (void)slot;
+    /* Of a device that ends too early the kernel may also read zeroes. */
+    assert_true(result == 0 || result == -EIO || result == -EBADMSG);
+    answers->count++;
+    answers->errors += result < 0;
+}
+
+static void a_failed_read_is_an_error_code(void **state)
+{
+    struct harness_thindisk disk;
+    struct weir_region_stats stats;
+    struct answers answers = {0, 0};
+    const char *reason = harness_thindisk(&disk, DISK_BYTES, 2 * DISK_BYTES);
+    unsigned char *data = test_malloc(20001);
+    size_t errors = 0;
+    size_t bytes = 0;
+
+    (void)state;
+    if (reason != NULL)
+        skip();
+    struct items *items = test_calloc(1, sizeof(*items));
+    struct weir_region_config config = {
+        .directory = disk.path,
+        .bytes_initial = 4 * MIB,
+        .bytes_max = 40 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    };
+    items->bytes = 20000;
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    while (items->count < 1700)
+        assert_int_equal(put(items), 0);
+    assert_int_equal(truncate(disk.image, 4 * (off_t)MIB), 0); /* most of the disk is gone */
+
+    for (size_t i = 0; i < items->count; i++) {
+        struct weir_slot_info info;
+        assert_int_equal(weir_region_slot(items->region, items->slots[i], &info), 0);
+        int r = weir_region_read(items->region, items->slots[i], 0, data, 20001, &bytes);
+        assert_true(r == 0 || r == -EIO || r == -EBADMSG);
+        if (info.resident) /* what is in memory is not touched by it */
+            assert_int_equal(r, 0);
+        if (r == 0)
+            assert_int_equal(harness_differs_at(data, bytes, i, 0), bytes);
+        errors += r < 0;
+    }
+    assert_true(errors > 500);
+    for (size_t i = 0; i < 1000; i += 100)
+        assert_int_equal(
+            weir_region_fetch(items->region, items->slots + i, 100, answered, &answers), 0);
+    for (int tries = 0; answers.count < 1000; tries++) {
+        assert_true(tries < 10000);
+        assert_true(weir_region_wait(items->region, 10000000) >= 0);
+    }
+    assert_true(answers.errors > 100);
+    weir_region_stats(items->region, &stats);
+    assert_true(stats.read_error_count > 0);
+
+    /* Cold holes are of no use on such a disk, but nothing dies of it. */
+    for (size_t i = 0; i < items->count; i += 2)
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+    for (int i = 0; i < 2000; i++) {
+        struct weir_slot slot;
+        int r = weir_region_put(items->region, data, 18000, (struct weir_label){0, 9}, &slot);
+        assert_true(r == 0 || r == -EAGAIN || r == -EDQUOT || r == -EIO || r == -ENOSPC);
+        r = weir_region_poll(items->region);
+        assert_true(r >= 0 || r == -EIO || r == -ENOSPC);
+        if (i % 100 == 0)
+            weir_region_audit(items->region);
+    }
+    weir_region_close(items->region);
+    test_free(items);
+    test_free(data);
+    harness_thindisk_remove(&disk);
+}
+
+int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
         {"a full disk is an error code, and what failed is undone", a_full_disk_is_an_error_code,
@@ -374,9 +657,17 @@ int main(void)
         {"the floor of free space is left alone", the_floor_is_left_alone, NULL, NULL, NULL},
         {"cold items live on a full disk", cold_items_live_on_a_full_disk, NULL, NULL, NULL},
         {"the disk may be full at every step", full_at_every_step, NULL, NULL, NULL},
+        {"a failed write-back loses nothing, and a mended disk goes on",
+         a_failed_write_back_loses_nothing, NULL, NULL, NULL},
+        {"what the kernel failed to write by itself is not lost",
+         what_the_kernel_failed_to_write_is_not_lost, NULL, NULL, NULL},
+        {"a region can be closed while it is degraded", close_while_degraded, NULL, NULL, NULL},
+        {"a failed read is an error code", a_failed_read_is_an_error_code, NULL, NULL, NULL},
     };
     const char *reason = harness_smalldisk(DISK_BYTES, &full_disk);
 
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     if (reason != NULL) {
         printf("SKIP: %s\n", reason);
         return 77;

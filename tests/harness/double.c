@@ -303,6 +303,7 @@ void double_account_init(struct weir_account *account)
     *account = (struct weir_account){
         .spill_at = UINT64_MAX,
         .wait_at = UINT64_MAX,
+        .hard_at = UINT64_MAX,
         .never_at = UINT64_MAX,
     };
 }
@@ -347,6 +348,11 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
 uint64_t weir_account_flush_bytes(const struct weir_account *account)
 {
     return account->flush_bytes;
+}
+
+uint64_t weir_account_delay_ns(const struct weir_account *account)
+{
+    return account->charged_bytes >= account->hard_at ? UINT64_C(10000000) : 0;
 }
 
 static void account_book(void *context, int64_t bytes)

@@ -340,6 +340,8 @@ static inline void model_check_at(struct model *model, const struct model_item *
     model->events[MODEL_SAW_HOT]++;
     MODEL_EQUAL(model, bytes, item->bytes);
     MODEL_EQUAL(model, memcmp(data, item->copy, bytes), 0);
+    if (item->pins > 0) /* M4 */
+        MODEL_CHECK(model, data == item->pinned_at);
 }
 
 static inline void model_check_read(struct model *model, const struct model_item *item,
@@ -1015,8 +1017,11 @@ static inline void model_step(struct model *model, enum model_choice choice, uin
         model_unpin_some(model, a);
         break;
     case MODEL_BUILD:
-        model_build(model, b % 32 == 0 ? a % (model->fixed.item_bytes_max + 2) : a % 200000,
-                    (uint16_t)(b % 16));
+        if (b % 8 == 0) /* large ones, the largest seldom */
+            model_build(model, a % (model->fixed.item_bytes_max + 2) >> b / 8 % 8,
+                        (uint16_t)(b % 16));
+        else
+            model_build(model, a % 200000, (uint16_t)(b % 16));
         break;
     case MODEL_WRITE:
         item = model_pick_unfinished(model, a);

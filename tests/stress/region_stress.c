@@ -27,6 +27,7 @@
 
 #define STRESS_STEPS_SHORT UINT64_C(60000)
 #define STRESS_STEPS_LONG  UINT64_C(10000000)
+#define STRESS_EBB_POLLS   200
 
 struct weather {
     const char *name;
@@ -181,19 +182,19 @@ static const struct weather stress_weathers[] = {
     {
         .name = "pieces",
         .config = {.bytes_initial = 4 * MIB, .bytes_max = 128 * MIB, .resident_bytes_max = 8 * MIB},
-        .size_max = 5000,
+        .size_max = 400000,
         .live_max = 40 * MIB,
         .build_max = 40 * MIB,
         .share = 5,
         .weights = {[MODEL_PUT] = 20,
                     [MODEL_FREE] = 15,
-                    [MODEL_BUILD] = 10,
+                    [MODEL_BUILD] = 15,
                     [MODEL_WRITE] = 100,
                     [MODEL_WRITE_WRONG] = 5,
                     [MODEL_COMMIT] = 15,
                     [MODEL_AT] = 10,
                     [MODEL_READ] = 3,
-                    [MODEL_FETCH] = 5,
+                    [MODEL_FETCH] = 30,
                     [MODEL_FETCH_INTO] = 20,
                     [MODEL_POLL] = 20},
     },
@@ -242,6 +243,23 @@ static enum model_choice stress_choose(const struct weather *weather, uint64_t *
     return MODEL_AT;
 }
 
+/* Low tide: all goes, the file shrinks in polls, and all comes again. */
+static void stress_ebb(struct model *model)
+{
+    model_unpin_all(model);
+    model_settle(model);
+    model_unpin_all(model);
+    while (model->item_count > 0)
+        model_free_item(model, model_pick(model, weir__random(&model->random)));
+    model_check_all(model);
+    for (int i = 0; i < STRESS_EBB_POLLS; i++) {
+        model_wait(model);
+        model_check_figures(model);
+    }
+    model_check_all(model);
+    model_fill(model);
+}
+
 static int stress_run(const struct weather *weather, uint64_t steps, uint64_t seed,
                       uint64_t *events)
 {
@@ -271,6 +289,8 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
         if (weather->size_max_later > 0)
             model.size_max = weather->size_max +
                              (weather->size_max_later - weather->size_max) * (i * 64 / steps) / 63;
+        if (i == steps / 2)
+            stress_ebb(&model);
         model_step(&model, stress_choose(weather, &random), a, b);
         if (weir__random_below(&random, 64 + model.item_count / 8) == 0) {
             weir_region_audit(model.region);

@@ -2,13 +2,16 @@
 """board - what the processes of the job tell each other
 
 Shared memory, made before the processes are. Each word has one writer, so that
-nobody locks; only the next block to push is taken under a lock.
+nobody locks; only the next block to push is taken under a lock. (Record locks and
+a pipe, not Python's: those need a /dev/shm that we may write to.)
 
 Per item the producer notes what it pushed *before* it pushes it: length, times
 and SHA-256. The consumer sees it complete, because the item itself came by.
 """
 
+import fcntl
 import mmap
+import os
 
 DIGEST_BYTES = 32
 HELD_PRODUCER = -1  # the one that pushes the held item has the last row
@@ -46,10 +49,10 @@ def _words(count, kind):
 
 
 class Board:
-    def __init__(self, context, item_count, producer_count):
-        self._lock = context.Lock()
+    def __init__(self, item_count, producer_count):
+        self._lock = os.memfd_create('blocks')
         self._next_block = _words(1, 'Q')
-        self.half_reached = context.Semaphore(0)
+        self._half = os.pipe()
         self.producers = [Row(_words(len(PRODUCER_WORDS), 'Q'), PRODUCER_WORDS)
                           for _ in range(producer_count + 1)]
         self.consumer = Row(_words(len(CONSUMER_WORDS), 'Q'), CONSUMER_WORDS)
@@ -61,10 +64,18 @@ class Board:
         self._digests = mmap.mmap(-1, max(item_count * DIGEST_BYTES, 1))
 
     def take_block(self):
-        with self._lock:
-            index = self._next_block[0]
-            self._next_block[0] = index + 1
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        index = self._next_block[0]
+        self._next_block[0] = index + 1
+        fcntl.lockf(self._lock, fcntl.LOCK_UN)
         return index
+
+    def tell_half(self):
+        """Half of all bytes are in: each producer says so once."""
+        os.write(self._half[1], b'.')
+
+    def wait_half(self):
+        os.read(self._half[0], 1)
 
     def note(self, item, kind, length, modified_ns, changed_ns, digest):
         self.kinds[item] = kind

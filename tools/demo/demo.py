@@ -304,7 +304,7 @@ class Demo:
         job.held_item = min(HELD_ITEM, len(found.paths) - 1)
         job.held_until_bytes = min(found.total_bytes // 2,
                                    found.total_bytes - found.sizes[job.held_item])
-        job.board = boards.Board(self.context, len(found.paths), options.producers)
+        job.board = boards.Board(len(found.paths), options.producers)
         job.measure = sampler.choose_measure()
         self.total_bytes = found.total_bytes
         self.display = displays.Display(len(found.paths), found.total_bytes, options.memory)

@@ -127,7 +127,7 @@ class Producer:
         board = self.board
         if not self.half_told and (board.accepted_bytes() >= self.job.held_until_bytes
                                    or board.accepted_count() >= len(self.job.paths) - 1):
-            board.half_reached.release()
+            board.tell_half()
             self.half_told = True
 
     def push_all(self, items):
@@ -167,5 +167,5 @@ def run_held(job):
     """The one that comes late: it has a single item, and the stream waits for it."""
     producer = Producer(job, job.board.producers[boards.HELD_PRODUCER])
     producer.tell_half()  # nothing to wait for, if there is nothing else
-    job.board.half_reached.acquire()
+    job.board.wait_half()
     producer.push_all([job.held_item])

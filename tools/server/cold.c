@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "store.h"
+#include "stock.h"
 #include "stream.h"
 
 #define COLD_FETCH_MAX   64                    /* slots of one call */
@@ -119,7 +119,7 @@ static struct value *hold_copy(struct shard *shard, struct hold *hold)
     if (weir_region_at(shard->region, hold->slot, &data, &bytes) < 0)
         return NULL;
     assert(bytes == hold->bytes);
-    value = store_make_loose(shard, bytes);
+    value = stock_make_loose(shard, bytes);
     if (value != NULL && bytes > 0)
         memcpy(value->data, data, bytes);
     return value;
@@ -215,7 +215,7 @@ static void hold_answer(struct shard *shard, struct hold *hold, int result)
         cold_release(shard, hold); /* the last one ends it */
     }
     if (value != NULL)
-        store_unref(shard, value);
+        stock_unref(shard, value);
 }
 
 static void cold_fetched(void *context, struct weir_slot slot, int result)
@@ -271,7 +271,7 @@ static void read_complete(struct weir_operation *operation, int32_t result, uint
     shard_answer(request->shard, request);
 }
 
-void cold_read(struct shard *shard, struct request *request)
+static void cold_read_piece(struct shard *shard, struct request *request)
 {
     const struct weir_slot slot = request->hold != NULL
                                       ? request->hold->slot
@@ -289,6 +289,14 @@ void cold_read(struct shard *shard, struct request *request)
     }
     request->piece_result = r;
     shard_answer(shard, request);
+}
+
+void cold_read(struct shard *shard, struct request *request)
+{
+    /* The pieces of an item need what the items before it hold. */
+    if (request->batch != NULL)
+        stream_release_some(request->batch, request->emit_index);
+    cold_read_piece(shard, request);
 }
 
 /* ---- Pushing out ---------------------------------------------------------------- */
@@ -309,7 +317,7 @@ static int flush_value(struct shard *shard, struct value *value, uint64_t *freed
     keyspace_set_slot(&shard->keys, entry, slot, bytes);
     entry->was_read_cold = false;
     *freed_bytes += value_cost(bytes);
-    store_unref(shard, value);
+    stock_unref(shard, value);
     shard->figures.spilled_count++;
     return 0;
 }

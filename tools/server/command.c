@@ -83,7 +83,7 @@ const struct command *command_find(struct slice name)
         return NULL;
     word = name_word(name.data, name.bytes);
     for (size_t i = 0; i < COMMAND_COUNT; i++)
-        if (words[i] == word)
+        if (words[i] == word && strlen(commands[i].name) == name.bytes)
             return &commands[i];
     return NULL;
 }

@@ -332,6 +332,8 @@ static bool emit_pieces(struct connection *connection, struct request *request, 
             request->emit_offset = 0;
             return true;
         }
+        if (request->emit_offset == 0 && request->emit_index > 0 && connection->output.bytes > 0)
+            return false; /* what was fetched for the items before is given back with the read */
         if (request->piece == NULL && (request->piece = piece_take(connection)) == NULL)
             return false;
         request->piece_offset = request->emit_offset;
@@ -999,7 +1001,7 @@ static bool words_feed(struct connection *connection)
         return true;
     case RESP_ERROR:
         connection_protocol_error(connection, reader->error);
-        return false;
+        return true;
     case RESP_MORE:
         break;
     }
@@ -1010,10 +1012,11 @@ static bool words_feed(struct connection *connection)
         connection_long_word(connection);
         return true;
     }
-    if (connection->start == 0 && connection->filled == CONNECTION_INPUT)
-        connection_protocol_error(connection, reader->arguments_left == 0 ? "too big inline request"
-                                                                          : "too big request");
-    return false;
+    if (connection->start > 0 || connection->filled < CONNECTION_INPUT)
+        return false;
+    connection_protocol_error(connection, reader->arguments_left == 0 ? "too big inline request"
+                                                                      : "too big request");
+    return true;
 }
 
 /* Until there is nothing to read, or a reason to wait; whether anything was done. */

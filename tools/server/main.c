@@ -171,7 +171,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         settings->has_workers = true;
         return 0;
     case KEY_MEMORY:
-        if (!read_bytes(text, weir_governor_machine_bytes(), &config->memory_bytes))
+        if (!read_bytes(text, weir_governor_machine_bytes(), &config->memory_bytes) ||
+            config->memory_bytes == 0)
             argp_error(state, "--memory is like 64m, 1g or 50%%, not '%s'", text);
         return 0;
     case KEY_SPILL_DIR:

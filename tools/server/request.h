@@ -64,6 +64,7 @@ enum piece_state {
 struct batch {
     struct stream *stream;
     uint32_t item_count;
+    uint32_t released_count; /* of the first: sent, and given back already */
     struct weir_item items[];
 };
 

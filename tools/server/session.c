@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "cold.h"
-#include "store.h"
+#include "stock.h"
 
 #define SESSION_INFO_BYTES    8192
 #define SESSION_INFO_PER_CORE 1024
@@ -48,7 +48,7 @@ paper_print(struct paper *paper, const char *format, ...)
 
 static struct value *paper_begin(struct shard *shard, size_t bytes, struct paper *ret_paper)
 {
-    struct value *value = store_make_loose(shard, bytes);
+    struct value *value = stock_make_loose(shard, bytes);
 
     if (value != NULL)
         *ret_paper = (struct paper){.data = value->data, .bytes_max = bytes};
@@ -70,7 +70,7 @@ static void reply_bulk(struct shard *shard, struct request *request, struct slic
         request_reply_bulk(request, text.data, text.bytes);
         return;
     }
-    value = store_make_loose(shard, text.bytes);
+    value = stock_make_loose(shard, text.bytes);
     if (value == NULL) {
         shard_reply_oom(shard, request);
         return;
@@ -489,12 +489,12 @@ static void info_workers(struct paper *paper, const struct server *server)
                     figures->keys.charged_bytes);
         paper_print(paper,
                     ",resident=%" PRIu64 ",resident_max=%" PRIu64 ",live=%" PRIu64 ",file=%" PRIu64
-                    ",disk=%" PRIu64 ",written=%" PRIu64 ",dirty=%" PRIu64 ",fetched=%" PRIu64
-                    ",pinned=%" PRIu64 ",tables=%" PRIu64,
+                    ",disk=%" PRIu64 ",written=%" PRIu64 ",put=%" PRIu64 ",dirty=%" PRIu64
+                    ",fetched=%" PRIu64 ",pinned=%" PRIu64 ",tables=%" PRIu64,
                     region->resident_bytes, region->resident_bytes_max, region->live_bytes,
                     region->file_bytes, region->disk_bytes, region->written_bytes,
-                    region->dirty_bytes, region->fetched_bytes, region->pinned_bytes,
-                    region->metadata_bytes);
+                    region->put_bytes, region->dirty_bytes, region->fetched_bytes,
+                    region->pinned_bytes, region->metadata_bytes);
         paper_print(paper,
                     ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
                     ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64 "\r\n",

@@ -2,7 +2,7 @@
 /*
  * shard - a turn of one core, and the way between cores
  *
- *      connection --submit--> owner's shard --run--> store, stream
+ *      connection --submit--> owner's shard --run--> stock, stream
  *          ^                      |  parked? later, in the order of its lane
  *          +-------answer---------+
  *
@@ -40,7 +40,7 @@
 
 #include "cold.h"
 #include "connection.h"
-#include "store.h"
+#include "stock.h"
 #include "stream.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -176,9 +176,9 @@ static void shard_send_outboxes(struct shard *shard)
 static void shard_let_go(struct shard *shard, struct request *request)
 {
     shard_take_back(shard, request);
-    store_drop_place(shard, request);
+    stock_drop_place(shard, request);
     if (request->value != NULL)
-        store_unref(shard, request->value);
+        stock_unref(shard, request->value);
     if (request->hold != NULL)
         cold_release(shard, request->hold);
     if (request->batch != NULL)
@@ -317,11 +317,11 @@ static bool shard_step(struct shard *shard, struct request *request)
 
     request->is_parked = false;
     if (request->stage == STAGE_COMMAND)
-        progress = store_run(shard, request);
+        progress = stock_run(shard, request);
     else if (request->stage == STAGE_BEGIN)
-        progress = store_begin(shard, request);
+        progress = stock_begin(shard, request);
     else
-        progress = store_piece(shard, request);
+        progress = stock_piece(shard, request);
 
     if (progress == PROGRESS_WAIT) {
         request->is_parked = true;
@@ -582,7 +582,7 @@ static void shard_tick_timed(struct shard *shard)
     shard->tick_ns = shard->now_ns;
     if (keyspace_step(&shard->keys, 512))
         shard_nudge(shard);
-    store_sweep(shard);
+    stock_sweep(shard);
     if (shard->region_is_full && shard->now_ns - shard->region_full_ns > SHARD_FULL_NS)
         shard->region_is_full = false;
     if (shard->now_ns - shard->slow_tick_ns >= SHARD_SLOW_NS) {
@@ -614,7 +614,7 @@ static void shard_clear(struct shard *shard)
     struct request *request;
 
     stream_remove_all(shard);
-    store_clear(shard);
+    stock_clear(shard);
     while ((request = shard->free_requests) != NULL) {
         shard->free_requests = request->next;
         free(request);
@@ -698,7 +698,7 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
 
 static uint64_t region_resident_bytes(const struct server_config *config)
 {
-    const uint64_t share = config->memory_bytes / 4 / config->worker_count;
+    const uint64_t share = config->memory_bytes / 3 / config->worker_count;
 
     return clamp(share, 8 * SHARD_MIB, 64 * SHARD_MIB) & ~(2 * SHARD_MIB - 1);
 }

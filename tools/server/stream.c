@@ -7,9 +7,11 @@
  *                    |               +-- their bytes are sent from where they lie
  *      WPOP BLOCK waits here: served when the head comes, or comes back
  *
- * A batch is what one WPOP took. It ends at COUNT items, or at the first that
- * brings it to 256 KiB, so that a reply stays bounded; its bytes stay with the
- * reorder buffer until the connection has sent them. A stream that is removed
+ * A batch is what one WPOP took. It ends at COUNT items, or with the first that
+ * brings it to 256 KiB or is too long for memory, so that a reply stays bounded; its bytes stay with the
+ * reorder buffer until the connection has sent them. An item that is too long for
+ * memory is read piece by piece: it is the last of its batch, and the fetched ones
+ * before it are given back first, for they hold what the reading needs. A stream that is removed
  * while batches of it are out leaves the table at once and memory later.
  *
  *   T1  a stream is in the table and in the ring of all, or is_dead
@@ -24,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "store.h"
+#include "stock.h"
 
 #define STREAM_BATCH_BYTES (UINT64_C(256) << 10)
 #define STREAM_TICK_NS     UINT64_C(5000000)
@@ -250,7 +252,7 @@ static int push_payload(struct shard *shard, struct stream *stream, struct reque
         r = weir_reorder_push(stream->reorder, call->sequence, request->place.value->data,
                               request->place.value->bytes);
         if (r == 0)
-            store_drop_place(shard, request);
+            stock_drop_place(shard, request);
         return r;
     }
     return weir_reorder_push(stream->reorder, call->sequence, call->payload.data,
@@ -304,8 +306,13 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
     int r = 0;
 
     while (count < (uint32_t)request->call.number && bytes < STREAM_BATCH_BYTES &&
-           (r = weir_reorder_pop(stream->reorder, &items[count])) == 0)
-        bytes += items[count++].bytes;
+           (r = weir_reorder_pop(stream->reorder, &items[count])) == 0) {
+        const struct weir_item *item = &items[count++];
+
+        bytes += item->bytes;
+        if (item->data == NULL && item->bytes > 0)
+            break;
+    }
     if (count == 0) {
         *ret_why = r;
         if (r == -ENOENT || r == -EAGAIN)
@@ -319,6 +326,7 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
         abort();
     batch->stream = stream;
     batch->item_count = count;
+    batch->released_count = 0;
     memcpy(batch->items, items, count * sizeof(items[0]));
     stream->batch_count++;
     request->batch = batch;
@@ -326,12 +334,17 @@ static enum progress stream_take(struct shard *shard, struct stream *stream,
     return PROGRESS_DONE;
 }
 
+void stream_release_some(struct batch *batch, uint32_t count)
+{
+    for (; batch->released_count < count; batch->released_count++)
+        weir_reorder_release(batch->stream->reorder, &batch->items[batch->released_count]);
+}
+
 void stream_release(struct shard *shard, struct batch *batch)
 {
     struct stream *stream = batch->stream;
 
-    for (uint32_t i = 0; i < batch->item_count; i++)
-        weir_reorder_release(stream->reorder, &batch->items[i]);
+    stream_release_some(batch, batch->item_count);
     free(batch);
     shard_region_freed(shard);
     stream->batch_count--;
@@ -514,7 +527,7 @@ enum progress stream_info(struct shard *shard, struct request *request)
     };
     const size_t count = sizeof(fields) / sizeof(fields[0]);
 
-    value = store_make_loose(shard, STREAM_INFO_BYTES);
+    value = stock_make_loose(shard, STREAM_INFO_BYTES);
     if (value == NULL) {
         shard_reply_oom(shard, request);
         return PROGRESS_DONE;

@@ -24,7 +24,8 @@ bool stream_wants(struct shard *shard, const struct request *request);
 void stream_remove(struct shard *shard, struct stream *stream);
 void stream_remove_all(struct shard *shard);
 
-/* A reply has done with the items it took. */
+/* A reply has done with the items it took: with those before @count, or with all and the batch. */
+void stream_release_some(struct batch *batch, uint32_t count);
 void stream_release(struct shard *shard, struct batch *batch);
 
 /* A blocked pop whose client is gone: answered with nothing, if it still waits. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * store - keys and values under a budget
+ * stock - keys and values under a budget
  *
  *      value            charged to   above spill         at hard
  *      up to 127 bytes  tables       (stays in memory)   waits
@@ -18,7 +18,7 @@
  *   S1  what is charged for an entry follows from its fields: entry_cost()
  *   S2  what is charged for a value follows from its length: value_cost()
  */
-#include "store.h"
+#include "stock.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -29,12 +29,12 @@
 #include "cold.h"
 #include "stream.h"
 
-#define STORE_NUMBER_BYTES  21 /* a signed 64-bit number in decimal */
-#define STORE_SWEEP_BUCKETS 64
-#define STORE_FREE_KEYS     2000 /* of those flushed, per tick */
-#define STORE_WRONG_TYPE    "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
+#define STOCK_NUMBER_BYTES  21 /* a signed 64-bit number in decimal */
+#define STOCK_SWEEP_BUCKETS 64
+#define STOCK_FREE_KEYS     2000 /* of those flushed, per tick */
+#define STOCK_WRONG_TYPE    "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"
 
-static struct weir_label store_label(uint64_t hash)
+static struct weir_label stock_label(uint64_t hash)
 {
     return (struct weir_label){.key = hash, .owner = SHARD_OWNER_KEYS};
 }
@@ -53,7 +53,7 @@ static struct value *value_make(size_t bytes)
     return value;
 }
 
-void store_unref(struct shard *shard, struct value *value)
+void stock_unref(struct shard *shard, struct value *value)
 {
     assert(value->reference_count > 0);
     if (--value->reference_count > 0)
@@ -66,7 +66,7 @@ void store_unref(struct shard *shard, struct value *value)
     free(value);
 }
 
-struct value *store_make_loose(struct shard *shard, size_t bytes)
+struct value *stock_make_loose(struct shard *shard, size_t bytes)
 {
     struct value *value = value_make(bytes);
 
@@ -85,7 +85,7 @@ static void entry_give_up(struct shard *shard, struct entry *entry)
     case WHERE_INLINE:
         break;
     case WHERE_MEMORY:
-        store_unref(shard, keyspace_take_value(&shard->keys, entry));
+        stock_unref(shard, keyspace_take_value(&shard->keys, entry));
         break;
     case WHERE_SLOT:
         cold_drop_slot(shard, keyspace_take_slot(&shard->keys, entry));
@@ -134,8 +134,8 @@ static enum progress done_integer(struct request *request, int64_t value)
 /* Capacity for @bytes that uses up what malloc() gives anyway. */
 static size_t inline_capacity(size_t key_bytes, size_t bytes)
 {
-    if (bytes < STORE_NUMBER_BYTES)
-        bytes = STORE_NUMBER_BYTES;
+    if (bytes < STOCK_NUMBER_BYTES)
+        bytes = STOCK_NUMBER_BYTES;
     const size_t cost = slab_cost(sizeof(struct entry) + key_bytes + bytes);
 
     return cost > SLAB_BYTES_MAX ? bytes : cost - sizeof(struct entry) - key_bytes;
@@ -230,7 +230,7 @@ static enum grant make_long(struct shard *shard, struct request *request, struct
         }
         if (grant != GRANT_SPILL)
             return grant;
-        r = weir_region_put(shard->region, data.data, data.bytes, store_label(request->hash),
+        r = weir_region_put(shard->region, data.data, data.bytes, stock_label(request->hash),
                             ret_slot);
         if (r == 0) {
             shard->figures.direct_count++;
@@ -263,12 +263,12 @@ static enum grant set_long(struct shard *shard, struct request *request, struct 
     if (grant != GRANT_YES)
         return grant;
 
-    if (value != staged)
-        store_unref(shard, staged);
+    if (staged != NULL && value != staged)
+        stock_unref(shard, staged);
     request->place = (struct place){.value = value, .slot = slot};
     entry = entry_prepare(shard, request, entry, 0);
     if (entry == NULL) {
-        store_drop_place(shard, request);
+        stock_drop_place(shard, request);
         shard_reply_oom(shard, request);
         return GRANT_NEVER;
     }
@@ -334,7 +334,7 @@ static void keep(struct shard *shard, struct entry *entry, struct kept *ret_kept
 static void keep_not(struct shard *shard, struct kept *kept)
 {
     if (kept->value != NULL)
-        store_unref(shard, kept->value);
+        stock_unref(shard, kept->value);
     if (kept->hold != NULL)
         cold_release(shard, kept->hold);
 }
@@ -380,7 +380,7 @@ static enum progress run_set(struct shard *shard, struct request *request)
     enum grant grant;
 
     if (entry == NULL && is_stream(shard, request))
-        return done_text(request, STORE_WRONG_TYPE);
+        return done_text(request, STOCK_WRONG_TYPE);
     if (((call->flags & CALL_IF_MISSING) && was_there) ||
         ((call->flags & CALL_IF_THERE) && !was_there))
         return must_keep ? reply_entry(shard, request, entry) : done_text(request, RESP_NIL);
@@ -404,12 +404,12 @@ static enum progress run_set(struct shard *shard, struct request *request)
 static enum progress run_incr(struct shard *shard, struct request *request)
 {
     struct entry *entry = entry_find(shard, request);
-    char digits[STORE_NUMBER_BYTES + 1];
+    char digits[STOCK_NUMBER_BYTES + 1];
     int64_t value = 0;
     enum grant grant;
 
     if (entry == NULL && is_stream(shard, request))
-        return done_text(request, STORE_WRONG_TYPE);
+        return done_text(request, STOCK_WRONG_TYPE);
     if (entry != NULL &&
         (entry->where != WHERE_INLINE ||
          !resp_integer((struct slice){.data = entry_inline(entry), .bytes = entry->bytes}, &value)))
@@ -437,7 +437,7 @@ static enum progress run_get(struct shard *shard, struct request *request)
     }
     shard->figures.miss_count++;
     if (is_stream(shard, request))
-        return done_text(request, STORE_WRONG_TYPE);
+        return done_text(request, STOCK_WRONG_TYPE);
     return done_text(request, RESP_NIL);
 }
 
@@ -512,7 +512,7 @@ static enum progress run_strlen(struct shard *shard, struct request *request)
     const struct entry *entry = entry_find(shard, request);
 
     if (entry == NULL && is_stream(shard, request))
-        return done_text(request, STORE_WRONG_TYPE);
+        return done_text(request, STOCK_WRONG_TYPE);
     return done_integer(request, entry != NULL ? (int64_t)entry->bytes : 0);
 }
 
@@ -551,7 +551,7 @@ static void fill_figures(struct shard *shard)
     figures->blocked_count = shard->blocked_count;
 }
 
-enum progress store_run(struct shard *shard, struct request *request)
+enum progress stock_run(struct shard *shard, struct request *request)
 {
     switch (request->call.operation) {
     case OPERATION_GET:
@@ -577,19 +577,19 @@ enum progress store_run(struct shard *shard, struct request *request)
         return run_type(shard, request);
     case OPERATION_WPUSH:
         if (entry_find(shard, request) != NULL)
-            return done_text(request, STORE_WRONG_TYPE);
+            return done_text(request, STOCK_WRONG_TYPE);
         return stream_push(shard, request);
     case OPERATION_WPOP:
         if (entry_find(shard, request) != NULL)
-            return done_text(request, STORE_WRONG_TYPE);
+            return done_text(request, STOCK_WRONG_TYPE);
         return stream_pop(shard, request);
     case OPERATION_WSKIP:
         if (entry_find(shard, request) != NULL)
-            return done_text(request, STORE_WRONG_TYPE);
+            return done_text(request, STOCK_WRONG_TYPE);
         return stream_skip(shard, request);
     case OPERATION_WINFO:
         if (entry_find(shard, request) != NULL)
-            return done_text(request, STORE_WRONG_TYPE);
+            return done_text(request, STOCK_WRONG_TYPE);
         return stream_info(shard, request);
     case OPERATION_DBSIZE:
         return done_integer(request, (int64_t)(shard->keys.count + shard->stream_count));
@@ -720,7 +720,7 @@ static enum progress begin_long(struct shard *shard, struct request *request)
     return shard_wait_region(shard, request);
 }
 
-enum progress store_begin(struct shard *shard, struct request *request)
+enum progress stock_begin(struct shard *shard, struct request *request)
 {
     return request->call.payload.bytes <= shard->value_memory_max ? begin_short(shard, request)
                                                                   : begin_long(shard, request);
@@ -734,7 +734,7 @@ static void builder_end(struct shard *shard, struct weir_slot slot)
         builder->slot = (struct weir_slot){0};
 }
 
-enum progress store_piece(struct shard *shard, struct request *request)
+enum progress stock_piece(struct shard *shard, struct request *request)
 {
     struct place *place = &request->place;
     struct builder *builder = builder_of(shard, place->slot);
@@ -757,10 +757,10 @@ enum progress store_piece(struct shard *shard, struct request *request)
     return done_text(request, "-OOM the spill file did not take the value in time\r\n");
 }
 
-void store_drop_place(struct shard *shard, struct request *request)
+void stock_drop_place(struct shard *shard, struct request *request)
 {
     if (request->place.value != NULL)
-        store_unref(shard, request->place.value);
+        stock_unref(shard, request->place.value);
     if (!weir_slot_is_none(request->place.slot)) {
         builder_end(shard, request->place.slot);
         weir_region_free(shard->region, request->place.slot);
@@ -796,15 +796,15 @@ static bool dying_free(struct shard *shard, struct dying *dying, uint64_t count)
     return dying->keys.count == 0;
 }
 
-void store_sweep(struct shard *shard)
+void stock_sweep(struct shard *shard)
 {
     struct dying *dying = shard->dying;
 
     if (shard->keys.expire_count > 0)
-        keyspace_scan(&shard->keys, &shard->sweep_cursor, STORE_SWEEP_BUCKETS, sweep_visit, shard);
+        keyspace_scan(&shard->keys, &shard->sweep_cursor, STOCK_SWEEP_BUCKETS, sweep_visit, shard);
     if (dying == NULL)
         return;
-    if (dying_free(shard, dying, STORE_FREE_KEYS)) {
+    if (dying_free(shard, dying, STOCK_FREE_KEYS)) {
         shard->dying = dying->next;
         keyspace_deinit(&dying->keys);
         free(dying);
@@ -813,7 +813,7 @@ void store_sweep(struct shard *shard)
         shard_nudge(shard);
 }
 
-void store_clear(struct shard *shard)
+void stock_clear(struct shard *shard)
 {
     struct dying all = {.keys = shard->keys};
 

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * ledger - one word that everybody charges, one lock for those who wait
+ *
+ *      account A ---- charge: compare-and-swap ----\
+ *      account B ---- refund: fetch-and-subtract ---+--> word: use | flags | level
+ *      any thread --- remote refund ---------------/             |
+ *                                                    flags set, or a level to leave
+ *                                                                v
+ *                                       lock: level, queue, grants, who is told
+ *
+ * Below soft a charge is one compare-and-swap on the word and a refund one
+ * subtraction. The word carries level and queue, so that a charge which finds it
+ * changed decides anew, and a refund sees in the value it replaced whether it
+ * must look after somebody: there is no second variable to be late on. The level
+ * and the flags change only under the lock; the bytes change without it.
+ *
+ * An account's charge is kept in three counters, each written from one side only:
+ *
+ *      charged = balance (the owner: charges - refunds)
+ *              + granted (under the lock: what its waiters got)
+ *              - remote  (any thread: compare-and-swap)
+ *
+ * Whoever reads them from outside takes remote first and granted last: so it may
+ * see too much, never too little, and a correct refund is never called one too
+ * many. Two wrong ones that race may both be believed; the owner's next call finds
+ * the account below its reserve, puts the difference back and counts it.
+ *
+ *   G1  a charge or a grant is added to the word only by a compare-and-swap whose
+ *       sum is at or below hard: granted charges never pass hard
+ *   G2  the level in the word changes only together with the use it was decided
+ *       on, in one compare-and-swap, under the lock
+ *   G3  WAITING is set before a waiter's last look at the use: a refund either is
+ *       in what was seen, or sees the flag; CAPPED the same for remote refunds
+ *       and caps
+ *   G4  a waiter is in exactly one place: its lane, its account's list of done, or
+ *       back with its owner
+ *   G5  memory is charged for a waiter before anybody is told
+ *   G6  callbacks are made under no lock, and an account is not freed while a
+ *       thread tells its owner
+ *
+ * Not here: what a level means (budget.c), whose turn it is (queue.c), what the
+ * machine has (limits.c), what a charge is answered (charge.c), what a waiter may
+ * hope for (wait.c).
+ *
+ * The word with its budget and its queue is one node of the tree. Nodes and leases
+ * per core come between account and word, which is touched for an account only by
+ * weir__account_take(), weir__governor_swap(), weir__governor_give() and a forced
+ * charge.
+ */
+#include "governor/ledger.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+
+/* ---- The word -------------------------------------------------------------- */
+
+static uint64_t governor_lasted_ns(const struct weir_governor *governor)
+{
+    uint64_t since_ns = weir__relaxed(&governor->level_since_ns);
+    uint64_t now_ns = weir__clock_ns();
+
+    return now_ns > since_ns ? now_ns - since_ns : 0;
+}
+
+/* The level of @word after looking downwards; reads the clock only when it might fall. */
+enum weir_level weir__governor_settled(const struct weir_governor *governor, uint64_t word)
+{
+    enum weir_level level = weir__word_level(word);
+    uint64_t use_bytes = weir__word_bytes(word);
+
+    if (level == WEIR_LEVEL_CALM || use_bytes > governor->budget.leave_bytes[level])
+        return level;
+    return weir__budget_settle(&governor->budget, level, use_bytes, governor_lasted_ns(governor));
+}
+
+/* Under the lock: the word has just got @level. */
+void weir__governor_note_level(struct weir_governor *governor, enum weir_level level)
+{
+    governor->level_change_count++;
+    atomic_store_explicit(&governor->level_since_ns, weir__clock_ns(), memory_order_relaxed);
+    /* Whoever opens the next episode takes the lock after us, so all of it has this number. */
+    if (level == WEIR_LEVEL_CALM)
+        atomic_fetch_add_explicit(&governor->episode, 1, memory_order_relaxed);
+}
+
+void weir__governor_settle(struct weir_governor *governor)
+{
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    enum weir_level level;
+
+    do {
+        level = weir__governor_settled(governor, word);
+        if (level == weir__word_level(word))
+            return;
+    } while (!weir__governor_swap(governor, &word, 0, level)); /* G2 */
+}
+
+/* What opened an episode owes its account a FLUSH at the next charge. */
+void weir__account_owe_flush(struct weir_account *account, enum weir_level before,
+                             enum weir_level after)
+{
+    if (before == WEIR_LEVEL_CALM && after != WEIR_LEVEL_CALM)
+        atomic_store_explicit(&account->owed_episode, weir__relaxed(&account->governor->episode),
+                              memory_order_relaxed);
+}
+
+/* Under the lock: @bytes for @account if they stay below hard; nobody is asked who was first. */
+bool weir__account_take(struct weir_account *account, uint64_t bytes)
+{
+    struct weir_governor *governor = account->governor;
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    enum weir_level before;
+    enum weir_level after;
+
+    do {
+        uint64_t use_bytes = weir__word_bytes(word);
+        if (!weir__budget_fits(&governor->budget, use_bytes, bytes)) /* G1 */
+            return false;
+        before = weir__word_level(word);
+        after = weir__budget_raise(&governor->budget, before, use_bytes + bytes);
+    } while (!weir__governor_swap(governor, &word, bytes, after));
+
+    weir__account_owe_flush(account, before, after);
+    return true;
+}
+
+/* ---- Grants (under the lock) ------------------------------------------------ */
+
+void weir__governor_lock(const struct weir_governor *governor)
+{
+    int r = pthread_mutex_lock(&((struct weir_governor *)governor)->lock);
+
+    WEIR_CHECK(r == 0);
+}
+
+void weir__governor_unlock(const struct weir_governor *governor)
+{
+    int r = pthread_mutex_unlock(&((struct weir_governor *)governor)->lock);
+
+    WEIR_CHECK(r == 0);
+}
+
+/*
+ * Tell the owners of all accounts on the list. The lock is let go for each, so
+ * another thread may put the same account there again: then it is told again.
+ */
+void weir__governor_tell(struct weir_governor *governor)
+{
+    while (!weir__list_is_empty(&governor->untold)) {
+        struct weir_account *account =
+            WEIR_CONTAINER_OF(governor->untold.next, struct weir_account, untold_link);
+        bool notify = account->notify_is_owed && account->notify != NULL;
+
+        weir__list_remove(&account->untold_link);
+        account->notify_is_owed = false;
+        account->telling_count++; /* G6 */
+        weir__governor_unlock(governor);
+
+        pthread_cond_broadcast(&account->changed);
+        if (notify)
+            account->notify(account->context);
+
+        weir__governor_lock(governor);
+        if (--account->telling_count == 0)
+            pthread_cond_broadcast(&account->changed);
+    }
+}
+
+void weir__governor_tell_and_unlock(struct weir_governor *governor)
+{
+    weir__governor_tell(governor);
+    weir__governor_unlock(governor);
+}
+
+void weir__account_append_done(struct weir_account *account, struct weir_waiter *waiter,
+                               uint32_t state)
+{
+    waiter->state = state;
+    waiter->next = NULL;
+    if (account->done_last != NULL)
+        account->done_last->next = waiter;
+    else
+        account->done_first = waiter;
+    account->done_last = waiter;
+    atomic_fetch_add_explicit(&account->done_count, 1, memory_order_relaxed);
+}
+
+void weir__account_dequeue(struct weir_account *account, struct weir_waiter *waiter)
+{
+    weir__queue_remove(&account->governor->queue, &account->lane, waiter);
+    /* After what it was granted: an owner who sees its lane empty sees the bytes too. */
+    atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_release);
+}
+
+/* The bytes are in the word already. */
+static void account_grant(struct weir_account *account, struct weir_waiter *waiter)
+{
+    uint64_t granted = weir__relaxed(&account->granted_bytes) + waiter->bytes;
+
+    atomic_store_explicit(&account->granted_bytes, granted, memory_order_release);
+    weir__account_dequeue(account, waiter);
+    if (waiter->wake != NULL) {
+        weir__account_append_done(account, waiter, WAITER_GRANTED);
+        account->notify_is_owed = true;
+    } else {
+        waiter->state = WAITER_GRANTED;
+    }
+    weir__list_remove(&account->untold_link);
+    weir__list_append(&account->governor->untold, &account->untold_link); /* G5 */
+}
+
+static void governor_measure_lanes(struct weir_governor *governor)
+{
+    WEIR_LIST_FOREACH (link, &governor->queue.lanes) {
+        struct weir__lane *lane = WEIR_CONTAINER_OF(link, struct weir__lane, link);
+        const struct weir_account *account = WEIR_CONTAINER_OF(lane, struct weir_account, lane);
+
+        lane->room_bytes = weir__account_room(account, weir__account_charged(account));
+    }
+}
+
+/* Grant whatever can be granted, and set the flags for what cannot. */
+void weir__governor_grant(struct weir_governor *governor)
+{
+    const struct weir__budget *budget = &governor->budget;
+    bool by_budget;
+    bool by_cap;
+
+    if (governor->queue.waiter_count > 0) {
+        /* G3: first the flags, then the look. */
+        atomic_fetch_or_explicit(&governor->word, WORD_WAITING | WORD_CAPPED, memory_order_acq_rel);
+        for (;;) {
+            uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+            uint64_t use_bytes = weir__min(weir__word_bytes(word), budget->bytes_max);
+
+            governor_measure_lanes(governor);
+            struct weir_waiter *waiter =
+                weir__queue_pick(&governor->queue, budget->bytes_max - use_bytes);
+            if (waiter == NULL)
+                break;
+            struct weir_account *account = waiter->account;
+            if (!weir__account_take(account, waiter->bytes))
+                continue;
+            weir__queue_count_pass(&governor->queue, &account->lane, waiter->since_ns);
+            account_grant(account, waiter);
+        }
+    }
+
+    weir__queue_holds(&governor->queue, &by_budget, &by_cap);
+    uint64_t flags = (by_budget ? WORD_WAITING : 0) | (by_cap ? WORD_CAPPED : 0);
+    uint64_t stale = ~flags & (WORD_WAITING | WORD_CAPPED);
+    if ((weir__relaxed(&governor->word) & stale) != 0)
+        atomic_fetch_and_explicit(&governor->word, ~stale, memory_order_acq_rel);
+}
+
+/* Something has come back: look at the level, grant, tell. */
+void weir__governor_relieve(struct weir_governor *governor)
+{
+    weir__governor_lock(governor);
+    weir__governor_settle(governor);
+    weir__governor_grant(governor);
+    weir__governor_tell_and_unlock(governor);
+}

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_GOVERNOR_LEDGER_H
+#define WEIR_GOVERNOR_LEDGER_H
+
+/*
+ * ledger - the word, the books of the accounts, and who is granted what
+ *
+ * What charge.c, wait.c and governor.c share. The invariants G1 - G6 stand in
+ * ledger.c.
+ */
+
+#include "base/bits.h"
+#include "base/heap.h"
+#include "base/list.h"
+#include "governor/budget.h"
+#include "governor/queue.h"
+
+#include <weir/governor.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GOVERNOR_LINE_BYTES 64
+#define GOVERNOR_NAME_BYTES sizeof(((struct weir_account_stats *)0)->name)
+
+/* The state of a waiter; its memory is its owner's, who starts it as zeros. */
+enum {
+    WAITER_IDLE,
+    WAITER_QUEUED,
+    WAITER_GRANTED,
+    WAITER_LATE,
+};
+
+struct weir_governor {
+    /* Changed by every charge */
+    _Alignas(GOVERNOR_LINE_BYTES) _Atomic uint64_t word; /* G1, G2 */
+    _Atomic uint64_t peak_bytes;
+
+    /* Read by every charge */
+    _Alignas(GOVERNOR_LINE_BYTES) struct weir__budget budget; /* fixed at create */
+    _Atomic uint64_t episode;        /* number of the next or present episode above calm */
+    _Atomic uint64_t level_since_ns; /* under the lock */
+
+    /* Under the lock */
+    _Alignas(GOVERNOR_LINE_BYTES) pthread_mutex_t lock;
+    struct weir__list accounts;
+    struct weir__list untold; /* accounts whose owners have to learn of grants */
+    struct weir__queue queue;
+    uint32_t account_count;
+    uint64_t level_change_count;
+    uint64_t timeout_count;
+    struct weir__heap heap;
+};
+
+struct weir_account {
+    /* Fixed at open */
+    struct weir_governor *governor;
+    pthread_t owner;
+    uint64_t cap_bytes;         /* UINT64_MAX: none */
+    uint64_t reserve_bytes;     /* in the balance; never refunded before close */
+    uint64_t request_bytes_max; /* what can ever fit */
+    bool spillable;
+    bool transient;
+    bool (*has_room)(void *context, size_t bytes);
+    void (*notify)(void *context);
+    void *context;
+    char name[GOVERNOR_NAME_BYTES];
+    struct weir__heap heap;
+
+    /* Written by the owner, read by all */
+    _Alignas(GOVERNOR_LINE_BYTES) _Atomic uint64_t balance_bytes;
+    _Atomic uint64_t peak_bytes;
+    _Atomic uint64_t forced_bytes;
+    _Atomic uint64_t verdict_count[WEIR_WAIT + 1];
+    _Atomic uint64_t over_refund_count;
+    uint64_t flush_episode;   /* the last in which FLUSH was answered */
+    uint64_t deadline_min_ns; /* no waiter of the lane is due before */
+
+    /* Written by others */
+    _Alignas(GOVERNOR_LINE_BYTES) _Atomic uint64_t remote_bytes;
+    _Atomic uint64_t remote_over_refund_count;
+    _Atomic uint64_t granted_bytes; /* under the lock */
+    _Atomic uint64_t owed_episode;  /* under the lock: opened by a grant or a forced charge */
+    _Atomic uint32_t queued_count;  /* under the lock: waiters in the lane */
+    _Atomic uint32_t done_count;    /* under the lock: waiters in the list of done */
+
+    /* Under the lock */
+    struct weir__list link;        /* in governor->accounts */
+    struct weir__list untold_link; /* in governor->untold, or alone */
+    struct weir__lane lane;
+    struct weir_waiter *done_first; /* G4; by next, in order of grant */
+    struct weir_waiter *done_last;
+    uint32_t telling_count; /* G6; threads that tell its owner now */
+    bool notify_is_owed;
+    pthread_cond_t changed; /* a waiter was granted; telling_count is 0 */
+};
+
+/* ---- Books ------------------------------------------------------------------- */
+
+static inline bool weir__account_is_mine(const struct weir_account *account)
+{
+    return pthread_equal(account->owner, pthread_self());
+}
+
+static inline uint64_t weir__relaxed(const _Atomic uint64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* For counters with one writer: no locked instruction. */
+static inline void weir__count_more(_Atomic uint64_t *counter, uint64_t more)
+{
+    atomic_store_explicit(counter, weir__relaxed(counter) + more, memory_order_relaxed);
+}
+
+/* For peaks with one writer. */
+static inline void weir__peak_raise(_Atomic uint64_t *peak, uint64_t value)
+{
+    if (value > weir__relaxed(peak))
+        atomic_store_explicit(peak, value, memory_order_relaxed);
+}
+
+/* For peaks that many write; while they do not rise this is one load. */
+static inline void weir__peak_raise_shared(_Atomic uint64_t *peak, uint64_t value)
+{
+    uint64_t seen = weir__relaxed(peak);
+
+    while (value > seen)
+        if (atomic_compare_exchange_weak_explicit(peak, &seen, value, memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return;
+}
+
+/* The order matters (ledger.c): never too little. Negative: over-refunds have raced. */
+static inline int64_t weir__account_net(const struct weir_account *account)
+{
+    uint64_t remote = atomic_load_explicit(&account->remote_bytes, memory_order_acquire);
+    uint64_t balance = atomic_load_explicit(&account->balance_bytes, memory_order_acquire);
+    uint64_t granted = atomic_load_explicit(&account->granted_bytes, memory_order_acquire);
+
+    return (int64_t)(balance + granted - remote);
+}
+
+static inline uint64_t weir__account_charged(const struct weir_account *account)
+{
+    int64_t net = weir__account_net(account);
+
+    return net > 0 ? (uint64_t)net : 0;
+}
+
+static inline bool weir__account_has_queued(const struct weir_account *account)
+{
+    return atomic_load_explicit(&account->queued_count, memory_order_acquire) > 0;
+}
+
+static inline void weir__account_balance_add(struct weir_account *account, uint64_t bytes)
+{
+    atomic_store_explicit(&account->balance_bytes, weir__relaxed(&account->balance_bytes) + bytes,
+                          memory_order_release);
+}
+
+/* What its cap leaves. */
+static inline uint64_t weir__account_room(const struct weir_account *account, uint64_t charged)
+{
+    if (account->cap_bytes == UINT64_MAX)
+        return UINT64_MAX;
+    return account->cap_bytes - weir__min(charged, account->cap_bytes);
+}
+
+/* ---- The word ---------------------------------------------------------------- */
+
+/* The level of @word after looking downwards; reads the clock only when it might fall. */
+enum weir_level weir__governor_settled(const struct weir_governor *governor, uint64_t word);
+
+/* Under the lock: the word has just got @level. */
+void weir__governor_note_level(struct weir_governor *governor, enum weir_level level);
+
+/* Under the lock: leave the levels that can be left. */
+void weir__governor_settle(struct weir_governor *governor);
+
+/* Take the lock, settle, grant, tell. */
+void weir__governor_relieve(struct weir_governor *governor);
+
+/*
+ * Replace @word by one with @bytes more and @level. False: it changed meanwhile,
+ * and *@word is what it is now. A change of level is for the lock only.
+ */
+static inline bool weir__governor_swap(struct weir_governor *governor, uint64_t *word,
+                                       uint64_t bytes, enum weir_level level)
+{
+    enum weir_level level_before = weir__word_level(*word);
+    uint64_t word_new = weir__word_with_level(*word + (bytes << WORD_SHIFT), level);
+
+    if (!atomic_compare_exchange_strong_explicit(&governor->word, word, word_new,
+                                                 memory_order_acq_rel, memory_order_acquire))
+        return false;
+    if (bytes > 0)
+        weir__peak_raise_shared(&governor->peak_bytes, weir__word_bytes(word_new));
+    if (level != level_before)
+        weir__governor_note_level(governor, level);
+    return true;
+}
+
+/* Give @bytes back; @flags: which of the word's ask the caller to look after waiters. */
+static inline void weir__governor_give(struct weir_governor *governor, uint64_t bytes,
+                                       uint64_t flags)
+{
+    uint64_t before =
+        atomic_fetch_sub_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel);
+    uint64_t after = before - (bytes << WORD_SHIFT);
+
+    if (WEIR_LIKELY((before & (WORD_LEVEL | flags)) == 0))
+        return;
+    if ((before & flags) == 0 &&
+        weir__word_bytes(after) > governor->budget.leave_bytes[weir__word_level(after)])
+        return;
+
+    weir__governor_relieve(governor);
+}
+
+/* What opened an episode owes its account a FLUSH at the next charge. */
+void weir__account_owe_flush(struct weir_account *account, enum weir_level before,
+                             enum weir_level after);
+
+/* Under the lock: @bytes for @account if they stay below hard; nobody is asked who was first. */
+bool weir__account_take(struct weir_account *account, uint64_t bytes);
+
+/* ---- The lock ---------------------------------------------------------------- */
+
+void weir__governor_lock(const struct weir_governor *governor);
+void weir__governor_unlock(const struct weir_governor *governor);
+
+/*
+ * Tell the owners of all accounts that were granted something. Lets go of the lock
+ * for each, so whatever was known before may have changed.
+ */
+void weir__governor_tell(struct weir_governor *governor);
+void weir__governor_tell_and_unlock(struct weir_governor *governor);
+
+/* Grant whatever can be granted, and set the flags for what cannot. */
+void weir__governor_grant(struct weir_governor *governor);
+
+/* Out of the lane; to the list of done, where poll finds it. */
+void weir__account_dequeue(struct weir_account *account, struct weir_waiter *waiter);
+void weir__account_append_done(struct weir_account *account, struct weir_waiter *waiter,
+                               uint32_t state);
+
+#endif

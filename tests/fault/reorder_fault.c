@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+/* reorder - the N-th allocation fails: nothing is lost, nothing is charged too much */
+#include <weir/reorder.h>
+
+#include "double.h"
+#include "heap_fault.h"
+#include "pattern.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define ITEMS 700u
+
+struct job {
+    struct weir_region region;
+    struct weir_account account;
+    struct weir_reorder *reorder;
+    char data[8192];
+    bool has_fired;
+};
+
+static size_t bytes_of(uint64_t sequence)
+{
+    return sequence % 13 == 0 ? 0 : sequence % 97 == 5 ? 6000 : 20 + sequence % 300;
+}
+
+/* A push that fails has changed nothing; the same again, without fault, goes in. */
+static void push(struct job *job, uint64_t sequence)
+{
+    struct weir_reorder_stats before;
+    struct weir_reorder_stats after;
+    int r;
+
+    harness_fill(job->data, bytes_of(sequence), sequence, 0);
+    weir_reorder_stats(job->reorder, &before);
+    r = weir_reorder_push(job->reorder, sequence, job->data, bytes_of(sequence));
+    if (r == 0)
+        return;
+
+    assert_int_equal(r, -ENOMEM);
+    weir_reorder_audit(job->reorder);
+    weir_reorder_stats(job->reorder, &after);
+    assert_int_equal(after.item_count, before.item_count);
+    assert_int_equal(after.payload_bytes, before.payload_bytes);
+    assert_int_equal(after.pushed_count, before.pushed_count);
+    job->has_fired = true;
+    heap_fault_arm(0, false);
+    assert_int_equal(weir_reorder_push(job->reorder, sequence, job->data, bytes_of(sequence)), 0);
+}
+
+static void push_slot(struct job *job, uint64_t sequence)
+{
+    struct weir_slot slot;
+
+    harness_fill(job->data, 50, sequence, 0);
+    assert_int_equal(weir_region_put(&job->region, job->data, 50,
+                                     (struct weir_label){.key = 1, .owner = 1}, &slot),
+                     0);
+    if (weir_reorder_push_slot(job->reorder, sequence, slot) == 0)
+        return;
+    /* It is the caller's still. */
+    assert_int_equal(weir_region_free(&job->region, slot), 0);
+    weir_reorder_audit(job->reorder);
+    push(job, sequence);
+}
+
+static void pop(struct job *job, uint64_t sequence)
+{
+    struct weir_item item;
+    int r = weir_reorder_pop(job->reorder, &item);
+
+    for (int i = 0; r == -EAGAIN && i < 10; i++) {
+        weir_region_poll(&job->region);
+        r = weir_reorder_pop(job->reorder, &item);
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(item.sequence, sequence);
+    if (item.data != NULL)
+        assert_int_equal(harness_differs_at(item.data, item.bytes, sequence, 0), item.bytes);
+    weir_reorder_release(job->reorder, &item);
+}
+
+/* All ways into a buffer, and out of it again. */
+static void run(struct job *job, bool lasts)
+{
+    struct weir_reorder_config config = {
+        .account = &job->account,
+        .region = &job->region,
+        .hot_items = 4,
+    };
+    int r = weir_reorder_create(&config, &job->reorder);
+
+    if (r < 0) {
+        assert_int_equal(r, -ENOMEM);
+        job->has_fired = true;
+        return;
+    }
+    for (uint64_t i = ITEMS; i-- > 100;)
+        push(job, i);
+    push(job, UINT64_C(1) << 31);
+    job->region.puts_are_cold = true;
+    assert_true(weir_reorder_spill(job->reorder, 40000) >= 40000);
+    job->account.spill_at = job->account.charged_bytes;
+    for (uint64_t i = 99; i > 20; i--)
+        push(job, i);
+    for (uint64_t i = 20; i > 0; i--)
+        push_slot(job, i);
+    push(job, 0);
+    weir_reorder_audit(job->reorder);
+
+    job->has_fired |= heap_fault_fired;
+
+    /* From here on nothing needs the heap, or can do without. */
+    heap_fault_arm(1, lasts);
+    weir_reorder_spill(job->reorder, UINT64_MAX);
+    for (uint64_t i = 0; i < ITEMS; i++)
+        pop(job, i);
+    weir_reorder_audit(job->reorder);
+    weir_reorder_destroy(job->reorder);
+}
+
+static bool run_with_fault(uint64_t at, bool lasts)
+{
+    struct job *job = calloc(1, sizeof(*job));
+    bool has_fired;
+
+    double_region_init(&job->region);
+    double_account_init(&job->account);
+    heap_fault_arm(at, lasts);
+    run(job, lasts);
+    has_fired = job->has_fired;
+    heap_fault_arm(0, false);
+    assert_int_equal(job->account.charged_bytes, 0);
+    assert_int_equal(job->account.book_bytes, 0);
+    double_region_deinit(&job->region);
+    free(job);
+    return has_fired;
+}
+
+/* ---- Cases ---------------------------------------------------------------------- */
+
+static void check_all(bool lasts)
+{
+    uint64_t at = 1;
+
+    assert_false(run_with_fault(0, lasts));
+    while (at < 400 && run_with_fault(at, lasts))
+        at++;
+    assert_in_range(at, 50, 399);
+}
+
+static void test_once(void **state)
+{
+    (void)state;
+    check_all(false);
+}
+
+static void test_for_good(void **state)
+{
+    (void)state;
+    check_all(true);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        {"an allocation that fails once loses nothing", test_once, NULL, NULL, NULL},
+        {"without the heap what is in still comes out", test_for_good, NULL, NULL, NULL},
+    };
+
+    return cmocka_run_group_tests_name("reorder", tests, NULL, NULL);
+}
