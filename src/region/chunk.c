@@ -105,13 +105,13 @@ static uint64_t chunk_last(uint64_t offset, uint64_t space)
     return weir__chunk_of(offset + space - 1);
 }
 
-void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+void weir__chunks_add_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
         weir__word_add(&chunks->table[i].word, chunk_overlap(i, offset, offset + space));
 }
 
-void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+void weir__chunks_sub_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
         uint32_t bytes = chunk_overlap(i, offset, offset + space);
@@ -137,7 +137,8 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
     }
 }
 
-bool weir__chunks_are_resident(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,
+                                    uint64_t space)
 {
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
         if (!weir__chunk_is_resident(weir__chunk_state(chunks, i)))
@@ -153,7 +154,7 @@ bool weir__chunks_are_storable(const struct weir__chunks *chunks, uint64_t offse
     return true;
 }
 
-uint64_t weir__chunks_fresh(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+uint64_t weir__chunks_fresh_many(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     uint64_t count = 0;
 
@@ -162,7 +163,7 @@ uint64_t weir__chunks_fresh(const struct weir__chunks *chunks, uint64_t offset, 
     return count;
 }
 
-void weir__chunks_touch(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+void weir__chunks_touch_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
         WEIR_ASSERT(weir__chunk_is_storable(weir__chunk_state(chunks, i)));

@@ -143,6 +143,7 @@ static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slo
     weir__list_init(&hold->of_read);
     weir__list_init(&hold->requests);
     *bucket = hold;
+    region->fetches.hold_count++;
     return hold;
 }
 
@@ -179,6 +180,7 @@ static void fetch_drop_hold(struct weir_region *region, struct weir__hold *hold)
     while (*at != hold)
         at = &(*at)->next;
     *at = hold->next;
+    region->fetches.hold_count--;
     weir__list_remove(&hold->idle);
     weir__list_remove(&hold->of_read);
     if (hold->read != NULL)
@@ -961,6 +963,7 @@ void weir__fetches_deinit(struct weir_region *region)
                 fetch_drop_hold(region, hold);
         }
     }
+    WEIR_CHECK(fetches->hold_count == 0);
     while (!weir__list_is_empty(&fetches->pending))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link));
     while (!weir__list_is_empty(&fetches->pending_pieces))

@@ -38,7 +38,8 @@
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
 #define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
-#define REGION_PREFETCH_MAX      2048
+#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
 #define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
@@ -479,8 +480,10 @@ static int region_take_at(struct weir_region *region, uint32_t index, uint64_t s
 {
     uint64_t offset =
         index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
-    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
 
+    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
+        __builtin_prefetch(region->store.base + offset + i, 1);
+    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
     if (r < 0)
         return r;
     *ret_index =
@@ -732,7 +735,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (!weir__fetches_free(region, slot))
+    if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
         weir__space_release(region, slot.index);
     return 0;
 }
