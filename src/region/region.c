@@ -527,6 +527,7 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
 
     weir__clean_advance(region, false);
     weir__store_advance(region);
+    weir__fetches_start(region);
     if (weir__ring_in_flight(region->ring) > 0)
         return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
     /* Items of the cleaner that are in memory anyway need no ring. */
@@ -618,13 +619,13 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     int r = region_take_or_wait(region, weir__extent_space(bytes), 0, &index);
     if (r < 0)
         return r;
-    struct weir_slot slot = region_name(region, index, bytes, label, EXTENT_BUILT);
-    r = weir__build_begin(region, slot);
+    uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
+    r = weir__build_begin(region, (struct weir_slot){index, generation}, bytes);
     if (r < 0) {
-        weir_region_free(region, slot);
+        weir__space_release(region, index);
         return r;
     }
-    *ret_slot = slot;
+    *ret_slot = region_name(region, index, bytes, label, EXTENT_BUILT);
     return 0;
 }
 
@@ -635,6 +636,8 @@ static int region_admit_part(struct weir_region *region, uint64_t offset, uint64
 
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         weir__store_revive_chunk(region, chunk);
+    if (region->chunks.table[chunk].unfillable != 0)
+        return -EIO;
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
     return region_admit(region, offset, bytes);

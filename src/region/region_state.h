@@ -58,6 +58,7 @@ struct weir__store {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;           /* fixed */
+    bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
@@ -217,6 +218,9 @@ void weir__fetches_deinit(struct weir_region *region);
 /* Answer what is known, start what fits; how many were answered. */
 int weir__fetches_advance(struct weir_region *region);
 
+/* Start what fits. */
+void weir__fetches_start(struct weir_region *region);
+
 /* Address of a fetched item; NULL: it is not here. */
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot);
 
@@ -229,8 +233,11 @@ bool weir__fetches_free(struct weir_region *region, struct weir_slot slot);
 /* The largest item that a buffer takes whole. */
 uint64_t weir__fetches_item_max(const struct weir_region *region);
 
-/* An item under construction: what was written, in order, and where the next piece goes. */
-int weir__build_begin(struct weir_region *region, struct weir_slot slot);
+/*
+ * An item under construction: what was written, in order, and where the next
+ * piece goes. Begun before the entry is named, so that it can be refused.
+ */
+int weir__build_begin(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
 uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
 uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot);
 void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes);

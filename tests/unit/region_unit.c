@@ -2340,6 +2340,60 @@ static void more_than_the_memory_is_asked_for_at_once(void **state)
     finish(&f);
 }
 
+/* Each a read of its own: more than a queue of any length takes at once. */
+static void thousands_of_scattered_items(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[2048];
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = 64 * MIB});
+    need_bounded(&f);
+    for (uint64_t i = 0; i < 2048; i++) {
+        slots[i] = put(&f, i, 100);
+        put(&f, UINT64_C(1) << 32 | i, 48 * KIB);
+    }
+    make_cold(&f, slots[2047]);
+    for (int i = 0; i < 2; i++) {
+        fetches[i].count = FETCH_MAX;
+        memcpy(fetches[i].slots, slots + (size_t)i * FETCH_MAX, FETCH_MAX * sizeof(slots[0]));
+        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        fetch_finish(&f, &fetches[i]);
+        for (size_t j = 0; j < FETCH_MAX; j++)
+            assert_int_equal(fetches[i].results[j], 0);
+    }
+    test_free(fetches);
+    finish(&f);
+}
+
+/* In memory when it was asked for, gone before poll could tell: no buffer takes it. */
+static void a_large_item_that_goes_cold_before_poll(void **state)
+{
+    struct fixture f;
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    need_bounded(&f);
+    struct weir_region_stats stats = figures(&f);
+    assert_true(stats.fetch_bytes_max < stats.put_bytes_max);
+    struct weir_slot small = put(&f, 1, 100);
+    struct weir_slot large = put(&f, 2, stats.put_bytes_max);
+    fetches->count = 1;
+    fetches->slots[0] = large;
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    make_cold(&f, large);
+    fetch_finish(&f, fetches);
+    assert_int_equal(fetches->results[0], -EFBIG);
+    fetch_one(&f, small, 0); /* and nobody waits behind it */
+    assert_whole(&f, large);
+    test_free(fetches);
+    finish(&f);
+}
+
 static void a_fetched_item_freed_under_way_is_stale(void **state)
 {
     struct fixture f;
@@ -3521,6 +3575,9 @@ int main(int argc, char **argv)
         CASE("four times the memory is fetched in turns", all_of_it_is_fetched_in_turns),
         CASE("more than the memory may be asked for at once",
              more_than_the_memory_is_asked_for_at_once),
+        CASE("thousands of scattered items may be asked for at once", thousands_of_scattered_items),
+        CASE("a large item that goes cold before poll is -EFBIG",
+             a_large_item_that_goes_cold_before_poll),
         CASE("an item freed while it is fetched is stale", a_fetched_item_freed_under_way_is_stale),
         CASE("a callback may free what is under way", a_callback_may_free_what_is_under_way),
         CASE("a callback may free, put and read", a_callback_may_use_the_region),
