@@ -139,7 +139,8 @@ static int clean_move(struct weir_region *region, struct weir_slot slot)
     uint64_t space = weir__entry_space(entry);
     if (weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry), space))
         return 0; /* it is out already */
-    int r = weir__region_take(region, space, &target);
+    int r = weir__region_take(region, space, !region->cleaner.is_full, &target);
+    region->cleaner.is_full |= r == -ENOSPC || r == -EDQUOT;
     if (r < 0)
         return r == -EAGAIN ? r : 0;
     /* Only now: room for the new place may have been made by dropping the old one. */
@@ -165,16 +166,26 @@ static bool clean_is_moving(const struct weir_region *region)
     return region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0;
 }
 
-/* What has come is moved, as far as there is room. */
+/*
+ * What has come is moved, as far as there is room. Where nothing is under way
+ * that could make room, what is in memory is pinned: it stays, and its buffers
+ * are for those who perhaps wait for them before they unpin.
+ */
 static void clean_take_told(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
     struct weir_slot slot;
+    bool has_room = true;
 
     while (weir__fetches_next_own(region, &slot)) {
-        int r = clean_move(region, slot);
-        if (r == -EAGAIN)
-            return;
+        int r = has_room ? clean_move(region, slot) : 0;
+        if (r == -EAGAIN) {
+            weir__store_advance(region);
+            if (region->chunks.queues[CHUNK_WRITING].count > 0)
+                return;
+            has_room = false;
+            r = 0;
+        }
         WEIR_ASSERT(cleaner->asked_count > 0); /* L1 */
         cleaner->moved_count += (uint32_t)r;
         cleaner->asked_count--;
@@ -189,6 +200,7 @@ static void clean_ask(struct weir_region *region)
     size_t count = clean_gather(region, slots);
 
     cleaner->moved_count = 0;
+    cleaner->is_full = false;
     cleaner->asked_count = (uint32_t)weir__fetches_ask_own(region, slots, count);
     if (cleaner->asked_count == 0)
         clean_leave(region);

@@ -658,16 +658,11 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
 
 static int fetch_look(struct weir_region *region, const struct fetch_request *request)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, request->slot, EXTENT_LIVE);
     const void *data;
 
-    if (entry == NULL)
+    if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
         return -ESTALE;
-    int r = weir_region_at(region, request->slot, &data, NULL);
-    /* It was in memory when it was asked for; no buffer takes it, and all would wait behind it. */
-    if (r == -EAGAIN && weir__entry_bytes(entry) > weir__fetches_item_max(region))
-        return -EFBIG;
-    return r;
+    return weir_region_at(region, request->slot, &data, NULL);
 }
 
 /* One request; false: it was cold again and waits for a read now. */

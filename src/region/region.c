@@ -503,7 +503,8 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
     return r < 0 ? r : region_take_at(region, index, space, touched, ret_index);
 }
 
-int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+                      uint32_t *ret_index)
 {
     uint64_t end = region->mark_bytes + space;
     int r = weir__region_tables_ready(region, region->spare_min);
@@ -512,7 +513,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_
         return r;
     uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
-        r = weir__store_grow(region, end);
+        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
 }
 

@@ -92,6 +92,7 @@ struct weir__cleaner {
     uint32_t asked_count; /* items asked for and not yet moved or given up */
     uint32_t moved_count; /* of this batch */
     uint64_t moved_bytes; /* ever */
+    bool is_full;         /* the file could not grow for an item of this batch */
     bool is_owed;         /* puts wait until it is not behind any more */
 };
 
@@ -274,6 +275,7 @@ bool weir__clean_is_behind(const struct weir_region *region);
 int weir__region_tables_ready(struct weir_region *region, uint64_t spare);
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index);
+int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+                      uint32_t *ret_index);
 
 #endif

@@ -33,6 +33,7 @@
 static bool zeroing_fails;
 static bool filling_fails;
 static bool writing_fails;
+static bool growing_fails;
 static uint64_t bad_offset = UINT64_MAX; /* reads of this byte of the file fail */
 
 int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
@@ -50,6 +51,8 @@ int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes
 {
     if (zeroing_fails && (mode & FALLOC_FL_ZERO_RANGE) != 0)
         return -EOPNOTSUPP;
+    if (growing_fails && mode == 0 && bytes % (2 * MIB) == 0) /* the tables grow by less */
+        return -ENOSPC;
     return __real_weir__sys_fallocate(fd, mode, offset, bytes);
 }
 
@@ -328,6 +331,95 @@ static void a_chunk_that_cannot_come_back(void **state)
     finish(job);
 }
 
+/* ---- Cleaning ------------------------------------------------------------- */
+
+/* Each item that must move asks for more file; to be told once that there is none is enough. */
+static void cleaning_on_a_full_disk(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_initial = 4 * MIB,
+        .bytes_max = 64 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    });
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    while (job->count < 6000)
+        assert_int_equal(put(job, 4000), 0);
+    growing_fails = true;
+    while ((r = put(job, 4000)) == 0)
+        ;
+    assert_int_equal(r, -ENOSPC);
+    uint64_t before = figures(job).growth_error_count;
+    for (size_t i = 0; is_resident(job, i) == false; i++)
+        if (i % 3 != 0)
+            assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    for (int i = 0; i < 200; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    growing_fails = false;
+    weir_region_audit(job->region);
+    print_message("# %llu growths failed, %llu bytes moved\n",
+                  (unsigned long long)(figures(job).growth_error_count - before),
+                  (unsigned long long)figures(job).moved_bytes);
+    assert_true(figures(job).growth_error_count - before <= 64);
+    finish(job);
+}
+
+static void fetch_answered(void *context, struct weir_slot slot, int result)
+{
+    (void)slot;
+    assert_int_equal(result, 0);
+    *(bool *)context = true;
+}
+
+/* What the cleaner has fetched and cannot store is in nobody's way. */
+static void a_fetch_beside_a_cleaner_without_room(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    struct weir_slot large;
+    struct weir_slot pinned[64];
+    const void *data;
+    size_t pin_count = 0;
+    bool is_answered = false;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    uint64_t bytes = figures(job).fetch_bytes_max;
+    unsigned char *item = calloc(1, bytes);
+    assert_int_equal(weir_region_put(job->region, item, bytes, (struct weir_label){0, 2}, &large),
+                     0);
+    while (job->count < 7400)
+        assert_int_equal(put(job, 4000), 0);
+    for (size_t i = 7399; i > 0 && is_resident(job, i) && pin_count < 64; i -= 100) {
+        assert_int_equal(weir_region_pin(job->region, job->slots[i], &data, NULL), 0);
+        pinned[pin_count++] = job->slots[i];
+    }
+    while (put(job, 4000) == 0) /* nothing is left to store to */
+        ;
+    for (size_t i = 0; is_resident(job, i) == false; i++)
+        if (i % 3 != 0)
+            assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    for (int i = 0; i < 20; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(weir_region_fetch(job->region, &large, 1, fetch_answered, &is_answered), 0);
+    for (int tries = 0; !is_answered; tries++) {
+        assert_true(tries < 1000);
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    }
+    while (pin_count > 0)
+        weir_region_unpin(job->region, pinned[--pin_count]);
+    free(item);
+    finish(job);
+}
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
@@ -340,6 +432,10 @@ int main(int argc, char **argv)
          NULL, NULL},
         {"a chunk that cannot be brought back is not asked for for ever",
          a_chunk_that_cannot_come_back, NULL, NULL, NULL},
+        {"on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk, NULL, NULL,
+         NULL},
+        {"a fetch comes beside a cleaner without room", a_fetch_beside_a_cleaner_without_room, NULL,
+         NULL, NULL},
     };
 
     if (argc > 1)

@@ -2418,32 +2418,6 @@ static void thousands_of_scattered_items(void **state)
     finish(&f);
 }
 
-/* In memory when it was asked for, gone before poll could tell: no buffer takes it. */
-static void a_large_item_that_goes_cold_before_poll(void **state)
-{
-    struct fixture f;
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
-
-    (void)state;
-    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
-    if (!is_bounded(&f))
-        return;
-    struct weir_region_stats stats = figures(&f);
-    assert_true(stats.fetch_bytes_max < stats.put_bytes_max);
-    struct weir_slot small = put(&f, 1, 100);
-    struct weir_slot large = put(&f, 2, stats.put_bytes_max);
-    fetches->count = 1;
-    fetches->slots[0] = large;
-    assert_int_equal(fetch_start(&f, fetches), 0);
-    make_cold(&f, large);
-    fetch_finish(&f, fetches);
-    assert_int_equal(fetches->results[0], -EFBIG);
-    fetch_one(&f, small, 0); /* and nobody waits behind it */
-    assert_whole(&f, large);
-    test_free(fetches);
-    finish(&f);
-}
-
 static void a_fetched_item_freed_under_way_is_stale(void **state)
 {
     struct fixture f;
@@ -3627,8 +3601,6 @@ int main(int argc, char **argv)
         CASE("more than the memory may be asked for at once",
              more_than_the_memory_is_asked_for_at_once),
         CASE("thousands of scattered items may be asked for at once", thousands_of_scattered_items),
-        CASE("a large item that goes cold before poll is -EFBIG",
-             a_large_item_that_goes_cold_before_poll),
         CASE("an item freed while it is fetched is stale", a_fetched_item_freed_under_way_is_stale),
         CASE("a callback may free what is under way", a_callback_may_free_what_is_under_way),
         CASE("a callback may free, put and read", a_callback_may_use_the_region),
