@@ -30,6 +30,7 @@
 #define CLEAN_NONE        UINT64_MAX
 #define CLEAN_BATCH_COUNT 1024
 #define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
+#define CLEAN_LOOK_MAX    UINT64_C(1024)           /* chunks: 2 GiB of the file */
 #define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
 
 static uint64_t clean_live(const struct weir_region *region)
@@ -69,20 +70,36 @@ static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
            entry->left_live != weir__chunk_live(&region->chunks, chunk);
 }
 
-/* The chunk with the fewest live bytes, if at least a quarter of it rests. */
-static uint64_t clean_choose(const struct weir_region *region)
+void weir__clean_look_again(struct weir_region *region)
 {
+    region->cleaner.looked_count = 0;
+}
+
+/*
+ * The chunk with the fewest live bytes, if at least a quarter of it rests: of the
+ * next CLEAN_LOOK_MAX, for a put may wait here. Once around in vain is enough.
+ */
+static uint64_t clean_choose(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
     uint64_t best = CLEAN_NONE;
     uint64_t best_live = LAYOUT_CHUNK_BYTES * 3 / 4;
 
-    for (uint64_t chunk = 0; chunk < chunk_count; chunk++) {
+    if (cleaner->looked_count >= chunk_count)
+        return CLEAN_NONE;
+    for (uint64_t left = weir__min(chunk_count, CLEAN_LOOK_MAX); left > 0; left--) {
+        uint64_t chunk = cleaner->cursor < chunk_count ? cleaner->cursor : 0;
         uint64_t live = weir__chunk_live(&region->chunks, chunk);
+        cleaner->cursor = chunk + 1;
+        cleaner->looked_count++;
         if (live < best_live && clean_may_take(region, chunk)) {
             best = chunk;
             best_live = live;
         }
     }
+    if (best != CLEAN_NONE)
+        cleaner->looked_count = 0;
     return best;
 }
 

@@ -885,6 +885,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
         return;
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
+    weir__clean_look_again(region);
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)

@@ -375,6 +375,7 @@ static void store_written(struct weir_region *region, uint64_t chunk)
         store->error = 0;
     region->chunks.table[chunk].ticket = store->ticket_last;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_CLEAN);
+    weir__clean_look_again(region);
     if (weir__chunk_live(&region->chunks, chunk) == 0)
         weir__store_empty(region, chunk);
 }
