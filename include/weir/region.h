@@ -108,6 +108,7 @@ WEIR_API void weir_region_close(struct weir_region *region);
 
 /*
  * weir_region_put() - copy an item in
+ * @data:   not in this region, unless pinned
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
