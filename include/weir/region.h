@@ -108,6 +108,7 @@ WEIR_API void weir_region_close(struct weir_region *region);
 
 /*
  * weir_region_put() - copy an item in
+ * @data:   not in this region, unless pinned
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
@@ -115,8 +116,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  *
  * Cost:    O(log free extents); no syscall, but at worst one growth step.
  *
- * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back is
- *         behind: poll, then try again. While the region is degraded and no room
+ * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
+ *         cleaning is behind: poll, then try again. While the region is degraded and no room
  *         is left, what the write-back said: -EIO, ...
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
@@ -287,7 +288,8 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, grows tables ahead, gives the empty tail of the file back.
+ * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
+ * the empty tail of the file back.
  * Never blocks.
  *
  * Return: how many completions were handled, or a negative errno: a write-back

@@ -37,6 +37,7 @@ struct weir__chunks {
     uint64_t count_max;                                 /* fixed */
     uint64_t resident_max;                              /* fixed; in chunks */
     uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
+    uint64_t pinned_count;                              /* C4 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
 };
 
@@ -75,23 +76,76 @@ static inline uint32_t weir__chunk_pins(const struct weir__chunks *chunks, uint6
 /* Change its state, and with it queue and resident count. */
 void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_state state);
 
+/* Whether [offset, offset + space) lies in one chunk, as nearly every item does. */
+static inline bool weir__chunk_is_one(uint64_t offset, uint64_t space)
+{
+    WEIR_ASSERT(space > 0);
+    return weir__chunk_of(offset) == weir__chunk_of(offset + space - 1);
+}
+
 /* The space of [offset, offset + space) became live, or stopped being so. */
-void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
-void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_add_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_sub_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+static inline void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t offset,
+                                         uint64_t space)
+{
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, space)))
+        weir__word_add(&chunks->table[weir__chunk_of(offset)].word, space);
+    else
+        weir__chunks_add_live_many(chunks, offset, space);
+}
+
+static inline void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t offset,
+                                         uint64_t space)
+{
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, space))) {
+        WEIR_ASSERT(weir__chunk_live(chunks, weir__chunk_of(offset)) >= space);
+        weir__word_add(&chunks->table[weir__chunk_of(offset)].word, -space);
+    } else {
+        weir__chunks_sub_live_many(chunks, offset, space);
+    }
+}
 
 /* All chunks of [offset, offset + space) get a pin more, or less. */
 void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 
 /* Whether all of [offset, offset + space) is in memory; may be stored to. */
-bool weir__chunks_are_resident(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,
+                                    uint64_t space);
 bool weir__chunks_are_storable(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 
+static inline bool weir__chunks_are_resident(const struct weir__chunks *chunks, uint64_t offset,
+                                             uint64_t space)
+{
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, space)))
+        return weir__chunk_is_resident(weir__chunk_state(chunks, weir__chunk_of(offset)));
+    return weir__chunks_are_resident_many(chunks, offset, space);
+}
+
 /* How many chunks of [offset, offset + space) would come into memory by a store. */
-uint64_t weir__chunks_fresh(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+uint64_t weir__chunks_fresh_many(const struct weir__chunks *chunks, uint64_t offset,
+                                 uint64_t space);
+
+static inline uint64_t weir__chunks_fresh(const struct weir__chunks *chunks, uint64_t offset,
+                                          uint64_t space)
+{
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, space)))
+        return weir__chunk_state(chunks, weir__chunk_of(offset)) == CHUNK_FRESH;
+    return weir__chunks_fresh_many(chunks, offset, space);
+}
 
 /* A store touches [offset, offset + space): FRESH becomes DIRTY. */
-void weir__chunks_touch(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_touch_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+static inline void weir__chunks_touch(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    if (weir__chunk_is_one(offset, space) &&
+        weir__chunk_state(chunks, weir__chunk_of(offset)) == CHUNK_DIRTY)
+        return;
+    weir__chunks_touch_many(chunks, offset, space);
+}
 
 /* Walk and check every invariant; all chunks from @file_chunks on must be NONE. */
 void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks);

@@ -29,6 +29,7 @@
 
 #define CLEAN_NONE        UINT64_MAX
 #define CLEAN_BATCH_COUNT 1024
+#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
 #define CLEAN_LOOK_MAX    UINT64_C(1024)           /* chunks: 2 GiB of the file */
 #define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
 
@@ -47,6 +48,15 @@ bool weir__clean_is_behind(const struct weir_region *region)
 {
     return region->resting_bytes > 2 * CLEAN_REST_MIN &&
            region->resting_bytes > clean_live(region) * 2 / 5;
+}
+
+/*
+ * With most of the memory pinned the chunk that is filled must be written before
+ * it is full, and as much rests there as was gained elsewhere.
+ */
+static bool clean_is_cramped(const struct weir_region *region)
+{
+    return region->chunks.resident_max < region->chunks.pinned_count + CLEAN_CHUNKS_MIN;
 }
 
 static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
@@ -228,7 +238,7 @@ bool weir__clean_advance(struct weir_region *region, bool urgent)
         cleaner->chunk = CLEAN_NONE; /* emptied, or brought back by somebody else */
     if (cleaner->chunk != CLEAN_NONE && had_batch && cleaner->moved_count == 0)
         clean_leave(region);
-    if (region->store.suspect_count > 0)
+    if (region->store.suspect_count > 0 || clean_is_cramped(region))
         return false;
     if (cleaner->chunk == CLEAN_NONE && (urgent || clean_is_due(region)))
         cleaner->chunk = clean_choose(region);

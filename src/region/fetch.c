@@ -144,6 +144,7 @@ static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slo
     weir__list_init(&hold->of_read);
     weir__list_init(&hold->requests);
     *bucket = hold;
+    region->fetches.hold_count++;
     return hold;
 }
 
@@ -180,6 +181,7 @@ static void fetch_drop_hold(struct weir_region *region, struct weir__hold *hold)
     while (*at != hold)
         at = &(*at)->next;
     *at = hold->next;
+    region->fetches.hold_count--;
     weir__list_remove(&hold->idle);
     weir__list_remove(&hold->of_read);
     if (hold->read != NULL)
@@ -583,8 +585,8 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
 
     for (size_t i = 0; i < slot_count; i++) {
         const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
-        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region) &&
-            !weir__region_is_resident(region, entry))
+        /* Also if it is in memory now: it may be cold when it is told. */
+        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region))
             return -EFBIG;
         order[i] = (struct fetch_order){entry != NULL ? weir__entry_offset(entry) : 0, i};
     }
@@ -656,16 +658,11 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
 
 static int fetch_look(struct weir_region *region, const struct fetch_request *request)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, request->slot, EXTENT_LIVE);
     const void *data;
 
-    if (entry == NULL)
+    if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
         return -ESTALE;
-    int r = weir_region_at(region, request->slot, &data, NULL);
-    /* It was in memory when it was asked for; no buffer takes it, and all would wait behind it. */
-    if (r == -EAGAIN && weir__entry_bytes(entry) > weir__fetches_item_max(region))
-        return -EFBIG;
-    return r;
+    return weir_region_at(region, request->slot, &data, NULL);
 }
 
 /* One request; false: it was cold again and waits for a read now. */
@@ -1005,6 +1002,7 @@ void weir__fetches_deinit(struct weir_region *region)
                 fetch_drop_hold(region, hold);
         }
     }
+    WEIR_CHECK(fetches->hold_count == 0);
     while (!weir__list_is_empty(&fetches->pending))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->pending.next, struct fetch_read, link));
     while (!weir__list_is_empty(&fetches->pending_pieces))

@@ -38,7 +38,8 @@
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
 #define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
-#define REGION_PREFETCH_MAX      2048
+#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
 #define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
@@ -405,6 +406,22 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
 
+/*
+ * The best fit among what is in memory; but before a chunk that has no memory is
+ * begun the mark's own is filled, so that little memory is not spread over many
+ * chunks that are all half full when they must be written. 0: at the mark.
+ */
+static uint32_t region_fit(const struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__space_find(region, space);
+    uint64_t left = -region->mark_bytes % LAYOUT_CHUNK_BYTES;
+
+    if (index == 0 || left < space || !region->store.writes_back)
+        return index;
+    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
+    return weir__chunks_fresh(&region->chunks, offset, space) > 0 ? 0 : index;
+}
+
 /* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
 static bool region_begins_chunk(const struct weir_region *region, uint32_t index, uint64_t space)
 {
@@ -421,7 +438,7 @@ static bool region_begins_chunk(const struct weir_region *region, uint32_t index
  */
 static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
 {
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     uint64_t end = region->mark_bytes + space;
 
     if (weir__clean_is_behind(region))
@@ -439,7 +456,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
         return -EAGAIN;
 
     uint64_t end = region->mark_bytes + space;
-    *ret_index = weir__space_find(region, space);
+    *ret_index = region_fit(region, space);
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
@@ -463,8 +480,10 @@ static int region_take_at(struct weir_region *region, uint32_t index, uint64_t s
 {
     uint64_t offset =
         index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
-    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
 
+    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
+        __builtin_prefetch(region->store.base + offset + i, 1);
+    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
     if (r < 0)
         return r;
     *ret_index =
@@ -492,7 +511,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
 
     if (r < 0)
         return r;
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
         r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
@@ -720,7 +739,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (!weir__fetches_free(region, slot))
+    if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
         weir__space_release(region, slot.index);
     return 0;
 }

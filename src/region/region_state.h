@@ -82,6 +82,7 @@ struct weir__fetches {
     struct weir__list told_own; /* requests of the cleaner */
     struct weir__list idle;     /* unpinned holds with a buffer, oldest first */
     uint32_t reading_count;     /* reads and pieces under way in the ring */
+    uint64_t hold_count;        /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 

@@ -19,11 +19,6 @@
 
 #define SLOT_PREFETCH_COUNT 8
 
-uint64_t weir__slots_spare(const struct weir__slots *slots)
-{
-    return (uint64_t)slots->vacant_count + (slots->ready_count - slots->used_count);
-}
-
 uint32_t weir__slots_take(struct weir__slots *slots)
 {
     if (slots->vacant_count > 0) {

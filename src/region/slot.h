@@ -30,7 +30,10 @@ struct weir__slots {
 };
 
 /* How many entries can be taken before the tables must grow. */
-uint64_t weir__slots_spare(const struct weir__slots *slots);
+static inline uint64_t weir__slots_spare(const struct weir__slots *slots)
+{
+    return (uint64_t)slots->vacant_count + (slots->ready_count - slots->used_count);
+}
 
 /* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
 uint32_t weir__slots_take(struct weir__slots *slots);

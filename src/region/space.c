@@ -166,15 +166,18 @@ static void space_unlist(struct weir_region *region, uint32_t index)
  */
 static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir__extent_state state)
 {
-    space_set(region, index, space_offset(region, index), space_bytes(region, index), state);
-
     uint32_t previous = space_previous(region, index);
-    if (previous != 0 && space_state(region, previous) == state) {
+    uint32_t next = space_next(region, index);
+    /* Both are looked at before either is changed: each may be a cache miss. */
+    bool joins_previous = previous != 0 && space_state(region, previous) == state;
+    bool joins_next = next != 0 && space_state(region, next) == state;
+
+    space_set(region, index, space_offset(region, index), space_bytes(region, index), state);
+    if (joins_previous) {
         space_unlist(region, previous);
         index = space_join(region, previous, index);
     }
-    uint32_t next = space_next(region, index);
-    if (next != 0 && space_state(region, next) == state) {
+    if (joins_next) {
         space_unlist(region, next);
         index = space_join(region, index, next);
     }
@@ -216,16 +219,13 @@ static uint64_t space_run_end(const struct weir_region *region, uint64_t offset,
     return weir__min(at, end);
 }
 
-void weir__space_release(struct weir_region *region, uint32_t index)
+/* An extent of several chunks, which may be of both kinds. */
+static void space_release_many(struct weir_region *region, uint32_t index)
 {
     uint64_t offset = space_offset(region, index);
     uint64_t end = space_end(region, index);
 
-    WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
-
-    weir__clean_look_again(region);
     space_set(region, index, offset, end - offset, EXTENT_ZOMBIE);
-    weir__chunks_sub_live(&region->chunks, offset, end - offset);
     for (uint64_t at = offset; at < end;) {
         uint64_t run_end = space_run_end(region, at, end);
         uint32_t piece = run_end < end ? space_split(region, index, run_end - at) : index;
@@ -235,6 +235,25 @@ void weir__space_release(struct weir_region *region, uint32_t index)
     for (uint64_t chunk = weir__chunk_of(offset); chunk <= weir__chunk_of(end - 1); chunk++)
         if (weir__chunk_live(&region->chunks, chunk) == 0)
             weir__store_empty(region, chunk);
+}
+
+void weir__space_release(struct weir_region *region, uint32_t index)
+{
+    uint64_t offset = space_offset(region, index);
+    uint64_t bytes = space_bytes(region, index);
+
+    WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
+
+    weir__clean_look_again(region);
+    weir__chunks_sub_live(&region->chunks, offset, bytes);
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
+        uint64_t chunk = weir__chunk_of(offset);
+        space_add(region, index, space_kind(region, offset));
+        if (WEIR_UNLIKELY(weir__chunk_live(&region->chunks, chunk) == 0))
+            weir__store_empty(region, chunk);
+    } else {
+        space_release_many(region, index);
+    }
     space_lower_mark(region);
 }
 

@@ -95,6 +95,8 @@
 
 #define BUSY_BUCKETS 64u
 
+#define PUSH_PREFETCH_MAX 2048u
+
 _Static_assert(FETCH_BATCH <= 1024, "the region takes them at once");
 _Static_assert(FETCH_RECORDS_MAX <= FETCH_DISTANCE, "the distance is what bounds small items");
 
@@ -1240,6 +1242,9 @@ int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const voi
     WEIR_ASSERT(reorder_is_mine(reorder));
     WEIR_ASSERT(data != NULL || bytes == 0);
 
+    /* The copy comes last: its source can be on its way meanwhile. */
+    for (size_t i = 0; i < bytes && i < PUSH_PREFETCH_MAX; i += 64)
+        __builtin_prefetch((const char *)data + i);
     r = reorder_admits(reorder, sequence);
     if (r < 0)
         return r;

