@@ -802,6 +802,12 @@ static void region_fetch(struct bench *bench)
     }
     workload_use(&fetch.sum);
     direct_close(&direct);
+
+    struct weir_region_stats stats;
+    weir_region_stats(fetch.region, &stats);
+    if (stats.fetch_count > 0)
+        bench_figure(fetch.row, "read/fetched",
+                     (double)stats.read_bytes / (double)stats.fetch_count / REGION_ITEM_BYTES);
     free(fetch.asked_ns);
     free(fetch.slots);
     weir_region_close(fetch.region);
