@@ -26,7 +26,10 @@ job() {
 
 for word; do
     case $word in
-    -h | --help) job --help ;;
+    -h | --help)
+        command -v "$python" >/dev/null || "$root/tools/packages.sh" build
+        job --help
+        ;;
     esac
 done
 

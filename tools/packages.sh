@@ -21,7 +21,8 @@ packages_of() {
         echo liburing-dev libnuma-dev libxxhash-dev libcmocka-dev
         ;;
     test)
-        echo clang-format-14 mandoc
+        # e2fsprogs makes the small disks that fill up
+        echo clang-format-14 mandoc e2fsprogs
         ;;
     all)
         # clang's sanitizers are only recommended by clang
@@ -63,19 +64,22 @@ if [ "$(id -u)" -ne 0 ]; then
     if ! command -v sudo >/dev/null; then
         echo "packages: these are missing, and there is neither root nor sudo to install them:" >&2
         echo "  apt-get install --no-install-recommends$missing" >&2
+        echo "Let root run this line (after apt-get update), then start again." >&2
         exit 1
     fi
     sudo='sudo env DEBIAN_FRONTEND=noninteractive'
 fi
 
-echo "packages: installing$missing"
+echo "packages: installing$missing (this may take a minute)"
 export DEBIAN_FRONTEND=noninteractive
 # Lists may be old or absent; where they cannot be fetched, those that are there may do.
 $sudo apt-get -q -o DPkg::Lock::Timeout=300 update >/dev/null ||
     echo "packages: apt-get update failed; trying with the lists that are there" >&2
+# Hundreds of lines, of interest only when it fails.
 # shellcheck disable=SC2086
-$sudo apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
-    install --no-install-recommends $missing || {
+log=$($sudo apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    install --no-install-recommends $missing 2>&1) || {
+    printf '%s\n' "$log" >&2
     echo "packages: apt-get could not install$missing" >&2
     exit 1
 }

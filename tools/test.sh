@@ -90,43 +90,47 @@ build() {
             return 1
         }
     fi
+    echo "building in build-$row/"
     ninja -C "build-$row" --quiet
 }
 
-# run ROW ARGUMENT...: only failures are shown in full
+# run ROW SETUP ARGUMENT...: only failures are shown in full, of skips the reason
 run() {
     row=$1
     shift
-    meson test -C "build-$row" --no-rebuild --print-errorlogs "$@"
+    meson test -C "build-$row" --no-rebuild --print-errorlogs --setup "$@"
+    awk '/^test: / { name = $0; sub(/^test: */, "", name) }
+        /^SKIP: |^1\.\.0 # SKIP / { sub(/^.*SKIP:? /, ""); print "skipped: " name ": " $0 }' \
+        "build-$row/meson-logs/testlog-$1.txt"
 }
 
 # A sanitized shared library leaves symbols to the program: b_lundef.
 row_debug() {
     build debug gcc g++ -Dbuildtype=debug -Db_sanitize=address,undefined -Db_lundef=false
-    run debug --setup "$setup"
+    run debug "$setup"
 }
 
 row_release() {
     build release gcc g++ -Dbuildtype=release
-    run release --setup "$setup" --no-suite tidy
+    run release "$setup" --no-suite tidy
 }
 
 # What runs real processes or fills disks does not depend on the compiler.
 row_clang_debug() {
     build clang-debug clang-14 clang++-14 -Dbuildtype=debug -Db_sanitize=address,undefined \
         -Db_lundef=false
-    run clang-debug --setup short --no-suite tidy --no-suite e2e --no-suite full
+    run clang-debug short --no-suite tidy --no-suite e2e --no-suite full
 }
 
 row_clang_release() {
     build clang-release clang-14 clang++-14 -Dbuildtype=release
-    run clang-release --setup short --no-suite tidy --no-suite e2e --no-suite full
+    run clang-release short --no-suite tidy --no-suite e2e --no-suite full
 }
 
 row_tsan() {
     build tsan gcc g++ -Dbuildtype=debugoptimized -Db_ndebug=false -Db_sanitize=thread \
         -Db_lundef=false
-    run tsan --setup short --suite unit --suite stress
+    run tsan short --suite unit --suite stress
 }
 
 # The consumer is small and valid in both languages; it is linked against what was
@@ -201,9 +205,12 @@ began=$(date +%s)
 # shellcheck disable=SC2086
 tools/packages.sh $groups
 before=$(fingerprint)
+under_way=
+trap 'r=$?; [ $r -eq 0 ] || [ -z "$under_way" ] || say "failed: $under_way (of: $rows)"' EXIT
 
 for row in $rows; do
     say "$row"
+    under_way=$row
     case $row in
     debug) row_debug ;;
     release) row_release ;;
@@ -215,6 +222,7 @@ for row in $rows; do
     esac
 done
 
+under_way=
 after=$(fingerprint)
 if [ "$before" != "$after" ]; then
     echo "test.sh: the source tree is not as it was (or was edited meanwhile):" >&2

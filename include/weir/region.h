@@ -25,8 +25,9 @@
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
  * write where a chunk must first be written out; one on a worker's ring answers
- * -EAGAIN there and goes on in poll. Where the kernel forbids io_uring, all of
- * it is done by plain system calls.
+ * -EAGAIN there and goes on when the worker turns: return to it before the next
+ * try, for poll alone takes no completions of a ring that is not the region's.
+ * Where the kernel forbids io_uring, all of it is done by plain system calls.
  *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
@@ -107,6 +108,7 @@ WEIR_API void weir_region_close(struct weir_region *region);
 
 /*
  * weir_region_put() - copy an item in
+ * @data:   not in this region, unless pinned
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
@@ -114,8 +116,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  *
  * Cost:    O(log free extents); no syscall, but at worst one growth step.
  *
- * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back is
- *         behind: poll, then try again. While the region is degraded and no room
+ * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
+ *         cleaning is behind: poll, then try again. While the region is degraded and no room
  *         is left, what the write-back said: -EIO, ...
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
@@ -138,8 +140,9 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * @offset:  where the piece before it ended: pieces come in order
  * @bytes:   at most stats.put_bytes_max
  *
- * Return: 0, -EINVAL, -ESTALE, or -EAGAIN while write-back is behind: nothing of
- *         this piece was taken; poll, then try again.
+ * Return: 0, -EINVAL, -ESTALE, -EIO (what came before cannot be brought back), or
+ *         -EAGAIN while write-back is behind: poll, then try again with the same
+ *         bytes, for some of them may be there already.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
@@ -193,8 +196,9 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
 /*
  * weir_fetch_fn - an item that was asked for is there, or is not
  * @result:  0: weir_region_at() and weir_region_pin() answer for @slot, until
- *           the next fetch or poll; -ESTALE, -EBADMSG, -ENOMEM or what the read
- *           said: -EIO, ...
+ *           the next put, fetch or poll; -ESTALE, -EBADMSG, -ENOMEM, -EFBIG (it
+ *           was in memory when it was asked for, and is no more) or what the
+ *           read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
  * weir_region_fetch() itself. May call the region, poll and close excepted.
@@ -284,7 +288,8 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, grows tables ahead, gives the empty tail of the file back.
+ * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
+ * the empty tail of the file back.
  * Never blocks.
  *
  * Return: how many completions were handled, or a negative errno: a write-back

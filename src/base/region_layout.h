@@ -107,10 +107,10 @@ struct weir__chunk {
     uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
     uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t open;      /* items under construction whose next piece goes here */
-    uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
-    uint32_t left_live; /* what was live when the cleaner gave up on it */
-    uint32_t padding;
+    uint32_t open;       /* items under construction whose next piece goes here */
+    uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
+    uint32_t left_live;  /* what was live when the cleaner gave up on it */
+    uint32_t unfillable; /* could not be brought back: not asked for again before it is emptied */
 };
 
 _Static_assert(sizeof(struct weir__chunk) == 40, "five words");

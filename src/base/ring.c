@@ -15,8 +15,10 @@
  *
  * Completions are copied out of the queue in small batches before they are
  * called, so that an operation may submit, and may even reap, from its own
- * completion. A reap takes what was there when it began: operations that
- * complete at once and start their next cannot hold it for ever.
+ * completion. Such a reap goes on with the batch where the outer one stands: what
+ * it waits for may have been copied already. A reap takes what was there when it
+ * began: operations that complete at once and start their next cannot hold it
+ * for ever.
  */
 #include "base/ring.h"
 
@@ -52,6 +54,9 @@ struct weir_ring {
     uint32_t in_flight;
     uint32_t result_count;       /* synchronous: done, not yet completed */
     struct ring_result *results; /* RING_QUEUE_COUNT, synchronous only */
+    uint32_t batch_next;         /* of the batch, those from here on are not yet called */
+    uint32_t batch_count;
+    struct ring_result batch[RING_BATCH_COUNT];
 };
 
 /* ---- Lifecycle ---------------------------------------------------------- */
@@ -254,20 +259,27 @@ static void ring_complete(struct weir_ring *ring, const struct ring_result *resu
     result->operation->complete(result->operation, result->result, result->flags);
 }
 
+static uint32_t ring_batch_left(const struct weir_ring *ring)
+{
+    return ring->batch_count - ring->batch_next;
+}
+
 static int ring_complete_ready(struct weir_ring *ring)
 {
-    struct ring_result results[RING_BATCH_COUNT];
-    uint32_t left = (uint32_t)weir__min(io_uring_cq_ready(&ring->uring), RING_REAP_COUNT_MAX);
+    uint32_t left = (uint32_t)weir__min(ring_batch_left(ring) + io_uring_cq_ready(&ring->uring),
+                                        RING_REAP_COUNT_MAX);
     int completed = 0;
 
-    while (left > 0) {
-        uint32_t count = ring_take(ring, results, left);
-        if (count == 0) /* a completion has reaped the rest itself */
+    for (; left > 0; left--) {
+        if (ring_batch_left(ring) == 0) {
+            ring->batch_next = 0;
+            ring->batch_count = ring_take(ring, ring->batch, left);
+        }
+        if (ring->batch_count == 0) /* a completion has reaped the rest itself */
             break;
-        for (uint32_t i = 0; i < count; i++)
-            ring_complete(ring, &results[i]);
-        left -= count;
-        completed += (int)count;
+        struct ring_result result = ring->batch[ring->batch_next++];
+        ring_complete(ring, &result);
+        completed++;
     }
     return completed;
 }
@@ -284,7 +296,8 @@ bool weir__ring_is_ready(const struct weir_ring *ring)
 {
     if (ring->synchronous)
         return ring->result_count > 0;
-    return io_uring_cq_ready(&ring->uring) > 0 || ring_must_enter(ring);
+    return ring_batch_left(ring) > 0 || io_uring_cq_ready(&ring->uring) > 0 ||
+           ring_must_enter(ring);
 }
 
 static bool ring_error_is_passing(int r)
@@ -325,7 +338,7 @@ int weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns)
     if (ring->synchronous)
         return ring_reap_synchronous(ring);
 
-    int r = weir__ring_sleep(ring, timeout_ns);
+    int r = ring_batch_left(ring) > 0 ? 0 : weir__ring_sleep(ring, timeout_ns);
     return r < 0 ? r : ring_complete_ready(ring);
 }
 

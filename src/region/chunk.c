@@ -14,6 +14,7 @@
  *   C1  resident_count counts DIRTY, WRITING, CLEAN and FILLING
  *   C2  a chunk is in the queue of its state if that is DIRTY, WRITING or CLEAN
  *   C3  live bytes of a chunk are those of live extents that lie in it
+ *   C4  pinned_count counts the chunks that have pins
  */
 #include "region/chunk.h"
 
@@ -121,8 +122,10 @@ void weir__chunks_sub_live_many(struct weir__chunks *chunks, uint64_t offset, ui
 
 void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
-    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
+        chunks->pinned_count += weir__chunk_pins(chunks, i) == 0;
         weir__word_add(&chunks->table[i].word, weir__chunk_word(0, 1, 0));
+    }
 }
 
 void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
@@ -130,6 +133,7 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
         WEIR_ASSERT(weir__chunk_pins(chunks, i) > 0);
         weir__word_add(&chunks->table[i].word, -weir__chunk_word(0, 1, 0));
+        chunks->pinned_count -= weir__chunk_pins(chunks, i) == 0;
     }
 }
 
@@ -174,6 +178,7 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
 {
     uint64_t counts[CHUNK_STATE_COUNT] = {0};
     uint64_t resident = 0;
+    uint64_t pinned = 0;
 
     for (uint64_t i = 0; i < file_chunks; i++) {
         enum weir__chunk_state state = weir__chunk_state(chunks, i);
@@ -181,10 +186,12 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         WEIR_CHECK(weir__chunk_live(chunks, i) <= LAYOUT_CHUNK_BYTES);
         counts[state]++;
         resident += chunk_is_counted(state);
+        pinned += weir__chunk_pins(chunks, i) > 0;
     }
     for (uint64_t i = file_chunks; i < chunks->count_max; i++)
         WEIR_CHECK(weir__chunk_state(chunks, i) == CHUNK_NONE);
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */
+    WEIR_CHECK(pinned == chunks->pinned_count);     /* C4 */
 
     for (uint32_t state = 0; state < CHUNK_STATE_COUNT; state++) {
         uint64_t queued = 0;

@@ -37,6 +37,7 @@ struct weir__chunks {
     uint64_t count_max;                                 /* fixed */
     uint64_t resident_max;                              /* fixed; in chunks */
     uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
+    uint64_t pinned_count;                              /* C4 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
 };
 

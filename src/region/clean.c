@@ -29,6 +29,8 @@
 
 #define CLEAN_NONE        UINT64_MAX
 #define CLEAN_BATCH_COUNT 1024
+#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
+#define CLEAN_LOOK_MAX    UINT64_C(1024)           /* chunks: 2 GiB of the file */
 #define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
 
 static uint64_t clean_live(const struct weir_region *region)
@@ -48,6 +50,15 @@ bool weir__clean_is_behind(const struct weir_region *region)
            region->resting_bytes > clean_live(region) * 2 / 5;
 }
 
+/*
+ * With most of the memory pinned the chunk that is filled must be written before
+ * it is full, and as much rests there as was gained elsewhere.
+ */
+static bool clean_is_cramped(const struct weir_region *region)
+{
+    return region->chunks.resident_max < region->chunks.pinned_count + CLEAN_CHUNKS_MIN;
+}
+
 static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
 {
     enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
@@ -59,20 +70,36 @@ static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
            entry->left_live != weir__chunk_live(&region->chunks, chunk);
 }
 
-/* The chunk with the fewest live bytes, if at least a quarter of it rests. */
-static uint64_t clean_choose(const struct weir_region *region)
+void weir__clean_look_again(struct weir_region *region)
 {
+    region->cleaner.looked_count = 0;
+}
+
+/*
+ * The chunk with the fewest live bytes, if at least a quarter of it rests: of the
+ * next CLEAN_LOOK_MAX, for a put may wait here. Once around in vain is enough.
+ */
+static uint64_t clean_choose(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
     uint64_t best = CLEAN_NONE;
     uint64_t best_live = LAYOUT_CHUNK_BYTES * 3 / 4;
 
-    for (uint64_t chunk = 0; chunk < chunk_count; chunk++) {
+    if (cleaner->looked_count >= chunk_count)
+        return CLEAN_NONE;
+    for (uint64_t left = weir__min(chunk_count, CLEAN_LOOK_MAX); left > 0; left--) {
+        uint64_t chunk = cleaner->cursor < chunk_count ? cleaner->cursor : 0;
         uint64_t live = weir__chunk_live(&region->chunks, chunk);
+        cleaner->cursor = chunk + 1;
+        cleaner->looked_count++;
         if (live < best_live && clean_may_take(region, chunk)) {
             best = chunk;
             best_live = live;
         }
     }
+    if (best != CLEAN_NONE)
+        cleaner->looked_count = 0;
     return best;
 }
 
@@ -129,7 +156,8 @@ static int clean_move(struct weir_region *region, struct weir_slot slot)
     uint64_t space = weir__entry_space(entry);
     if (weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry), space))
         return 0; /* it is out already */
-    int r = weir__region_take(region, space, &target);
+    int r = weir__region_take(region, space, !region->cleaner.is_full, &target);
+    region->cleaner.is_full |= r == -ENOSPC || r == -EDQUOT;
     if (r < 0)
         return r == -EAGAIN ? r : 0;
     /* Only now: room for the new place may have been made by dropping the old one. */
@@ -155,16 +183,26 @@ static bool clean_is_moving(const struct weir_region *region)
     return region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0;
 }
 
-/* What has come is moved, as far as there is room. */
+/*
+ * What has come is moved, as far as there is room. Where nothing is under way
+ * that could make room, what is in memory is pinned: it stays, and its buffers
+ * are for those who perhaps wait for them before they unpin.
+ */
 static void clean_take_told(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
     struct weir_slot slot;
+    bool has_room = true;
 
     while (weir__fetches_next_own(region, &slot)) {
-        int r = clean_move(region, slot);
-        if (r == -EAGAIN)
-            return;
+        int r = has_room ? clean_move(region, slot) : 0;
+        if (r == -EAGAIN) {
+            weir__store_advance(region);
+            if (region->chunks.queues[CHUNK_WRITING].count > 0)
+                return;
+            has_room = false;
+            r = 0;
+        }
         WEIR_ASSERT(cleaner->asked_count > 0); /* L1 */
         cleaner->moved_count += (uint32_t)r;
         cleaner->asked_count--;
@@ -179,6 +217,7 @@ static void clean_ask(struct weir_region *region)
     size_t count = clean_gather(region, slots);
 
     cleaner->moved_count = 0;
+    cleaner->is_full = false;
     cleaner->asked_count = (uint32_t)weir__fetches_ask_own(region, slots, count);
     if (cleaner->asked_count == 0)
         clean_leave(region);
@@ -199,7 +238,7 @@ bool weir__clean_advance(struct weir_region *region, bool urgent)
         cleaner->chunk = CLEAN_NONE; /* emptied, or brought back by somebody else */
     if (cleaner->chunk != CLEAN_NONE && had_batch && cleaner->moved_count == 0)
         clean_leave(region);
-    if (region->store.suspect_count > 0)
+    if (region->store.suspect_count > 0 || clean_is_cramped(region))
         return false;
     if (cleaner->chunk == CLEAN_NONE && (urgent || clean_is_due(region)))
         cleaner->chunk = clean_choose(region);

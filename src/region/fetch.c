@@ -39,6 +39,7 @@
 #define FETCH_COALESCE_MAX (UINT64_C(1) << 20) /* neighbours are read together up to here */
 #define FETCH_GAP_MAX      UINT64_C(16384)     /* and across gaps of this much */
 #define FETCH_SLOT_COUNT   1024
+#define FETCH_READING_MAX  128 /* under way at once: a ring of any kind takes them, a disk is busy */
 #define FETCH_AGAIN_MAX    8
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
@@ -266,6 +267,31 @@ static bool fetch_has_moved(const struct weir_region *region, const struct weir_
     return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index));
 }
 
+static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
+                                         uint64_t offset, uint64_t end);
+
+/* What is wrong is wrong with one place of many: each of its holds has a read of its own now. */
+static void fetch_split(struct weir_region *region, struct fetch_read *read)
+{
+    struct weir__list *next;
+
+    for (struct weir__list *at = read->holds.next; at != &read->holds; at = next) {
+        struct weir__hold *hold = WEIR_CONTAINER_OF(at, struct weir__hold, of_read);
+        next = at->next;
+        if (hold->is_stale || fetch_has_moved(region, hold))
+            continue;
+        struct fetch_read *own = fetch_new_read(region, &region->fetches.pending, hold->offset,
+                                                hold->offset + hold->bytes);
+        if (own == NULL)
+            continue;
+        weir__list_remove(&hold->of_read);
+        weir__list_append(&own->holds, &hold->of_read);
+        hold->read = own;
+        own->user_count++;
+        fetch_let_go(region, read);
+    }
+}
+
 static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
 {
     struct weir__list *next;
@@ -375,10 +401,13 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
     int error = result < 0 ? result : (uint64_t)result == read->bytes ? 0 : -EIO;
     if (error == 0)
         weir__word_add(&weir__region_figures(region)->read_bytes, read->bytes);
-    if (read->piece != NULL)
+    if (read->piece != NULL) {
         fetch_piece_came(region, read, error);
-    else
-        fetch_read_done(region, read, error);
+        return;
+    }
+    if (error < 0 && read->holds.next != read->holds.previous)
+        fetch_split(region, read);
+    fetch_read_done(region, read, error);
 }
 
 static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
@@ -398,6 +427,13 @@ static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir
     weir__list_init(&read->holds);
     weir__list_append(pending, &read->link);
     return read;
+}
+
+/* The first piece is let in besides, as of buffers there is one for it. */
+static bool fetch_may_submit(const struct weir__fetches *fetches, const struct fetch_read *read)
+{
+    return fetches->reading_count < FETCH_READING_MAX ||
+           (read->piece != NULL && fetches->piece_bytes == 0);
 }
 
 /* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
@@ -422,7 +458,8 @@ static void fetch_start_list(struct weir_region *region, struct weir__list *pend
     while (!weir__list_is_empty(pending)) {
         struct fetch_read *read = WEIR_CONTAINER_OF(pending->next, struct fetch_read, link);
 
-        if (!fetch_make_room(region, read->bytes, read->piece != NULL))
+        if (!fetch_may_submit(fetches, read) ||
+            !fetch_make_room(region, read->bytes, read->piece != NULL))
             return;
         weir__list_remove(&read->link);
         read->buffer_bytes = read->bytes;
@@ -439,7 +476,7 @@ static void fetch_start_list(struct weir_region *region, struct weir__list *pend
     }
 }
 
-static void fetch_start(struct weir_region *region)
+void weir__fetches_start(struct weir_region *region)
 {
     struct weir__fetches *fetches = &region->fetches;
 
@@ -548,8 +585,8 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
 
     for (size_t i = 0; i < slot_count; i++) {
         const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
-        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region) &&
-            !weir__region_is_resident(region, entry))
+        /* Also if it is in memory now: it may be cold when it is told. */
+        if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region))
             return -EFBIG;
         order[i] = (struct fetch_order){entry != NULL ? weir__entry_offset(entry) : 0, i};
     }
@@ -576,7 +613,7 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
         weir__list_remove(&request->link);
         read = fetch_place(region, request, read);
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return 0;
 }
 
@@ -613,7 +650,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
         weir__list_append(&region->fetches.told_pieces, &read->link);
         return 0;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return 0;
 }
 
@@ -688,7 +725,7 @@ int weir__fetches_advance(struct weir_region *region)
         region->delivers = false;
         count++;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return count;
 }
 
@@ -747,7 +784,7 @@ int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *sl
         read = fetch_place(region, request, read);
         count++;
     }
-    fetch_start(region);
+    weir__fetches_start(region);
     return count;
 }
 
@@ -848,6 +885,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
         return;
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
+    weir__clean_look_again(region);
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
@@ -860,12 +898,13 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
 
 /* ---- Items under construction ------------------------------------------- */
 
-int weir__build_begin(struct weir_region *region, struct weir_slot slot)
+int weir__build_begin(struct weir_region *region, struct weir_slot slot, uint64_t bytes)
 {
     struct weir__hold *hold = fetch_hold(region, slot);
 
     if (hold == NULL)
         return -ENOMEM;
+    hold->bytes = bytes;
     hold->build = weir__heap_alloc_aligned(&region->heap, sizeof(*hold->build), 64);
     if (hold->build == NULL) {
         fetch_drop_hold(region, hold);

@@ -406,6 +406,22 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
 
+/*
+ * The best fit among what is in memory; but before a chunk that has no memory is
+ * begun the mark's own is filled, so that little memory is not spread over many
+ * chunks that are all half full when they must be written. 0: at the mark.
+ */
+static uint32_t region_fit(const struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__space_find(region, space);
+    uint64_t left = -region->mark_bytes % LAYOUT_CHUNK_BYTES;
+
+    if (index == 0 || left < space || !region->store.writes_back)
+        return index;
+    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
+    return weir__chunks_fresh(&region->chunks, offset, space) > 0 ? 0 : index;
+}
+
 /* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
 static bool region_begins_chunk(const struct weir_region *region, uint32_t index, uint64_t space)
 {
@@ -422,7 +438,7 @@ static bool region_begins_chunk(const struct weir_region *region, uint32_t index
  */
 static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
 {
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     uint64_t end = region->mark_bytes + space;
 
     if (weir__clean_is_behind(region))
@@ -440,7 +456,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
         return -EAGAIN;
 
     uint64_t end = region->mark_bytes + space;
-    *ret_index = weir__space_find(region, space);
+    *ret_index = region_fit(region, space);
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
@@ -487,16 +503,17 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
     return r < 0 ? r : region_take_at(region, index, space, touched, ret_index);
 }
 
-int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+                      uint32_t *ret_index)
 {
     uint64_t end = region->mark_bytes + space;
     int r = weir__region_tables_ready(region, region->spare_min);
 
     if (r < 0)
         return r;
-    uint32_t index = weir__space_find(region, space);
+    uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
-        r = weir__store_grow(region, end);
+        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
 }
 
@@ -511,6 +528,7 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
 
     weir__clean_advance(region, false);
     weir__store_advance(region);
+    weir__fetches_start(region);
     if (weir__ring_in_flight(region->ring) > 0)
         return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
     /* Items of the cleaner that are in memory anyway need no ring. */
@@ -602,13 +620,13 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     int r = region_take_or_wait(region, weir__extent_space(bytes), 0, &index);
     if (r < 0)
         return r;
-    struct weir_slot slot = region_name(region, index, bytes, label, EXTENT_BUILT);
-    r = weir__build_begin(region, slot);
+    uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
+    r = weir__build_begin(region, (struct weir_slot){index, generation}, bytes);
     if (r < 0) {
-        weir_region_free(region, slot);
+        weir__space_release(region, index);
         return r;
     }
-    *ret_slot = slot;
+    *ret_slot = region_name(region, index, bytes, label, EXTENT_BUILT);
     return 0;
 }
 
@@ -619,6 +637,8 @@ static int region_admit_part(struct weir_region *region, uint64_t offset, uint64
 
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         weir__store_revive_chunk(region, chunk);
+    if (region->chunks.table[chunk].unfillable != 0)
+        return -EIO;
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
         return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
     return region_admit(region, offset, bytes);

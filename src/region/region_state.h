@@ -58,6 +58,7 @@ struct weir__store {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;           /* fixed */
+    bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
@@ -87,11 +88,14 @@ struct weir__fetches {
 
 /* Moving what is live out of a sparse chunk. */
 struct weir__cleaner {
-    uint64_t chunk;       /* UINT64_MAX: none is being cleaned */
-    uint32_t asked_count; /* items asked for and not yet moved or given up */
-    uint32_t moved_count; /* of this batch */
-    uint64_t moved_bytes; /* ever */
-    bool is_owed;         /* puts wait until it is not behind any more */
+    uint64_t chunk;        /* UINT64_MAX: none is being cleaned */
+    uint64_t cursor;       /* where it looks for the next */
+    uint64_t looked_count; /* chunks that were of no use, since anything changed */
+    uint32_t asked_count;  /* items asked for and not yet moved or given up */
+    uint32_t moved_count;  /* of this batch */
+    uint64_t moved_bytes;  /* ever */
+    bool is_full;          /* the file could not grow for an item of this batch */
+    bool is_owed;          /* puts wait until it is not behind any more */
 };
 
 struct weir_region {
@@ -217,6 +221,9 @@ void weir__fetches_deinit(struct weir_region *region);
 /* Answer what is known, start what fits; how many were answered. */
 int weir__fetches_advance(struct weir_region *region);
 
+/* Start what fits. */
+void weir__fetches_start(struct weir_region *region);
+
 /* Address of a fetched item; NULL: it is not here. */
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot);
 
@@ -229,8 +236,11 @@ bool weir__fetches_free(struct weir_region *region, struct weir_slot slot);
 /* The largest item that a buffer takes whole. */
 uint64_t weir__fetches_item_max(const struct weir_region *region);
 
-/* An item under construction: what was written, in order, and where the next piece goes. */
-int weir__build_begin(struct weir_region *region, struct weir_slot slot);
+/*
+ * An item under construction: what was written, in order, and where the next
+ * piece goes. Begun before the entry is named, so that it can be refused.
+ */
+int weir__build_begin(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
 uint64_t weir__build_written(const struct weir_region *region, struct weir_slot slot);
 uint64_t weir__build_given(const struct weir_region *region, struct weir_slot slot);
 void weir__build_give(struct weir_region *region, struct weir_slot slot, uint64_t bytes);
@@ -258,6 +268,9 @@ bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot s
  */
 bool weir__clean_advance(struct weir_region *region, bool urgent);
 
+/* Something was freed, unpinned or written: there may be a chunk to be cleaned. */
+void weir__clean_look_again(struct weir_region *region);
+
 /* The file should rather not grow before more has been cleaned. */
 bool weir__clean_is_behind(const struct weir_region *region);
 
@@ -267,6 +280,7 @@ bool weir__clean_is_behind(const struct weir_region *region);
 int weir__region_tables_ready(struct weir_region *region, uint64_t spare);
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index);
+int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+                      uint32_t *ret_index);
 
 #endif

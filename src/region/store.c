@@ -300,6 +300,8 @@ void weir__store_empty(struct weir_region *region, uint64_t chunk)
     if (weir__sys_fallocate(region->store.data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                             chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES) < 0)
         return; /* it rests until it is revived */
+    region->store.cannot_zero = false;
+    region->chunks.table[chunk].unfillable = 0;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
     weir__space_wake(region, chunk);
 }
@@ -373,6 +375,7 @@ static void store_written(struct weir_region *region, uint64_t chunk)
         store->error = 0;
     region->chunks.table[chunk].ticket = store->ticket_last;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_CLEAN);
+    weir__clean_look_again(region);
     if (weir__chunk_live(&region->chunks, chunk) == 0)
         weir__store_empty(region, chunk);
 }
@@ -393,12 +396,35 @@ static void store_write_complete(struct weir_operation *operation, int32_t resul
         store_written(region, write->chunk);
 }
 
+static bool store_is_suspect(const struct weir_region *region, uint64_t chunk)
+{
+    return region->chunks.table[chunk].ticket == STORE_SUSPECT;
+}
+
+/* What is above the mark belongs to no extent that could rest: it is never written. */
+static bool store_is_above_mark(const struct weir_region *region, uint64_t chunk)
+{
+    return chunk * LAYOUT_CHUNK_BYTES >= region->mark_bytes;
+}
+
+/* What is left of the chunk of the mark becomes an extent, that it may rest like any other. */
+static void store_raise_mark(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+
+    WEIR_ASSERT(!store_is_above_mark(region, chunk));
+
+    if (end > region->mark_bytes)
+        weir__space_release(region, weir__space_bump(region, end - region->mark_bytes));
+}
+
 static void store_write(struct weir_region *region, struct weir__write *write, uint64_t chunk)
 {
     struct weir__store *store = &region->store;
 
     weir__space_sum(region, chunk);
     weir__chunk_turn(&region->chunks, chunk, CHUNK_WRITING);
+    store_raise_mark(region, chunk);
     weir__space_rest(region, chunk);
     write->chunk = chunk;
     write->ticket = ++store->ticket_last;
@@ -410,11 +436,17 @@ static void store_write(struct weir_region *region, struct weir__write *write, u
                               chunk * LAYOUT_CHUNK_BYTES, (uint32_t)LAYOUT_CHUNK_BYTES);
 }
 
-/* The chunk of the mark is being filled. */
+/*
+ * The chunk of the mark is being filled. But a suspect one is written all the
+ * same: puts may need new chunks, and get none before nothing is suspect.
+ */
 static bool store_may_write(const struct weir_region *region, uint64_t chunk)
 {
-    return region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
-           chunk != weir__chunk_of(region->mark_bytes);
+    if (store_is_suspect(region, chunk))
+        return true;
+    if (store_is_above_mark(region, chunk))
+        return !region->store.cannot_zero;
+    return (chunk + 1) * LAYOUT_CHUNK_BYTES <= region->mark_bytes;
 }
 
 /*
@@ -433,8 +465,8 @@ static bool store_choose(const struct weir_region *region, bool urgent, uint64_t
         bool is_open = region->chunks.table[i - 1].open > 0;
         if (!store_may_write(region, i - 1))
             continue;
-        if (!is_open && (live >= STORE_FULL_BYTES || live == 0 ||
-                         region->chunks.table[i - 1].ticket == STORE_SUSPECT)) {
+        if (!is_open &&
+            (live >= STORE_FULL_BYTES || live == 0 || store_is_suspect(region, i - 1))) {
             *ret_chunk = i - 1;
             return true;
         }
@@ -454,13 +486,18 @@ static bool store_forget(struct weir_region *region, uint64_t chunk)
 {
     struct weir__store *store = &region->store;
 
-    if (weir__sys_fallocate(store->data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-                            chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES) < 0)
+    int r = weir__sys_fallocate(store->data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                                chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES);
+
+    store->cannot_zero = r < 0;
+    if (r < 0 && !store_is_above_mark(region, chunk))
         return false;
-    if (region->chunks.table[chunk].ticket == STORE_SUSPECT && --store->suspect_count == 0)
+    /* Above the mark it stays as it is and is stored to next: what it holds is nobody's. */
+    if (store_is_suspect(region, chunk) && --store->suspect_count == 0)
         store->error = 0;
     region->chunks.table[chunk].ticket = 0;
-    weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
+    if (r == 0)
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
     return true;
 }
 
@@ -527,6 +564,8 @@ static void store_revival_complete(struct weir_operation *operation, int32_t res
     if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
         region->read_error_count++;
         region->store.error_fresh = result == -EFAULT ? -EIO : result;
+        region->chunks.table[revival->chunk].unfillable =
+            result != -EAGAIN && result != -EINTR && result != -ENOMEM;
         store_drop_pages(region, revival->chunk);
         weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
         if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
@@ -545,7 +584,8 @@ void weir__store_revive_chunk(struct weir_region *region, uint64_t chunk)
         store_revived(region, chunk);
         return;
     }
-    if (state != CHUNK_COLD || revival->is_under_way || !weir__store_make_room(region, 1))
+    if (state != CHUNK_COLD || revival->is_under_way ||
+        region->chunks.table[chunk].unfillable != 0 || !weir__store_make_room(region, 1))
         return;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FILLING);
     revival->chunk = chunk;
@@ -570,6 +610,8 @@ bool weir__store_revive(struct weir_region *region, uint64_t space)
             enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
             uint64_t free_bytes = LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk);
             if (state != CHUNK_CLEAN && state != CHUNK_COLD)
+                continue;
+            if (region->chunks.table[chunk].unfillable != 0)
                 continue;
             if (free_bytes > best_free && free_bytes < ceiling) {
                 best = chunk;

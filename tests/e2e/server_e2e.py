@@ -10,9 +10,11 @@ another value is seen.
 """
 
 import argparse
+import ctypes
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -462,6 +464,36 @@ class Settings(unittest.TestCase):
             self.assertGreater(server.limit, 24 * MEBIBYTE)
 
 
+    def test_tmpfs_is_refused(self):
+        if not os.path.isdir('/dev/shm'):
+            self.skipTest('no tmpfs')
+        result = run('--spill-dir', '/dev/shm', '--memory', '64m')
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b'tmpfs', result.stderr)
+
+    def test_without_io_uring_it_says_so(self):
+        result = subprocess.run(
+            [arguments.server, '--port', '0', '--memory', '24m', '--spill-dir', '/var/tmp'],
+            capture_output=True, timeout=30, check=False, preexec_fn=forbid_io_uring)
+        self.assertEqual(result.returncode, 1, result)
+        self.assertIn(b'io_uring', result.stderr)
+
+
+def forbid_io_uring():
+    """By seccomp, as containers do: io_uring_setup(2) answers EPERM."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    setup, allow, refuse = 425, 0x7fff0000, 0x00050000 | 1
+    program = struct.pack('HBBIHBBIHBBIHBBI',
+                          0x20, 0, 0, 0,        # the number of the call
+                          0x15, 0, 1, setup,
+                          0x06, 0, 0, refuse,
+                          0x06, 0, 0, allow)
+    code = ctypes.create_string_buffer(program)
+    header = struct.pack('HxxxxxxQ', 4, ctypes.addressof(code))
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.create_string_buffer(header), 0, 0):
+        raise OSError(ctypes.get_errno(), 'seccomp')
+
+
 class Pressure(unittest.TestCase):
     def test_ten_times_the_memory_reads_back_byte_for_byte(self):
         with start('--memory', '32m', '--workers', '1') as server, server.client() as c:
@@ -547,6 +579,44 @@ class Pressure(unittest.TestCase):
             self.assertEqual(errors, [])
             if not arguments.sanitized:
                 self.assertLess(peak, server.limit + 16 * MEBIBYTE)
+
+    def test_a_head_gets_in_when_memory_and_file_are_full(self):
+        for head_bytes in (100, 30000, 700000, 3000000):
+            with start('--memory', '32m', '--workers', '1', '--spill-max', '40m', '--wait-max',
+                       '400') as server, server.client() as c:
+                stopped = threading.Event()
+                accepted = {0}
+
+                def produce(which, server=server, stopped=stopped, accepted=accepted):
+                    with server.client() as producer:
+                        sequence = 1 + which
+                        while not stopped.is_set():
+                            producer.send('WPUSH', 's', sequence, pattern(sequence, 9000))
+                            if producer.receive() == 'OK':
+                                accepted.add(sequence)
+                                sequence += 4
+
+                producers = [threading.Thread(target=produce, args=(which,)) for which in range(4)]
+                for thread in producers:
+                    thread.start()
+                wait_for(lambda c=c: int(c.info()['writes_refused']) >= 4, 60, 'fullness')
+                started = time.monotonic()
+                self.assertEqual(c('WPUSH', 's', 0, pattern(0, head_bytes)), 'OK', head_bytes)
+                self.assertLess(time.monotonic() - started, 5)
+                stopped.set()
+                wanted = 0
+                while wanted < 2000:  # the waiting ones go on when there is room again
+                    for sequence, payload in c('WPOP', 's', 'COUNT', 64, 'BLOCK', 3000) or ():
+                        self.assertEqual(sequence, wanted)
+                        self.assertTrue(payload == pattern(
+                            sequence, 9000 if sequence else head_bytes), sequence)
+                        wanted += 1
+                for thread in producers:
+                    thread.join()
+                while wanted in accepted:
+                    for sequence, payload in c('WPOP', 's', 'COUNT', 64, 'BLOCK', 3000):
+                        self.assertEqual(sequence, wanted)
+                        wanted += 1
 
     def test_a_slow_reader_costs_little_and_loses_nothing(self):
         with start('--memory', '32m', '--workers', '1') as server, server.client() as c:

@@ -37,6 +37,7 @@
 
 #define MODEL_DEAD_COUNT  256
 #define MODEL_FETCH_MAX   1024
+#define MODEL_AWAITED_MAX 8192 /* a region queues without end; we do not */
 #define MODEL_TRIES_MAX   10000
 #define MODEL_CHUNK_BYTES (UINT64_C(2) << 20)
 
@@ -625,14 +626,20 @@ static inline void model_unpin_all(struct model *model)
     MODEL_EQUAL(model, model->pin_count, 0);
 }
 
-/* Until all that was asked for has come. */
+/* Until all that was asked for has come; something comes every now and then. */
 static inline void model_settle(struct model *model)
 {
+    uint64_t awaited = model->awaited;
+
     for (int tries = 0; model->awaited > 0; tries++) {
         MODEL_CHECK(model, tries < MODEL_TRIES_MAX);
         if (tries % 64 == 63) /* what is pinned holds its buffer */
             model_unpin_all(model);
         model_wait(model);
+        if (model->awaited < awaited) {
+            awaited = model->awaited;
+            tries = 0;
+        }
     }
 }
 
@@ -785,12 +792,19 @@ static inline void model_fetch(struct model *model, uint64_t a, size_t count)
     struct model_request *request = model_alloc(sizeof(*request));
     bool too_large = false;
 
+    if (model->awaited > MODEL_AWAITED_MAX) {
+        free(request);
+        return;
+    }
     request->model = model;
     if (count > MODEL_FETCH_MAX)
         count = MODEL_FETCH_MAX;
     for (size_t i = 0; i < count; i++) {
         uint64_t random = weir__mix(a + i / 8); /* runs of neighbours */
         struct model_item *item = model_pick(model, random + i % 8);
+        for (uint64_t k = 1; k < 64 && count == 1; k++) /* alone: a large one */
+            if (item != NULL && model_pick(model, random + k)->bytes > item->bytes)
+                item = model_pick(model, random + k);
         if (item == NULL || random % 64 == 0) {
             request->slots[i] = model->dead[random % MODEL_DEAD_COUNT];
             continue;

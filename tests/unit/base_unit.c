@@ -336,6 +336,42 @@ static void test_ring_failure(void **state)
     weir__ring_close(NULL);
 }
 
+struct waiting {
+    struct weir_operation operation; /* first: an operation is its waiting */
+    struct weir_ring *ring;
+    const struct reading *other;
+};
+
+static void waiting_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct waiting *waiting = WEIR_CONTAINER_OF(operation, struct waiting, operation);
+
+    (void)result;
+    (void)flags;
+    for (int tries = 0; waiting->other->completed_count == 0; tries++) {
+        assert_true(tries < 100);
+        assert_true(weir__ring_wait(waiting->ring, UINT64_C(1000000)) >= 0);
+    }
+}
+
+/* Both are in the queue, and taken from it, before the first is called. */
+static void test_ring_nested(void **state)
+{
+    struct reading reading = {.operation = {reading_complete}};
+    struct waiting waiting = {.operation = {waiting_complete}, .other = &reading};
+    char bytes[2];
+
+    (void)state;
+    assert_int_equal(weir__ring_open(8, true, &waiting.ring), 0);
+    weir__ring_read(waiting.ring, &waiting.operation, -1, &bytes[0], 1, 0);
+    weir__ring_read(waiting.ring, &reading.operation, -1, &bytes[1], 1, 0);
+    while (weir__ring_in_flight(waiting.ring) > 0)
+        assert_true(weir__ring_wait(waiting.ring, UINT64_C(1000000000)) >= 0);
+    assert_int_equal(reading.completed_count, 1);
+    assert_int_equal(weir__ring_wait(waiting.ring, 1000), 0);
+    weir__ring_close(waiting.ring);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -354,6 +390,7 @@ int main(void)
          NULL},
         {"every completion finds its operation, also when the ring is full", test_ring, NULL, NULL,
          NULL},
+        {"a completion may wait for another of its batch", test_ring_nested, NULL, NULL, NULL},
         {"an operation that fails says so", test_ring_failure, NULL, NULL, NULL},
     };
 

@@ -350,7 +350,7 @@ bool cold_flush(struct shard *shard)
     uint64_t freed = 0;
     int r;
 
-    if (want == 0 || shard->region_is_full || shard->is_stopping)
+    if (want == 0 || !shard_has_room(shard, COLD_FLUSH_BYTES) || shard->is_stopping)
         return false;
     if (want > COLD_FLUSH_BYTES)
         want = COLD_FLUSH_BYTES;

@@ -533,6 +533,9 @@ static void parent_take(struct connection *connection, struct request *child)
         child->text[child->text_bytes] = '\0';
         request_reply_text(parent, child->text);
     }
+    if (parent->value != NULL && child->value != NULL)
+        memcpy(parent->value->data + child->owner * sizeof(struct shard_figures),
+               child->value->data, sizeof(struct shard_figures));
     request_end(connection->shard, child);
     parent_count_down(connection, parent);
 }
@@ -550,9 +553,12 @@ static struct request *parent_make(struct connection *connection, enum operation
 static void command_all(struct connection *connection)
 {
     struct request *parent = parent_make(connection, connection->command->operation);
+    const uint32_t worker_count = connection->shard->server->config.worker_count;
 
-    parent->remaining += connection->shard->server->config.worker_count;
-    for (uint32_t i = 0; i < connection->shard->server->config.worker_count; i++) {
+    parent->remaining += worker_count;
+    if (parent->call.operation == OPERATION_INFO)
+        parent->value = session_info_begin(connection->shard);
+    for (uint32_t i = 0; i < worker_count; i++) {
         struct request *child = request_make(connection->shard, connection);
 
         child->call.operation = connection->command->operation;

@@ -11,6 +11,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <malloc.h>
 #include <netdb.h>
 #include <sched.h>
@@ -22,6 +23,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -244,6 +246,7 @@ static uint32_t allowed_cpus(uint32_t *ret_cpus, uint32_t cpu_max)
 static void prepare_directory(const char *path)
 {
     struct stat stat_of;
+    struct statfs disk;
 
     if (mkdir(path, 0700) < 0 && errno != EEXIST)
         die("--spill-dir %s: %s", path, strerror(errno));
@@ -251,8 +254,10 @@ static void prepare_directory(const char *path)
         die("--spill-dir %s: %s", path, strerror(errno));
     if (!S_ISDIR(stat_of.st_mode))
         die("--spill-dir %s: not a directory", path);
-    if (access(path, W_OK | X_OK) < 0)
+    if (access(path, W_OK | X_OK) < 0 || statfs(path, &disk) < 0)
         die("--spill-dir %s: %s", path, strerror(errno));
+    if (disk.f_type == TMPFS_MAGIC || disk.f_type == RAMFS_MAGIC)
+        die("--spill-dir %s: is on tmpfs, whose files are memory", path);
 }
 
 static uint64_t disk_bytes(const char *path)
@@ -421,9 +426,8 @@ static void explain_start(int r, const struct server_config *config)
 {
     switch (r) {
     case -EOPNOTSUPP:
-        die("this needs io_uring, which the kernel forbids here (see sysctl "
-            "kernel.io_uring_disabled, seccomp), and a --spill-dir on a disk whose file system "
-            "can reserve blocks (not tmpfs): %s",
+        die("the kernel forbids io_uring here (sysctl kernel.io_uring_disabled, or seccomp), or the "
+            "file system of %s cannot reserve blocks",
             config->spill_directory);
     case -ENOSPC:
     case -EDQUOT:

@@ -105,6 +105,8 @@ static enum resp_result header_line(struct resp_reader *reader, const char *data
         return bytes >= RESP_HEADER_MAX ? resp_fail(reader, too_long) : RESP_MORE;
     if ((size_t)(end - data) + 1 >= bytes)
         return RESP_MORE;
+    if (end[1] != '\n')
+        return resp_fail(reader, "expected an end of line");
     ret_line->data = data + 1;
     ret_line->bytes = (size_t)(end - data) - 1;
     *ret_used = (size_t)(end - data) + RESP_LINE_BYTES;

@@ -376,7 +376,7 @@ static void info_server(struct paper *paper, const struct shard *shard)
     FIGURE(paper, "maxclients", server->config.client_max);
 }
 
-static void info_memory(struct paper *paper, const struct shard *shard)
+static void info_memory(struct paper *paper, const struct shard *shard, uint64_t drift_bytes)
 {
     struct weir_governor_stats stats;
 
@@ -391,7 +391,7 @@ static void info_memory(struct paper *paper, const struct shard *shard)
     FIGURE(paper, "memory_spill_bytes", stats.spill_bytes);
     FIGURE(paper, "memory_waiters", stats.waiter_count);
     FIGURE(paper, "memory_timeouts", stats.timeout_count);
-    FIGURE(paper, "memory_drift_bytes", shard->server->shards[0].drift_bytes);
+    FIGURE(paper, "memory_drift_bytes", drift_bytes);
 }
 
 struct sums {
@@ -405,11 +405,11 @@ struct sums {
     struct shard_figures figures;
 };
 
-static void sum_up(const struct server *server, struct sums *ret_sums)
+static void sum_up(const struct shard_figures *all, uint32_t count, struct sums *ret_sums)
 {
     memset(ret_sums, 0, sizeof(*ret_sums));
-    for (uint32_t i = 0; i < server->config.worker_count; i++) {
-        const struct shard_figures *from = &server->shards[i].figures;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct shard_figures *from = &all[i];
         struct shard_figures *to = &ret_sums->figures;
 
         ret_sums->live_bytes += from->region.live_bytes;
@@ -438,6 +438,7 @@ static void sum_up(const struct server *server, struct sums *ret_sums)
         to->refused_count += from->refused_count;
         to->hop_count += from->hop_count;
         to->blocked_count += from->blocked_count;
+        to->drift_bytes += from->drift_bytes;
     }
 }
 
@@ -473,11 +474,11 @@ static void info_sums(struct paper *paper, const struct sums *sums)
     FIGURE(paper, "value_bytes", figures->value_bytes);
 }
 
-static void info_workers(struct paper *paper, const struct server *server)
+static void info_workers(struct paper *paper, const struct shard_figures *all, uint32_t count)
 {
     paper_print(paper, "\r\n# Workers\r\n");
-    for (uint32_t i = 0; i < server->config.worker_count; i++) {
-        const struct shard_figures *figures = &server->shards[i].figures;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct shard_figures *figures = &all[i];
         const struct weir_region_stats *region = &figures->region;
 
         paper_print(paper,
@@ -504,27 +505,43 @@ static void info_workers(struct paper *paper, const struct server *server)
     }
 }
 
+struct value *session_info_begin(struct shard *shard)
+{
+    const size_t bytes = shard->server->config.worker_count * sizeof(struct shard_figures);
+    struct value *value = stock_make_loose(shard, bytes);
+
+    if (value != NULL)
+        memset(value->data, 0, bytes);
+    return value;
+}
+
 void session_info(struct shard *shard, struct request *request)
 {
-    const struct server *server = shard->server;
+    const uint32_t count = shard->server->config.worker_count;
+    struct value *figures = request->value;
+    const struct shard_figures *all;
     struct sums sums;
     struct paper paper;
     char header[RESP_HEADER_MAX];
     size_t header_bytes;
-    struct value *value = paper_begin(
-        shard, SESSION_INFO_BYTES + SESSION_INFO_PER_CORE * server->config.worker_count, &paper);
+    struct value *value =
+        paper_begin(shard, SESSION_INFO_BYTES + SESSION_INFO_PER_CORE * count, &paper);
 
-    if (value == NULL) {
+    request->value = value;
+    if (value == NULL || figures == NULL) {
+        if (figures != NULL)
+            stock_unref(shard, figures);
         shard_reply_oom(shard, request);
         return;
     }
+    all = (const struct shard_figures *)(const void *)figures->data;
     /* The text goes behind its header, whose length is known at the end. */
     paper.bytes = RESP_HEADER_MAX;
-    sum_up(server, &sums);
+    sum_up(all, count, &sums);
     info_server(&paper, shard);
-    info_memory(&paper, shard);
+    info_memory(&paper, shard, sums.figures.drift_bytes);
     info_sums(&paper, &sums);
-    info_workers(&paper, server);
+    info_workers(&paper, all, count);
     paper_print(&paper, "\r\n# Keyspace\r\ndb0:keys=%" PRIu64 ",expires=%" PRIu64 ",avg_ttl=0\r\n",
                 sums.figures.key_count + sums.figures.stream_count, sums.figures.expire_count);
     header_bytes = resp_write_bulk_header(header, paper.bytes - RESP_HEADER_MAX);
@@ -532,5 +549,6 @@ void session_info(struct shard *shard, struct request *request)
     memcpy(paper.data, header, header_bytes);
     paper.bytes -= RESP_HEADER_MAX - header_bytes;
     paper_print(&paper, "\r\n");
+    stock_unref(shard, figures);
     paper_reply(request, value, &paper);
 }

@@ -12,7 +12,10 @@
 void session_answer(struct connection *connection, struct request *request,
                     const struct slice *words, size_t word_count);
 
-/* Fill the reply to INFO; the figures of all shards are there. */
+/* Room for the figures of all shards, zeroed; NULL: no memory. */
+struct value *session_info_begin(struct shard *shard);
+
+/* Fill the reply to INFO; its value has the figures, by shard. */
 void session_info(struct shard *shard, struct request *request);
 
 #endif

@@ -43,10 +43,10 @@
 #include "stock.h"
 #include "stream.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 # define SHARD_HEAP_IS_TRUE 0 /* the sanitizer's own memory is no business of ours */
 #elif defined(__has_feature)
-# if __has_feature(address_sanitizer)
+# if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
 #  define SHARD_HEAP_IS_TRUE 0
 # endif
 #endif
@@ -59,6 +59,7 @@
 #define SHARD_SLOW_NS       UINT64_C(100000000)
 #define SHARD_FULL_NS       UINT64_C(50000000) /* then a full region is asked again */
 #define SHARD_FREE_REQUESTS 512
+#define SHARD_HEAD_BYTES    (UINT64_C(8) << 20) /* of the region, left for heads of streams */
 
 static _Thread_local struct shard *here;
 
@@ -353,7 +354,7 @@ static void shard_run(struct shard *shard, struct request *request)
 void shard_reply_oom(struct shard *shard, struct request *request)
 {
     shard->figures.refused_count++;
-    request_reply_text(request, shard->region_is_full
+    request_reply_text(request, !shard_has_room(shard, 1)
                                     ? "-OOM command not allowed when used memory > limit and the "
                                       "spill file is full\r\n"
                                     : "-OOM command not allowed when used memory > limit\r\n");
@@ -483,11 +484,37 @@ void shard_region_full(struct shard *shard)
     shard->region_full_ns = shard->now_ns;
 }
 
-static bool shard_has_room(void *context, size_t bytes)
+/*
+ * A share of the file is left for heads of streams: when everything else waits,
+ * what they all wait for must have a place.
+ */
+bool shard_has_room(struct shard *shard, uint64_t bytes)
+{
+    return !shard->region_is_full && bytes <= shard->room_bytes;
+}
+
+/* Asked before something goes there: until the next tick it is taken as gone. */
+static bool shard_account_has_room(void *context, size_t bytes)
 {
     (void)context;
-    (void)bytes;
-    return !here->region_is_full;
+    if (!shard_has_room(here, bytes))
+        return false;
+    here->room_bytes -= bytes;
+    return true;
+}
+
+static void shard_measure_room(struct shard *shard)
+{
+    struct weir_region_stats stats;
+    uint64_t used_bytes;
+    uint64_t reserve_bytes;
+
+    weir_region_stats(shard->region, &stats);
+    used_bytes = stats.mark_bytes - stats.free_bytes;
+    reserve_bytes = stats.bytes_max / 4 < SHARD_HEAD_BYTES ? stats.bytes_max / 4 : SHARD_HEAD_BYTES;
+    shard->room_bytes = stats.bytes_max - reserve_bytes > used_bytes
+                            ? stats.bytes_max - reserve_bytes - used_bytes
+                            : 0;
 }
 
 /* ---- The turn ----------------------------------------------------------------- */
@@ -583,6 +610,7 @@ static void shard_tick_timed(struct shard *shard)
     if (keyspace_step(&shard->keys, 512))
         shard_nudge(shard);
     stock_sweep(shard);
+    shard_measure_room(shard);
     if (shard->region_is_full && shard->now_ns - shard->region_full_ns > SHARD_FULL_NS)
         shard->region_is_full = false;
     if (shard->now_ns - shard->slow_tick_ns >= SHARD_SLOW_NS) {
@@ -717,6 +745,7 @@ static void shard_set_bounds(struct shard *shard)
     shard->whole_bytes_max = stats.fetch_bytes_max < 64 * 1024 ? stats.fetch_bytes_max : 64 * 1024;
     shard->staged_max =
         clamp(memory / 32 / shard->server->config.worker_count, 2 * SHARD_MIB, 32 * SHARD_MIB);
+    shard->head_bytes_max = clamp(memory / 8, 0, SHARD_HEAD_BYTES);
     shard->builder_max =
         (uint32_t)clamp(stats.resident_bytes_max / (8 * SHARD_MIB), 1, SHARD_BUILDERS_MAX - 1);
     shard->loose_max =
@@ -764,6 +793,7 @@ static int shard_start(struct weir_worker *worker, void *context)
     if (r < 0)
         goto fail;
     shard_set_bounds(shard);
+    shard_measure_room(shard);
     connection_listen(shard);
     return 0;
 
@@ -790,7 +820,7 @@ static int server_start_shard(struct server *server, uint32_t index, uint32_t cp
         .mesh = server->mesh,
         .index = index,
         .governor = server->governor,
-        .account = {.spillable = true, .has_room = shard_has_room},
+        .account = {.spillable = true, .has_room = shard_account_has_room},
         .region =
             {
                 .directory = config->spill_directory,

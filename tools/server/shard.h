@@ -54,7 +54,7 @@ struct server {
     _Atomic bool stopping;
 };
 
-/* What a shard tells of itself in INFO; filled on its own core before INFO is put together. */
+/* What a shard tells of itself in INFO. */
 struct shard_figures {
     struct weir_region_stats region;
     struct weir_account_stats values;
@@ -80,6 +80,7 @@ struct shard_figures {
     uint64_t refused_count; /* of these, answered -OOM */
     uint64_t hop_count;     /* commands that came from another core */
     uint64_t blocked_count; /* WPOPs that wait now */
+    uint64_t drift_bytes;
 };
 
 /* A cold value that replies wait for or are sending: its slot stays until the last has done. */
@@ -141,6 +142,7 @@ struct shard {
 
     uint64_t staged_bytes; /* payloads put together in memory on their way to the region */
     uint64_t staged_max;
+    uint64_t head_bytes_max; /* of a stream's head, in memory when the region is full */
     struct builder builders[SHARD_BUILDERS_MAX];
     uint32_t builder_max;
 
@@ -180,6 +182,7 @@ struct shard {
     bool is_quiet;
     bool is_done; /* all is given back: on_stop may agree */
     bool region_is_full;
+    uint64_t room_bytes; /* of the region, for all but the heads of streams; as of the last tick */
     uint64_t region_full_ns;
     bool is_calm;     /* below soft: cold values that are used may come back to memory */
     uint64_t tick_ns; /* when the slower things were last looked at */
@@ -255,5 +258,8 @@ static inline void shard_region_freed(struct shard *shard)
 }
 
 void shard_region_full(struct shard *shard);
+
+/* Whether the region takes @bytes more of what is no head of a stream. */
+bool shard_has_room(struct shard *shard, uint64_t bytes);
 
 #endif

@@ -533,7 +533,8 @@ static enum progress run_flush(struct shard *shard, struct request *request)
     return done_text(request, RESP_OK);
 }
 
-static void fill_figures(struct shard *shard)
+/* A copy of the figures goes with the answer: nobody reads those of another core. */
+static enum progress run_figures(struct shard *shard, struct request *request)
 {
     struct shard_figures *figures = &shard->figures;
 
@@ -549,6 +550,11 @@ static void fill_figures(struct shard *shard)
     figures->stream_count = shard->stream_count;
     figures->connection_count = shard->connection_count;
     figures->blocked_count = shard->blocked_count;
+    figures->drift_bytes = shard->drift_bytes;
+    request->value = stock_make_loose(shard, sizeof(*figures));
+    if (request->value != NULL)
+        memcpy(request->value->data, figures, sizeof(*figures));
+    return done_integer(request, 0);
 }
 
 enum progress stock_run(struct shard *shard, struct request *request)
@@ -596,8 +602,7 @@ enum progress stock_run(struct shard *shard, struct request *request)
     case OPERATION_FLUSHALL:
         return run_flush(shard, request);
     case OPERATION_INFO:
-        fill_figures(shard);
-        return done_integer(request, 0);
+        return run_figures(shard, request);
     case OPERATION_PING:
     case OPERATION_ECHO:
     case OPERATION_SELECT:
@@ -641,9 +646,14 @@ static bool place_in_memory(struct shard *shard, struct request *request, bool i
 static enum progress begin_short(struct shard *shard, struct request *request)
 {
     const size_t cost = value_cost(request->call.payload.bytes);
-    const enum grant grant = shard_take_value(shard, request, cost);
 
-    switch (grant) {
+    /* What all others wait for gets in whatever there is. */
+    if (stream_wants(shard, request)) {
+        if (!place_in_memory(shard, request, true))
+            shard_reply_oom(shard, request);
+        return PROGRESS_DONE;
+    }
+    switch (shard_take_value(shard, request, cost)) {
     case GRANT_YES:
         if (!place_in_memory(shard, request, false))
             shard_reply_oom(shard, request);
@@ -655,9 +665,7 @@ static enum progress begin_short(struct shard *shard, struct request *request)
     case GRANT_SPILL:
         break;
     }
-    /* What all others wait for gets in whatever is staged. */
-    if (shard->staged_bytes > 0 && shard->staged_bytes + cost > shard->staged_max &&
-        !stream_wants(shard, request))
+    if (shard->staged_bytes > 0 && shard->staged_bytes + cost > shard->staged_max)
         return shard_wait_region(shard, request);
     if (!place_in_memory(shard, request, true))
         shard_reply_oom(shard, request);
@@ -702,10 +710,11 @@ static enum progress begin_long(struct shard *shard, struct request *request)
         .key = request->hash,
         .owner = is_push ? SHARD_OWNER_STREAMS : SHARD_OWNER_KEYS,
     };
-    struct builder *builder = builder_take(shard, is_push && stream_wants(shard, request));
+    const bool is_head = is_push && stream_wants(shard, request);
+    struct builder *builder = builder_take(shard, is_head);
     int r;
 
-    if (builder == NULL)
+    if (builder == NULL || (!is_head && !shard_has_room(shard, bytes)))
         return shard_wait_region(shard, request);
     r = weir_region_alloc(shard->region, bytes, label, &request->place.slot);
     if (r == 0) {
@@ -715,8 +724,11 @@ static enum progress begin_long(struct shard *shard, struct request *request)
     }
     if (r == -EFBIG || r == -EINVAL)
         return done_text(request, "-ERR value is larger than the spill file takes\r\n");
-    if (r == -EDQUOT || r == -ENOSPC)
+    if (r == -EDQUOT || r == -ENOSPC) {
         shard_region_full(shard);
+        if (is_head && bytes <= shard->head_bytes_max && place_in_memory(shard, request, true))
+            return PROGRESS_DONE;
+    }
     return shard_wait_region(shard, request);
 }
 

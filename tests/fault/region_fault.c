@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_fault - a region to which memory, zeroing or single reads are refused
+ *
+ * The N-th allocation fails, or one kind of request to the kernel does. What was
+ * refused is answered by its error code and has changed nothing; what was there
+ * before is whole; and nothing else is harmed, nor waits for ever.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <weir/region.h>
+
+#include "base/clock.h"
+#include "base/ring.h"
+#include "base/sys.h"
+
+#include "heap_fault.h"
+#include "pattern.h"
+#include "tmpdir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#define KIB       UINT64_C(1024)
+#define MIB       (KIB << 10)
+#define ITEMS_MAX 8192
+
+static bool zeroing_fails;
+static bool filling_fails;
+static bool writing_fails;
+static bool growing_fails;
+static uint64_t bad_offset = UINT64_MAX; /* reads of this byte of the file fail */
+
+int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
+int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
+void __real_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                            void *buffer, uint32_t bytes, uint64_t offset);
+void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                            void *buffer, uint32_t bytes, uint64_t offset);
+void __real_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
+                               void *address, uint32_t bytes, int advice);
+void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
+                               void *address, uint32_t bytes, int advice);
+
+int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+    if (zeroing_fails && (mode & FALLOC_FL_ZERO_RANGE) != 0)
+        return -EOPNOTSUPP;
+    if (growing_fails && mode == 0 && bytes % (2 * MIB) == 0) /* the tables grow by less */
+        return -ENOSPC;
+    return __real_weir__sys_fallocate(fd, mode, offset, bytes);
+}
+
+void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                            void *buffer, uint32_t bytes, uint64_t offset)
+{
+    bool is_bad = bad_offset >= offset && bad_offset < offset + bytes;
+
+    __real_weir__ring_read(ring, operation, is_bad ? -1 : fd, buffer, bytes, offset);
+}
+
+void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
+                               void *address, uint32_t bytes, int advice)
+{
+    __real_weir__ring_madvise(ring, operation, address, bytes, filling_fails ? -1 : advice);
+}
+
+void __real_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                                  uint64_t offset, uint32_t bytes);
+void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                                  uint64_t offset, uint32_t bytes);
+void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                                  uint64_t offset, uint32_t bytes)
+{
+    __real_weir__ring_sync_range(ring, operation, writing_fails ? -1 : fd, offset, bytes);
+}
+
+/* ---- Steps ---------------------------------------------------------------- */
+
+struct job {
+    struct weir_region *region;
+    int64_t charged;
+    struct weir_slot slots[ITEMS_MAX];
+    size_t count;
+};
+
+static void books_charge(void *context, int64_t bytes)
+{
+    *(int64_t *)context += bytes;
+}
+
+static struct job *start(struct weir_region_config config)
+{
+    struct job *job = calloc(1, sizeof(*job));
+
+    config.directory = config.directory != NULL ? config.directory : harness_tmpdir();
+    config.books = (struct weir_books){books_charge, &job->charged};
+    assert_int_equal(weir_region_open(&config, &job->region), 0);
+    return job;
+}
+
+static void finish(struct job *job)
+{
+    weir_region_audit(job->region);
+    weir_region_close(job->region);
+    assert_int_equal(job->charged, 0);
+    free(job);
+}
+
+static int put(struct job *job, size_t bytes)
+{
+    unsigned char *data = malloc(bytes + 1);
+
+    harness_fill(data, bytes, job->count, 0);
+    int r = weir_region_put(job->region, data, bytes, (struct weir_label){job->count, 1},
+                            &job->slots[job->count]);
+    free(data);
+    job->count += r == 0;
+    assert_true(job->count < ITEMS_MAX);
+    return r;
+}
+
+static struct weir_region_stats figures(struct job *job)
+{
+    struct weir_region_stats stats;
+
+    weir_region_stats(job->region, &stats);
+    return stats;
+}
+
+static bool is_resident(struct job *job, size_t i)
+{
+    struct weir_slot_info info;
+
+    assert_int_equal(weir_region_slot(job->region, job->slots[i], &info), 0);
+    return info.resident;
+}
+
+static void assert_whole(struct job *job, size_t i, size_t bytes)
+{
+    unsigned char *data = malloc(bytes + 1);
+    size_t seen = 0;
+
+    assert_int_equal(weir_region_read(job->region, job->slots[i], 0, data, bytes + 1, &seen), 0);
+    assert_int_equal(seen, bytes);
+    assert_int_equal(harness_differs_at(data, bytes, i, 0), bytes);
+    free(data);
+}
+
+/* ---- Memory --------------------------------------------------------------- */
+
+static void an_alloc_without_memory(void **state)
+{
+    struct job *job = start((struct weir_region_config){.bytes_max = 16 * MIB});
+    bool fired = true;
+
+    (void)state;
+    for (uint64_t at = 1; fired; at++) {
+        struct weir_region_stats before = figures(job);
+        struct weir_slot slot = {4711, 4712};
+        heap_fault_arm(at, false);
+        int r = weir_region_alloc(job->region, 1000, (struct weir_label){1, 1}, &slot);
+        fired = heap_fault_fired;
+        heap_fault_arm(0, false);
+        weir_region_audit(job->region);
+        if (r == 0) {
+            assert_false(fired);
+            assert_int_equal(weir_region_free(job->region, slot), 0);
+            continue;
+        }
+        struct weir_region_stats after = figures(job);
+        assert_int_equal(r, -ENOMEM);
+        assert_int_equal(slot.index, 4711);
+        assert_int_equal(after.slot_count, before.slot_count);
+        assert_int_equal(after.live_bytes, before.live_bytes);
+        assert_int_equal(after.put_count, before.put_count);
+        assert_int_equal(after.put_bytes, before.put_bytes);
+        assert_int_equal(after.metadata_bytes, before.metadata_bytes);
+    }
+    finish(job);
+}
+
+/* ---- Zeroing -------------------------------------------------------------- */
+
+static void emptied_chunks_that_cannot_be_zeroed(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+
+    (void)state;
+    zeroing_fails = true;
+    for (int round = 0; round < 4; round++) {
+        /* Four chunks in memory, more than is left dirty, none of them full. */
+        job->count = 0;
+        for (int i = 0; i < 96; i++)
+            assert_int_equal(put(job, 64 * KIB), 0);
+        for (size_t i = 0; i < job->count; i += 4)
+            assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+        for (int i = 0; i < 10; i++)
+            assert_int_equal(put(job, 100 * KIB), 0);
+        for (size_t i = 0; i < job->count; i++)
+            weir_region_free(job->region, job->slots[i]);
+        assert_int_equal(figures(job).slot_count, 0);
+        for (int i = 0; i < 10; i++)
+            assert_true(weir_region_wait(job->region, 1000000) >= 0);
+        weir_region_audit(job->region);
+    }
+    zeroing_fails = false;
+    finish(job);
+}
+
+/* ---- Writing -------------------------------------------------------------- */
+
+static void a_suspect_chunk_at_the_mark(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    writing_fails = true;
+    while ((r = put(job, 60 * KIB)) == 0)
+        assert_true(job->count < 200);
+    assert_int_equal(r, -EBADF);
+    assert_true(figures(job).degraded);
+    for (size_t i = 10; i < job->count; i++) /* what is left ends inside the chunk that failed */
+        assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    job->count = 10;
+    weir_region_audit(job->region);
+
+    writing_fails = false;
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000)); /* tries have their time */
+        r = weir_region_wait(job->region, 1000000);
+        assert_true(r >= 0 || r == -EBADF);
+    }
+    weir_region_audit(job->region);
+    while (job->count < 500) {
+        r = put(job, 60 * KIB);
+        assert_true(r == 0 || r == -EAGAIN);
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    }
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
+/* ---- Reads ---------------------------------------------------------------- */
+
+struct answers {
+    size_t count;
+    size_t errors;
+    struct weir_slot bad;
+};
+
+static void answered(void *context, struct weir_slot slot, int result)
+{
+    struct answers *answers = context;
+
+    answers->count++;
+    if (result == 0)
+        return;
+    answers->errors++;
+    answers->bad = slot;
+}
+
+static void one_bad_place_harms_no_neighbour(void **state)
+{
+    struct job *job = start((struct weir_region_config){.resident_bytes_max = 16 * MIB});
+    struct answers answers = {0};
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    while (job->count < 64 || is_resident(job, 63))
+        assert_int_equal(put(job, 16 * KIB), 0);
+    bad_offset = 20 * 16 * KIB + 100; /* items lie one after the other */
+    assert_int_equal(weir_region_fetch(job->region, job->slots, 64, answered, &answers), 0);
+    for (int tries = 0; answers.count < 64; tries++) {
+        assert_true(tries < 10000);
+        assert_true(weir_region_wait(job->region, 10000000) >= 0);
+    }
+    bad_offset = UINT64_MAX;
+    assert_int_equal(answers.errors, 1);
+    assert_int_equal(answers.bad.index, job->slots[20].index);
+    for (size_t i = 0; i < 64; i++)
+        assert_whole(job, i, 16 * KIB);
+    finish(job);
+}
+
+/* ---- Filling -------------------------------------------------------------- */
+
+static void a_chunk_that_cannot_come_back(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 40 * MIB, .resident_bytes_max = 8 * MIB});
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    /* Too large to be moved, so that holes are only filled where they are. */
+    while ((r = put(job, 600 * KIB)) == 0)
+        ;
+    assert_int_equal(r, -EDQUOT);
+    for (size_t i = 0; i < job->count; i += 2)
+        assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    filling_fails = true;
+    for (int i = 0; i < 1000 && (r = put(job, 600 * KIB)) != -EDQUOT; i++) {
+        int p = weir_region_wait(job->region, 1000000);
+        assert_true(p >= 0 || p == -EINVAL || p == -EIO);
+    }
+    assert_int_equal(r, -EDQUOT); /* and not -EAGAIN for ever */
+    filling_fails = false;
+    weir_region_audit(job->region);
+    for (size_t i = 1; i < 40; i += 2)
+        assert_whole(job, i, 600 * KIB);
+    finish(job);
+}
+
+/* ---- Cleaning ------------------------------------------------------------- */
+
+/* Each item that must move asks for more file; to be told once that there is none is enough. */
+static void cleaning_on_a_full_disk(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_initial = 4 * MIB,
+        .bytes_max = 64 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    });
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    while (job->count < 6000)
+        assert_int_equal(put(job, 4000), 0);
+    growing_fails = true;
+    while ((r = put(job, 4000)) == 0)
+        ;
+    assert_int_equal(r, -ENOSPC);
+    uint64_t before = figures(job).growth_error_count;
+    for (size_t i = 0; is_resident(job, i) == false; i++)
+        if (i % 3 != 0)
+            assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    for (int i = 0; i < 200; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    growing_fails = false;
+    weir_region_audit(job->region);
+    print_message("# %llu growths failed, %llu bytes moved\n",
+                  (unsigned long long)(figures(job).growth_error_count - before),
+                  (unsigned long long)figures(job).moved_bytes);
+    assert_true(figures(job).growth_error_count - before <= 64);
+    finish(job);
+}
+
+static void fetch_answered(void *context, struct weir_slot slot, int result)
+{
+    (void)slot;
+    assert_int_equal(result, 0);
+    *(bool *)context = true;
+}
+
+/* What the cleaner has fetched and cannot store is in nobody's way. */
+static void a_fetch_beside_a_cleaner_without_room(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    struct weir_slot large;
+    struct weir_slot pinned[64];
+    const void *data;
+    size_t pin_count = 0;
+    bool is_answered = false;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        skip();
+    }
+    uint64_t bytes = figures(job).fetch_bytes_max;
+    unsigned char *item = calloc(1, bytes);
+    assert_int_equal(weir_region_put(job->region, item, bytes, (struct weir_label){0, 2}, &large),
+                     0);
+    while (job->count < 7400)
+        assert_int_equal(put(job, 4000), 0);
+    for (size_t i = 7399; i > 0 && is_resident(job, i) && pin_count < 64; i -= 100) {
+        assert_int_equal(weir_region_pin(job->region, job->slots[i], &data, NULL), 0);
+        pinned[pin_count++] = job->slots[i];
+    }
+    while (put(job, 4000) == 0) /* nothing is left to store to */
+        ;
+    for (size_t i = 0; is_resident(job, i) == false; i++)
+        if (i % 3 != 0)
+            assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    for (int i = 0; i < 20; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(weir_region_fetch(job->region, &large, 1, fetch_answered, &is_answered), 0);
+    for (int tries = 0; !is_answered; tries++) {
+        assert_true(tries < 1000);
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    }
+    while (pin_count > 0)
+        weir_region_unpin(job->region, pinned[--pin_count]);
+    free(item);
+    finish(job);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct CMUnitTest cases[] = {
+        {"an alloc without memory has changed nothing", an_alloc_without_memory, NULL, NULL, NULL},
+        {"emptied chunks that cannot be zeroed are used again",
+         emptied_chunks_that_cannot_be_zeroed, NULL, NULL, NULL},
+        {"a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark, NULL, NULL,
+         NULL},
+        {"one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour, NULL,
+         NULL, NULL},
+        {"a chunk that cannot be brought back is not asked for for ever",
+         a_chunk_that_cannot_come_back, NULL, NULL, NULL},
+        {"on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk, NULL, NULL,
+         NULL},
+        {"a fetch comes beside a cleaner without room", a_fetch_beside_a_cleaner_without_room, NULL,
+         NULL, NULL},
+    };
+
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    if (harness_tmpdir() == NULL) {
+        printf("1..0 # SKIP there is no disk to write to\n");
+        return 0;
+    }
+    return cmocka_run_group_tests_name("region", cases, NULL, NULL);
+}
