@@ -211,7 +211,8 @@ struct churn {
     uint64_t live_bytes;
     uint64_t live_bytes_max;
     uint64_t footprint_bytes; /* the most that the file was */
-    const uint32_t *sizes;
+    uint64_t mark_bytes;      /* the most of it that was ever handed out */
+    uint32_t *sizes;
     uint32_t size_count;
     uint32_t size_index;
     uint64_t random;
@@ -255,6 +256,19 @@ static void churn_drop(struct churn *churn)
     churn->live_bytes -= bytes;
 }
 
+/* The same without a look at it: it may be cold. */
+static void churn_drop_unseen(struct churn *churn)
+{
+    struct weir_slot_info info;
+
+    if (churn->victim_count == 0)
+        churn_choose(churn);
+    struct weir_slot victim = churn->victims[--churn->victim_count];
+    bench_check(weir_region_slot(churn->region, victim, &info), "weir_region_slot");
+    bench_check(weir_region_free(churn->region, victim), "weir_region_free");
+    churn->live_bytes -= info.bytes;
+}
+
 static uint32_t churn_next_size(struct churn *churn)
 {
     uint32_t bytes = churn->sizes[churn->size_index];
@@ -271,6 +285,8 @@ static void churn_look(struct churn *churn)
     weir_region_stats(churn->region, &stats);
     if (stats.file_bytes > churn->footprint_bytes)
         churn->footprint_bytes = stats.file_bytes;
+    if (stats.mark_bytes > churn->mark_bytes)
+        churn->mark_bytes = stats.mark_bytes;
 }
 
 /* REGION_BATCH puts, each with as many gets and frees as make room for it; their bytes. */
@@ -344,10 +360,13 @@ static void churn_measure(struct churn *churn)
     weir_region_stats(churn->region, &stats);
     double live_bytes = (double)stats.live_bytes_peak;
     bench_figure(row, "peak file/live", (double)churn->footprint_bytes / live_bytes);
+    bench_figure(row, "peak mark/live", (double)churn->mark_bytes / live_bytes);
     bench_figure(row, "tables/live", (double)stats.metadata_bytes / live_bytes);
 }
 
-static void region_churn(struct bench *bench)
+/* 512 MiB are live, and perhaps not all in memory. */
+static struct churn *churn_open(struct bench *bench, uint64_t bytes_max,
+                                uint64_t resident_bytes_max)
 {
     static struct churn churn;
 
@@ -357,18 +376,162 @@ static void region_churn(struct bench *bench)
         .size_count = 1u << 20,
         .random = 5,
     };
-    uint32_t *sizes = workload_sizes(6, churn.size_count);
-    churn.sizes = sizes;
-    churn.region = region_open(bench, 2 * REGION_CHURN_LIVE, UINT64_MAX);
+    churn.sizes = workload_sizes(6, churn.size_count);
+    churn.region = region_open(bench, bytes_max, resident_bytes_max);
     churn.slots = region_slots(churn.size_count);
     workload_source_open(&churn.source, 8);
     while (churn.live_bytes + WORKLOAD_SIZE_MAX < churn.live_bytes_max)
         churn_put(&churn, churn_next_size(&churn));
-    churn_measure(&churn);
-    workload_source_close(&churn.source);
-    free(churn.slots);
-    weir_region_close(churn.region);
-    free(sizes);
+    return &churn;
+}
+
+static void churn_close(struct churn *churn)
+{
+    workload_source_close(&churn->source);
+    free(churn->slots);
+    weir_region_close(churn->region);
+    free(churn->sizes);
+}
+
+static void region_churn(struct bench *bench)
+{
+    struct churn *churn = churn_open(bench, 2 * REGION_CHURN_LIVE, UINT64_MAX);
+
+    churn_measure(churn);
+    churn_close(churn);
+}
+
+/* ---- Churn, an eighth resident ---------------------------------------------- */
+
+static void region_churn_cold(struct bench *bench)
+{
+    struct bench_row *row = bench_row(bench, "churn 512 MiB, 64 resident: put + free");
+    struct churn *churn = churn_open(bench, 2 * REGION_CHURN_LIVE, 64 * REGION_MIB);
+    uint64_t turnover_bytes = 2 * churn->live_bytes_max;
+    struct workload_source source;
+    struct workload_memory memory;
+    struct weir_region_stats before;
+    struct weir_region_stats after;
+
+    workload_source_open(&source, 7);
+    workload_memory_open(&memory, churn->live_bytes_max);
+    weir_region_stats(churn->region, &before);
+    for (uint64_t put_bytes = 0; put_bytes < turnover_bytes;) {
+        uint32_t size_index = churn->size_index;
+        churn_choose(churn);
+        bench_start(bench);
+        for (uint32_t i = 0; i < REGION_BATCH; i++) {
+            uint32_t bytes = churn_next_size(churn);
+            while (churn->live_bytes + bytes > churn->live_bytes_max)
+                churn_drop_unseen(churn);
+            uint64_t begin = bench_wall_ns();
+            churn_put(churn, bytes);
+            bench_latency(row, BENCH_SELF, bench_wall_ns() - begin);
+            put_bytes += bytes;
+        }
+        bench_lap(bench, row, BENCH_SELF, REGION_BATCH);
+        churn_copy(churn, &memory, &source, size_index);
+        bench_lap(bench, row, "memcpy, in order", REGION_BATCH);
+        churn_look(churn);
+    }
+    workload_memory_close(&memory);
+    workload_source_close(&source);
+
+    weir_region_stats(churn->region, &after);
+    double put_bytes = (double)(after.put_bytes - before.put_bytes);
+    bench_figure(row, "written/put",
+                 (double)(after.written_bytes - before.written_bytes) / put_bytes);
+    bench_figure(row, "moved/put", (double)(after.moved_bytes - before.moved_bytes) / put_bytes);
+    bench_figure(row, "peak file/live",
+                 (double)churn->footprint_bytes / (double)after.live_bytes_peak);
+    bench_figure(row, "resident MiB", (double)after.resident_bytes / (double)REGION_MIB);
+    churn_close(churn);
+}
+
+/* ---- Sizes that shift ------------------------------------------------------- */
+
+/* 2 KiB items, of which a fifth stays, then items of 16 KiB in the room of the others. */
+static void region_shift(struct bench *bench)
+{
+    struct bench_row *row = bench_row(bench, "shift: put 16 KiB where 2 KiB were");
+    uint64_t live_bytes = bench_count(bench, 256 * REGION_MIB);
+    uint32_t count = (uint32_t)(live_bytes / 2048);
+    uint32_t large_count = (uint32_t)(live_bytes / 5 * 4 / REGION_ITEM_BYTES);
+    struct weir_region *region = region_open(bench, 1024 * REGION_MIB, UINT64_MAX);
+    struct weir_slot *slots = region_slots(count);
+    uint32_t *order = workload_shuffle(14, count);
+    struct workload_source source;
+    struct workload_memory memory;
+    struct weir_region_stats stats;
+
+    workload_source_open(&source, 15);
+    workload_memory_open(&memory, live_bytes);
+    for (uint32_t i = 0; i < count; i++)
+        bench_check(weir_region_put(region, workload_source_next(&source), 2048,
+                                    (struct weir_label){.key = i}, &slots[i]),
+                    "weir_region_put");
+    for (uint32_t i = 0; i < count / 5 * 4; i++)
+        bench_check(weir_region_free(region, slots[order[i]]), "weir_region_free");
+    for (uint32_t begin = 0; begin < large_count; begin += 64) {
+        uint32_t batch = large_count - begin < 64 ? large_count - begin : 64;
+        bench_start(bench);
+        for (uint32_t i = 0; i < batch; i++)
+            bench_check(weir_region_put(region, workload_source_next(&source), REGION_ITEM_BYTES,
+                                        (struct weir_label){.key = i}, &slots[0]),
+                        "weir_region_put");
+        bench_check(weir_region_poll(region), "weir_region_poll");
+        bench_lap(bench, row, BENCH_SELF, batch);
+        for (uint32_t i = 0; i < batch; i++)
+            memcpy(workload_memory_next(&memory, REGION_ITEM_BYTES), workload_source_next(&source),
+                   REGION_ITEM_BYTES);
+        bench_lap(bench, row, "memcpy", batch);
+    }
+    weir_region_stats(region, &stats);
+    bench_figure(row, "file/live", (double)stats.file_bytes / (double)stats.live_bytes_peak);
+    bench_figure(row, "moved/put",
+                 (double)stats.moved_bytes / (double)large_count / REGION_ITEM_BYTES);
+    workload_memory_close(&memory);
+    workload_source_close(&source);
+    free(order);
+    free(slots);
+    weir_region_close(region);
+}
+
+/* ---- Growth ----------------------------------------------------------------- */
+
+static void region_growth(struct bench *bench)
+{
+    struct bench_row *row = bench_row(bench, "grow: put 4 KiB, 64 MiB to 2 GiB");
+    uint64_t count = bench_count(bench, 2048 * REGION_MIB / 4096);
+    struct weir_region *region = region_open(bench, 4096 * REGION_MIB, UINT64_MAX);
+    struct workload_source source;
+    struct workload_memory memory;
+    struct weir_slot slot;
+
+    bench_row_bytes(row, 4096);
+    workload_source_open(&source, 16);
+    workload_memory_open(&memory, 64 * REGION_MIB);
+    for (uint64_t i = 0; i < count; i += REGION_BATCH) {
+        bench_start(bench);
+        for (uint32_t j = 0; j < REGION_BATCH; j++) {
+            uint64_t begin = bench_wall_ns();
+            int r = weir_region_put(region, workload_source_next(&source), 4096,
+                                    (struct weir_label){.key = i + j}, &slot);
+            bench_check(r, "weir_region_put");
+            bench_latency(row, BENCH_SELF, bench_wall_ns() - begin);
+        }
+        bench_check(weir_region_poll(region), "weir_region_poll");
+        bench_lap(bench, row, BENCH_SELF, REGION_BATCH);
+        for (uint32_t j = 0; j < REGION_BATCH; j++) {
+            uint64_t begin = bench_wall_ns();
+            memcpy(workload_memory_next(&memory, 4096), workload_source_next(&source), 4096);
+            bench_latency(row, "memcpy", bench_wall_ns() - begin);
+        }
+        bench_lap(bench, row, "memcpy", REGION_BATCH);
+    }
+    workload_memory_close(&memory);
+    workload_source_close(&source);
+    weir_region_close(region);
 }
 
 /* ---- Spill: out of memory at the speed of the disk -------------------------- */
@@ -380,7 +543,6 @@ static void spill_region(struct bench *bench, struct bench_row *row, struct work
     struct weir_region *region = region_open(bench, 2 * REGION_COLD_BYTES, 64 * REGION_MIB);
     struct weir_region_stats stats;
     struct weir_slot slot;
-    uint64_t resident_bytes = 0;
 
     bench_start(bench);
     for (uint64_t i = 0; i < count; i++) {
@@ -389,14 +551,12 @@ static void spill_region(struct bench *bench, struct bench_row *row, struct work
                                 (struct weir_label){.key = i}, &slot);
         bench_check(r, "weir_region_put");
         bench_latency(row, BENCH_SELF, bench_wall_ns() - begin);
-        if (i % 64 != 0)
-            continue;
-        bench_check(weir_region_poll(region), "weir_region_poll");
+        if (i % 64 == 0)
+            bench_check(weir_region_poll(region), "weir_region_poll");
     }
     bench_lap(bench, row, BENCH_SELF, count);
     weir_region_stats(region, &stats);
-    resident_bytes = stats.resident_bytes;
-    bench_figure(row, "resident MiB", (double)resident_bytes / (double)REGION_MIB);
+    bench_figure(row, "resident MiB", (double)stats.resident_bytes / (double)REGION_MIB);
     weir_region_close(region);
 }
 
@@ -642,6 +802,12 @@ static void region_fetch(struct bench *bench)
     }
     workload_use(&fetch.sum);
     direct_close(&direct);
+
+    struct weir_region_stats stats;
+    weir_region_stats(fetch.region, &stats);
+    if (stats.fetch_count > 0)
+        bench_figure(fetch.row, "read/fetched",
+                     (double)stats.read_bytes / (double)stats.fetch_count / REGION_ITEM_BYTES);
     free(fetch.asked_ns);
     free(fetch.slots);
     weir_region_close(fetch.region);
@@ -651,6 +817,9 @@ const struct bench_case region_cases[] = {
     {"items of 64 B", BENCH_CPU, region_items_small},
     {"items of 1 KiB", BENCH_CPU, region_items_large},
     {"churn", BENCH_CPU, region_churn},
+    {"cold churn", BENCH_WALL, region_churn_cold},
+    {"shift", BENCH_CPU, region_shift},
+    {"grow", BENCH_WALL, region_growth},
     {"spill", BENCH_WALL, region_spill},
     {"fetch", BENCH_WALL, region_fetch},
     {NULL, BENCH_CPU, NULL},
