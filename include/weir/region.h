@@ -196,8 +196,7 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
 /*
  * weir_fetch_fn - an item that was asked for is there, or is not
  * @result:  0: weir_region_at() and weir_region_pin() answer for @slot, until
- *           the next put, fetch or poll; -ESTALE, -EBADMSG, -ENOMEM, -EFBIG (it
- *           was in memory when it was asked for, and is no more) or what the
+ *           the next put, fetch or poll; -ESTALE, -EBADMSG, -ENOMEM or what the
  *           read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
@@ -219,8 +218,8 @@ typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
  * is pinned holds its buffer.
  *
  * Return: 0: each slot will be called back once; -EINVAL; -EFBIG: an item is
- *         larger than stats.fetch_bytes_max (weir_region_fetch_into() or
- *         weir_region_read() it in pieces); -ENOMEM.
+ *         larger than stats.fetch_bytes_max, also if it is in memory now
+ *         (weir_region_fetch_into() or weir_region_read() it in pieces); -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
                                                const struct weir_slot *slots, size_t slot_count,
