@@ -41,6 +41,7 @@
 #define REGION_PREFETCH_MAX      2048 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
+#define REGION_IDLE_WEIGHT       20
 #define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
 
 static bool region_is_mine(const struct weir_region *region)
@@ -519,20 +520,21 @@ int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
 
 /*
  * After -EAGAIN, for a region with its own ring: get on with what stands in the
- * way; false: nothing does, or not by waiting here.
+ * way; false: it has been tried often enough. Where nothing is under way the
+ * next try may find what was just done without the ring, or nothing can be done:
+ * so such tries count more.
  */
 static bool region_wait_room(struct weir_region *region, uint32_t *waits)
 {
-    if (!region->owns_ring || ++*waits > REGION_WAIT_COUNT)
+    if (!region->owns_ring || *waits > REGION_WAIT_COUNT)
         return false;
 
     weir__clean_advance(region, false);
     weir__store_advance(region);
     weir__fetches_start(region);
-    if (weir__ring_in_flight(region->ring) > 0)
-        return weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
-    /* Items of the cleaner that are in memory anyway need no ring. */
-    return !weir__list_is_empty(&region->fetches.told_own);
+    bool is_idle = weir__ring_in_flight(region->ring) == 0;
+    *waits += is_idle ? REGION_IDLE_WEIGHT : 1;
+    return is_idle || weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
 }
 
 static int region_take_or_wait(struct weir_region *region, uint64_t space, uint64_t touched,
