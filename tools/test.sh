@@ -130,7 +130,7 @@ row_clang_release() {
 row_tsan() {
     build tsan gcc g++ -Dbuildtype=debugoptimized -Db_ndebug=false -Db_sanitize=thread \
         -Db_lundef=false
-    run tsan short --suite unit --suite stress
+    run tsan short --suite unit --suite stress --no-suite long
 }
 
 # The consumer is small and valid in both languages; it is linked against what was
