@@ -24,7 +24,7 @@
  * fetch_into). A cold item is never read through the mapping.
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out; one on a worker's ring answers
+ * write where a chunk must first be written out or emptied; one on a worker's ring answers
  * -EAGAIN there and goes on when the worker turns: return to it before the next
  * try, for poll alone takes no completions of a ring that is not the region's.
  * Where the kernel forbids io_uring, all of it is done by plain system calls.
@@ -112,7 +112,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
- * Touches no cold page and allocates nothing.
+ * Touches no cold page and allocates nothing; only the cleaning that it may go on
+ * with does, and where it gets no memory it waits.
  *
  * Cost:    O(log free extents); no syscall, but at worst one growth step.
  *

@@ -8,8 +8,9 @@
  * An item gets the smallest free extent that holds it, else the mark moves right
  * over it. Its entry in the table tells where it lies; the slot handle names the
  * entry and its generation. Free extents are kept by space, what of the file is
- * in memory by store, what is brought back for a while by fetch: here are the
- * public calls, the tables' memory, and the checks at the door.
+ * in memory by store, what is brought back for a while by fetch, what is moved
+ * out of sparse chunks by clean: here are the public calls, the tables' memory,
+ * and the checks at the door.
  *
  * A put becomes visible to views with one store: payload and words first, then
  * the tag with an odd generation. A free is the reverse.

@@ -9,6 +9,7 @@
  *      space      which extent an item gets, and what happens when it is freed
  *      store      the file: growth, write-back, drop; the seam for other stores
  *      fetch      what is addressable for a while: pins, and items brought back
+ *      clean      what is live moves out of sparse chunks
  *
  *      extent, slot, chunk   the tables they work on, pure
  */
