@@ -24,10 +24,11 @@
  * fetch_into). A cold item is never read through the mapping.
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out or emptied; one on a worker's ring answers
- * -EAGAIN there and goes on when the worker turns: return to it before the next
- * try, for poll alone takes no completions of a ring that is not the region's.
- * Where the kernel forbids io_uring, all of it is done by plain system calls.
+ * write where a chunk must first be written out or emptied; one on a worker's
+ * ring answers -EAGAIN there and goes on when the worker turns: return to it
+ * before the next try, for poll alone takes no completions of a ring that is not
+ * the region's. Where the kernel forbids io_uring, all of it is done by plain
+ * system calls.
  *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
