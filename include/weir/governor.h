@@ -153,7 +153,14 @@ WEIR_API void weir_account_close(struct weir_account *account);
  *
  * Zero bytes are always admitted.
  *
- * Cost:    some nanoseconds; no syscall.
+ * Below soft an account has bytes ahead, its lease, and pays from it. Leases are at
+ * most 1 % of the limit together, and are taken back from all accounts at once
+ * before anybody is refused, told to flush or made to wait for want of them; a thread
+ * that lost its core in the middle of a charge may be late with its own. What was
+ * not used between two weir_account_poll() flows back too.
+ *
+ * Cost:    some nanoseconds, without an atomic instruction below soft, with one
+ *          above it; no syscall but for the charge that takes the leases back.
  *
  * Return: 0; -EINVAL: no sum can ever fit @bytes (larger than the limit or than
  *         the account's own cap).
@@ -283,6 +290,8 @@ struct weir_governor_stats {
     uint64_t level_since_ns; /* when the present level began */
     uint64_t waiter_count;
     uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
+    uint64_t lease_bytes;      /* set aside for accounts below soft, in none of the sums above but
+                                * the peak; at most 1 % of bytes_max */
     uint64_t timeout_count;
     uint64_t reserved[8];
 };

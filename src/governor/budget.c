@@ -31,6 +31,7 @@
 #define BUDGET_SPILL             90
 #define BUDGET_SPILL_LEAVE       85
 #define BUDGET_HARD_LEAVE        97
+#define BUDGET_LEASES            1
 #define BUDGET_POINTS_BETWEEN    2
 #define BUDGET_POINTS_TO_LEAVE   1
 #define BUDGET_DELAY_STEPS_SHIFT 10
@@ -80,13 +81,17 @@ int weir__budget_init(struct weir__budget *budget, const struct weir_governor_co
     if (bytes_max == 0 || bytes_max > BUDGET_BYTES_LIMIT)
         return -EINVAL;
 
+    uint64_t lease_bytes = budget_percent_of(bytes_max, BUDGET_LEASES);
+    uint64_t soft_leave_bytes = budget_percent_of(bytes_max, soft_leave);
+
     *budget = (struct weir__budget){
         .bytes_max = bytes_max,
         .enter_bytes = {0, budget_percent_of(bytes_max, soft), budget_percent_of(bytes_max, spill),
                         bytes_max},
-        .leave_bytes = {0, budget_percent_of(bytes_max, soft_leave),
-                        budget_percent_of(bytes_max, spill_leave),
+        .leave_bytes = {soft_leave_bytes - weir__min(soft_leave_bytes, lease_bytes),
+                        soft_leave_bytes, budget_percent_of(bytes_max, spill_leave),
                         budget_percent_of(bytes_max, hard_leave)},
+        .lease_bytes = lease_bytes,
         .dwell_ns = config->dwell_ns,
     };
     return 0;

@@ -9,8 +9,8 @@
  * its level in one word, asks here what a change means, and publishes the answer
  * with a compare-and-swap:
  *
- *      63                                4     3         2       1   0
- *      | bytes in use, signed            | capped | waiting | level |
+ *      63                       7   6   5   4        3        2         1   0
+ *      | bytes in use, signed   | edition | closed | capped | waiting | level |
  *
  * So a charge sees use, level and queue in one look, and a refund learns from
  * its one subtraction whether anybody has to be told.
@@ -21,19 +21,23 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define BUDGET_BYTES_LIMIT  (UINT64_C(1) << 56)
+#define BUDGET_BYTES_LIMIT  (UINT64_C(1) << 54)
 #define BUDGET_DELAY_MAX_NS UINT64_C(10000000)
 #define BUDGET_LEVEL_COUNT  4
 
 #define WORD_LEVEL   UINT64_C(3)
-#define WORD_WAITING UINT64_C(4) /* a waiter is queued that wants bytes of this budget */
-#define WORD_CAPPED  UINT64_C(8) /* a waiter is queued that its own account's cap holds */
-#define WORD_SHIFT   4
+#define WORD_WAITING UINT64_C(4)  /* a waiter is queued that wants bytes of this budget */
+#define WORD_CAPPED  UINT64_C(8)  /* a waiter is queued that its own account's cap holds */
+#define WORD_CLOSED  UINT64_C(16) /* no account has a lease: the use is exact */
+#define WORD_EDITION UINT64_C(96) /* of the limits; here, so that a sum for others fails */
+#define WORD_SHIFT   7
 
 struct weir__budget {
     uint64_t bytes_max;
     uint64_t enter_bytes[BUDGET_LEVEL_COUNT]; /* of a level: begins above; [CALM] is not used */
-    uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM] is not used */
+    uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM]: below it
+                                               * there are leases again */
+    uint64_t lease_bytes;                     /* all leases together, at most */
     uint64_t dwell_ns;
 };
 

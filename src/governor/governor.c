@@ -59,6 +59,8 @@ int weir_governor_create(const struct weir_governor_config *config,
         weir__heap_free(&heap, governor, sizeof(*governor));
         return -r;
     }
+    governor->has_leases = weir__sys_announce_barrier() == 0;
+    weir__leases_share(governor);
     *ret_governor = governor;
     return 0;
 }
@@ -114,6 +116,7 @@ static struct weir_account *account_new(struct weir_governor *governor,
     account->notify = config->notify;
     account->context = config->context;
     account->deadline_min_ns = UINT64_MAX;
+    atomic_init(&account->lease_is_closed, 1);
     if (config->name != NULL)
         snprintf(account->name, sizeof(account->name), "%s", config->name);
     weir__list_init(&account->link);
@@ -157,9 +160,10 @@ int weir_account_open(struct weir_governor *governor, const struct weir_account_
     bool fits = weir__account_take(account, account->reserve_bytes);
     if (fits) {
         weir__account_balance_add(account, account->reserve_bytes);
-        weir__peak_raise(&account->peak_bytes, account->reserve_bytes);
+        weir__account_note_peak(account);
         weir__list_append(&governor->accounts, &account->link);
         governor->account_count++;
+        weir__leases_share(governor);
     }
     weir__governor_unlock(governor);
 
@@ -186,6 +190,7 @@ void weir_account_close(struct weir_account *account)
     weir__list_remove(&account->untold_link);
     while (account->telling_count > 0) /* G6 */
         pthread_cond_wait(&account->changed, &governor->lock);
+    weir__lease_close(account);
     weir__list_remove(&account->link);
     governor->account_count--;
     weir__governor_unlock(governor);
@@ -226,12 +231,15 @@ void weir_governor_stats(const struct weir_governor *governor,
     weir__governor_settle((struct weir_governor *)governor); /* a dwell may have ended unseen */
 
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    uint64_t lease_bytes = weir__leases_sum(governor);
+    uint64_t use_bytes = weir__word_bytes(word) - weir__min(weir__word_bytes(word), lease_bytes);
     uint64_t oldest_ns = weir__queue_oldest(&governor->queue);
     uint64_t now_ns = weir__clock_ns();
 
     *ret_stats = (struct weir_governor_stats){
         .bytes_max = governor->budget.bytes_max,
-        .charged_bytes = weir__word_bytes(word),
+        .charged_bytes = use_bytes,
+        .lease_bytes = lease_bytes,
         .peak_bytes = weir__max(weir__relaxed(&governor->peak_bytes), weir__word_bytes(word)),
         .soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT],
         .spill_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SPILL],

@@ -9,15 +9,17 @@
  *                                                                v
  *                                       lock: level, queue, grants, who is told
  *
- * Below soft a charge is one compare-and-swap on the word and a refund one
+ * Below soft an account has a lease (lease.c), which is in the word as if it were
+ * used; without one a charge is one compare-and-swap on the word and a refund one
  * subtraction. The word carries level and queue, so that a charge which finds it
  * changed decides anew, and a refund sees in the value it replaced whether it
  * must look after somebody: there is no second variable to be late on. The level
  * and the flags change only under the lock; the bytes change without it.
  *
- * An account's charge is kept in three counters, each written from one side only:
+ * An account's charge is kept in four counters, each written from one side only:
  *
- *      charged = balance (the owner: charges - refunds)
+ *      charged = balance + spent (the owner: charges - refunds, of the word and of
+ *                         its lease)
  *              + granted (under the lock: what its waiters got)
  *              - remote  (any thread: compare-and-swap)
  *
@@ -43,15 +45,26 @@
  * machine has (limits.c), what a charge is answered (charge.c), what a waiter may
  * hope for (wait.c).
  *
- * The word with its budget and its queue is one node of the tree. Nodes and leases
- * per core come between account and word, which is touched for an account only by
- * weir__account_take(), weir__governor_swap(), weir__governor_give() and a forced
- * charge.
+ * The word with its budget and its queue is one node of the tree. Nodes come between
+ * account and word, which is touched for an account only by weir__account_take(),
+ * weir__governor_swap(), weir__governor_give(), a forced charge and its lease.
  */
 #include "governor/ledger.h"
 
 #include "base/check.h"
 #include "base/clock.h"
+
+/* ---- Books ----------------------------------------------------------------- */
+
+/* Out of line: below a peak that was reached once, nobody comes here from a lease. */
+__attribute__((noinline)) void weir__account_note_peak(struct weir_account *account)
+{
+    uint64_t charged = weir__account_charged(account);
+
+    weir__peak_raise(&account->peak_bytes, charged);
+    account->peak_mark_bytes =
+        weir__relaxed(&account->spent_bytes) + weir__relaxed(&account->peak_bytes) - charged;
+}
 
 /* ---- The word -------------------------------------------------------------- */
 
@@ -110,19 +123,25 @@ bool weir__account_take(struct weir_account *account, uint64_t bytes)
 {
     struct weir_governor *governor = account->governor;
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
-    enum weir_level before;
-    enum weir_level after;
 
-    do {
+    for (;;) {
         uint64_t use_bytes = weir__word_bytes(word);
-        if (!weir__budget_fits(&governor->budget, use_bytes, bytes)) /* G1 */
-            return false;
-        before = weir__word_level(word);
-        after = weir__budget_raise(&governor->budget, before, use_bytes + bytes);
-    } while (!weir__governor_swap(governor, &word, bytes, after));
+        enum weir_level before = weir__word_level(word);
+        enum weir_level after = weir__budget_raise(&governor->budget, before, use_bytes + bytes);
+        bool fits = weir__budget_fits(&governor->budget, use_bytes, bytes); /* G1 */
 
-    weir__account_owe_flush(account, before, after);
-    return true;
+        if ((!fits || after != before) && weir__leases_are_out(governor, word)) {
+            weir__leases_close(governor); /* what nobody uses is neither in the way nor a level */
+            word = atomic_load_explicit(&governor->word, memory_order_acquire);
+            continue;
+        }
+        if (!fits)
+            return false;
+        if (!weir__governor_swap(governor, &word, bytes, after))
+            continue;
+        weir__account_owe_flush(account, before, after);
+        return true;
+    }
 }
 
 /* ---- Grants (under the lock) ------------------------------------------------ */
@@ -220,45 +239,60 @@ static void governor_measure_lanes(struct weir_governor *governor)
     }
 }
 
+/* One look at the word: grant whom it has room for. */
+static void governor_grant_fitting(struct weir_governor *governor)
+{
+    const struct weir__budget *budget = &governor->budget;
+
+    for (;;) {
+        uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+        uint64_t use_bytes = weir__min(weir__word_bytes(word), budget->bytes_max);
+
+        governor_measure_lanes(governor);
+        struct weir_waiter *waiter =
+            weir__queue_pick(&governor->queue, budget->bytes_max - use_bytes);
+        if (waiter == NULL)
+            return;
+        struct weir_account *account = waiter->account;
+        if (!weir__account_take(account, waiter->bytes))
+            continue;
+        weir__queue_count_pass(&governor->queue, &account->lane, waiter->since_ns);
+        account_grant(account, waiter);
+    }
+}
+
 /* Grant whatever can be granted, and set the flags for what cannot. */
 void weir__governor_grant(struct weir_governor *governor)
 {
-    const struct weir__budget *budget = &governor->budget;
     bool by_budget;
     bool by_cap;
 
     if (governor->queue.waiter_count > 0) {
         /* G3: first the flags, then the look. */
         atomic_fetch_or_explicit(&governor->word, WORD_WAITING | WORD_CAPPED, memory_order_acq_rel);
-        for (;;) {
-            uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
-            uint64_t use_bytes = weir__min(weir__word_bytes(word), budget->bytes_max);
-
-            governor_measure_lanes(governor);
-            struct weir_waiter *waiter =
-                weir__queue_pick(&governor->queue, budget->bytes_max - use_bytes);
-            if (waiter == NULL)
-                break;
-            struct weir_account *account = waiter->account;
-            if (!weir__account_take(account, waiter->bytes))
-                continue;
-            weir__queue_count_pass(&governor->queue, &account->lane, waiter->since_ns);
-            account_grant(account, waiter);
-        }
+        governor_grant_fitting(governor);
     }
 
     weir__queue_holds(&governor->queue, &by_budget, &by_cap);
+    if (by_budget && weir__leases_are_out(governor, weir__relaxed(&governor->word))) {
+        weir__leases_close(governor); /* L3: what is in them is what somebody waits for */
+        governor_grant_fitting(governor);
+        weir__queue_holds(&governor->queue, &by_budget, &by_cap);
+    }
+
+    uint64_t word = weir__relaxed(&governor->word);
     uint64_t flags = (by_budget ? WORD_WAITING : 0) | (by_cap ? WORD_CAPPED : 0);
     uint64_t stale = ~flags & (WORD_WAITING | WORD_CAPPED);
-    if ((weir__relaxed(&governor->word) & stale) != 0)
+    if ((word & stale) != 0)
         atomic_fetch_and_explicit(&governor->word, ~stale, memory_order_acq_rel);
 }
 
-/* Something has come back: look at the level, grant, tell. */
+/* Something has come back: look at the level, grant, tell, and let there be leases again. */
 void weir__governor_relieve(struct weir_governor *governor)
 {
     weir__governor_lock(governor);
     weir__governor_settle(governor);
     weir__governor_grant(governor);
+    weir__leases_reopen(governor);
     weir__governor_tell_and_unlock(governor);
 }

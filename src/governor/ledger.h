@@ -40,8 +40,9 @@ struct weir_governor {
 
     /* Read by every charge */
     _Alignas(GOVERNOR_LINE_BYTES) struct weir__budget budget; /* fixed at create */
-    _Atomic uint64_t episode;        /* number of the next or present episode above calm */
-    _Atomic uint64_t level_since_ns; /* under the lock */
+    _Atomic uint64_t episode;           /* number of the next or present episode above calm */
+    _Atomic uint64_t level_since_ns;    /* under the lock */
+    _Atomic uint64_t lease_share_bytes; /* of one account; 0: no leases; under the lock */
 
     /* Under the lock */
     _Alignas(GOVERNOR_LINE_BYTES) pthread_mutex_t lock;
@@ -49,6 +50,8 @@ struct weir_governor {
     struct weir__list untold; /* accounts whose owners have to learn of grants */
     struct weir__queue queue;
     uint32_t account_count;
+    uint32_t lease_part_count; /* what the leases are divided by; at least account_count */
+    bool has_leases;           /* fixed at create */
     uint64_t level_change_count;
     uint64_t timeout_count;
     struct weir__heap heap;
@@ -69,12 +72,21 @@ struct weir_account {
     char name[GOVERNOR_NAME_BYTES];
     struct weir__heap heap;
 
-    /* Written by the owner, read by all */
+    /* Written by the owner, read by all: what a charge from the lease touches is one line */
     _Alignas(GOVERNOR_LINE_BYTES) _Atomic uint64_t balance_bytes;
+    _Atomic uint64_t spent_bytes;       /* charges to the lease - refunds to it, L1 */
+    _Atomic uint64_t drawn_bytes;       /* the lease is what this has more than spent, L1, L2 */
+    _Atomic uint64_t lease_limit_bytes; /* L4; fixed while the lease is open */
+    _Atomic uint32_t lease_is_busy;     /* L1 */
+    _Atomic uint32_t
+        lease_is_closed;      /* L1; set by any thread under the lock, cleared by the owner */
+    uint64_t peak_mark_bytes; /* while spent is not above it, there is no new peak */
+    _Atomic uint64_t verdict_count[WEIR_WAIT + 1];
     _Atomic uint64_t peak_bytes;
     _Atomic uint64_t forced_bytes;
-    _Atomic uint64_t verdict_count[WEIR_WAIT + 1];
     _Atomic uint64_t over_refund_count;
+    uint64_t tick_spent_bytes; /* what the last tick saw */
+    uint64_t tick_admit_count;
     uint64_t flush_episode;   /* the last in which FLUSH was answered */
     uint64_t deadline_min_ns; /* no waiter of the lane is due before */
 
@@ -109,6 +121,12 @@ static inline uint64_t weir__relaxed(const _Atomic uint64_t *counter)
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
+/* Before its owner only a hint; under the lock it stays closed. */
+static inline bool weir__lease_is_closed(const struct weir_account *account)
+{
+    return atomic_load_explicit(&account->lease_is_closed, memory_order_relaxed) != 0;
+}
+
 /* For counters with one writer: no locked instruction. */
 static inline void weir__count_more(_Atomic uint64_t *counter, uint64_t more)
 {
@@ -138,9 +156,10 @@ static inline int64_t weir__account_net(const struct weir_account *account)
 {
     uint64_t remote = atomic_load_explicit(&account->remote_bytes, memory_order_acquire);
     uint64_t balance = atomic_load_explicit(&account->balance_bytes, memory_order_acquire);
+    uint64_t spent = atomic_load_explicit(&account->spent_bytes, memory_order_acquire);
     uint64_t granted = atomic_load_explicit(&account->granted_bytes, memory_order_acquire);
 
-    return (int64_t)(balance + granted - remote);
+    return (int64_t)(balance + spent + granted - remote);
 }
 
 static inline uint64_t weir__account_charged(const struct weir_account *account)
@@ -160,6 +179,15 @@ static inline void weir__account_balance_add(struct weir_account *account, uint6
     atomic_store_explicit(&account->balance_bytes, weir__relaxed(&account->balance_bytes) + bytes,
                           memory_order_release);
 }
+
+static inline void weir__account_spent_add(struct weir_account *account, uint64_t bytes)
+{
+    atomic_store_explicit(&account->spent_bytes, weir__relaxed(&account->spent_bytes) + bytes,
+                          memory_order_release);
+}
+
+/* By the owner, after what it charged came not from its lease. */
+void weir__account_note_peak(struct weir_account *account);
 
 /* What its cap leaves. */
 static inline uint64_t weir__account_room(const struct weir_account *account, uint64_t charged)
@@ -211,7 +239,7 @@ static inline void weir__governor_give(struct weir_governor *governor, uint64_t 
         atomic_fetch_sub_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel);
     uint64_t after = before - (bytes << WORD_SHIFT);
 
-    if (WEIR_LIKELY((before & (WORD_LEVEL | flags)) == 0))
+    if (WEIR_LIKELY((before & (WORD_LEVEL | WORD_CLOSED | flags)) == 0))
         return;
     if ((before & flags) == 0 &&
         weir__word_bytes(after) > governor->budget.leave_bytes[weir__word_level(after)])
@@ -226,6 +254,75 @@ void weir__account_owe_flush(struct weir_account *account, enum weir_level befor
 
 /* Under the lock: @bytes for @account if they stay below hard; nobody is asked who was first. */
 bool weir__account_take(struct weir_account *account, uint64_t bytes);
+
+/* ---- Leases ------------------------------------------------------------------- */
+
+/* Under the lock, by the owner: give back what @account has, and no more until it is opened. */
+void weir__lease_close(struct weir_account *account);
+
+/* By the owner: the lease may be used, unless somebody needs it closed. */
+void weir__lease_open(struct weir_account *account);
+
+/* By the owner: give back what is in the lease now. */
+void weir__lease_drop(struct weir_account *account);
+
+/* By the owner: @bytes that are in the word are now in the lease, or given back if it is closed. */
+void weir__lease_fill(struct weir_account *account, uint64_t bytes);
+
+/* By the owner, once in a tick: what was not touched since the last goes back. */
+void weir__lease_tick(struct weir_account *account);
+
+/* Somebody came for the lease while its owner was busy with it. */
+void weir__lease_surrender(struct weir_account *account);
+
+/* Under the lock: no leases, so that the word is exact; until the use is low again. */
+void weir__leases_close(struct weir_governor *governor);
+
+/* Under the lock: if the use is low and nobody waits, there are leases again. */
+void weir__leases_reopen(struct weir_governor *governor);
+
+/* Under the lock: the number of accounts has grown. */
+void weir__leases_share(struct weir_governor *governor);
+
+/* What is in the lease; read from outside it may be too much, and once too little: 0. */
+static inline uint64_t weir__lease_bytes(const struct weir_account *account)
+{
+    int64_t bytes =
+        (int64_t)(weir__relaxed(&account->drawn_bytes) - weir__relaxed(&account->spent_bytes));
+
+    return bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+/* What is in leases. */
+uint64_t weir__leases_sum(const struct weir_governor *governor);
+
+static inline bool weir__leases_are_out(const struct weir_governor *governor, uint64_t word)
+{
+    return (word & WORD_CLOSED) == 0 && weir__relaxed(&governor->lease_share_bytes) > 0;
+}
+
+/* L1: whoever takes the lease away from outside does so before the one or after the other. */
+static inline bool weir__lease_enter(struct weir_account *account)
+{
+    atomic_store_explicit(&account->lease_is_busy, 1, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst); /* the other half is a barrier from outside */
+    return WEIR_LIKELY(!weir__lease_is_closed(account));
+}
+
+/* Also after an enter that failed: whoever closed it may have taken us for busy. */
+static inline bool weir__lease_leave(struct weir_account *account)
+{
+    atomic_store_explicit(&account->lease_is_busy, 0, memory_order_release);
+    atomic_signal_fence(memory_order_seq_cst);
+    return WEIR_LIKELY(!weir__lease_is_closed(account));
+}
+
+/* What to do when leave answers false. */
+static inline void weir__lease_left(struct weir_account *account)
+{
+    if (WEIR_UNLIKELY(weir__lease_bytes(account) != 0))
+        weir__lease_surrender(account);
+}
 
 /* ---- The lock ---------------------------------------------------------------- */
 

@@ -73,6 +73,7 @@ static bool account_enqueue(struct weir_account *account, struct weir_waiter *wa
 
     weir__queue_append(&governor->queue, &account->lane, waiter, weir__clock_ns());
     atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
+    weir__lease_close(account); /* L5 */
 
     /* Where all is in motion for so long, motion is hope. */
     for (int look = 0; look < WAIT_LOOK_MAX && hope == HOPE_UNSURE; look++) {
@@ -143,7 +144,7 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
         account->deadline_min_ns = weir__min(account->deadline_min_ns, deadline_ns);
     weir__governor_tell_and_unlock(governor);
 
-    weir__peak_raise(&account->peak_bytes, weir__account_charged(account));
+    weir__account_note_peak(account);
     return r;
 }
 
@@ -206,6 +207,8 @@ int weir_account_poll(struct weir_account *account)
     int woken_count = 0;
 
     WEIR_ASSERT(weir__account_is_mine(account));
+    if (weir__lease_bytes(account) > 0)
+        weir__lease_tick(account);
     if (none_done && none_due)
         return 0;
 
@@ -220,7 +223,7 @@ int weir_account_poll(struct weir_account *account)
     weir__governor_tell_and_unlock(governor);
 
     /* A wake may wait, charge or refund: whatever it causes comes with the next poll. */
-    weir__peak_raise(&account->peak_bytes, weir__account_charged(account));
+    weir__account_note_peak(account);
     while (waiter != NULL) {
         struct weir_waiter *next = waiter->next;
         int result = waiter->state == WAITER_GRANTED ? 0 : -ETIMEDOUT;

@@ -26,8 +26,9 @@
 #include "seed.h"
 
 #define THREAD_COUNT  4
-#define BYTES_MAX     UINT64_C(100000)
+#define BYTES_MAX     UINT64_C(100000) /* times the scale of the stage */
 #define ITEM_BYTES    UINT64_C(4000)
+#define SCALE         UINT64_C(1000) /* there are leases */
 #define WAITER_COUNT  16
 #define ITEM_COUNT    64
 #define PARCEL_COUNT  256
@@ -83,6 +84,7 @@ struct stage {
     _Atomic uint64_t granted_bytes; /* added after a charge, taken before its refund: never more */
     _Atomic uint32_t busy_count;
     bool forces;
+    uint64_t scale;
     uint64_t step_count;
     pthread_barrier_t barrier;
 };
@@ -94,9 +96,20 @@ static uint64_t steps(void)
     return text != NULL ? strtoull(text, NULL, 0) : STEPS_DEFAULT;
 }
 
+/* Where there are leases, most are so small that they come from one. */
+static uint64_t actor_size(struct actor *actor)
+{
+    uint64_t scale = actor->stage->scale;
+
+    if (scale > 1 && weir__random_below(&actor->seed, 4) != 0)
+        scale /= 50;
+    return weir__random_below(&actor->seed, ITEM_BYTES * scale);
+}
+
 static void actor_granted(struct actor *actor, uint64_t bytes)
 {
-    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <= BYTES_MAX);
+    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <=
+                 BYTES_MAX * actor->stage->scale);
     STRESS_CHECK(atomic_fetch_add(&actor->held_bytes, bytes) + bytes <= actor->cap_bytes);
 }
 
@@ -172,7 +185,7 @@ static void actor_send(struct actor *actor)
 
 static void actor_charge(struct actor *actor)
 {
-    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    uint64_t bytes = actor_size(actor);
     enum weir_verdict verdict;
 
     if (weir__random_below(&actor->seed, 50) == 0)
@@ -227,7 +240,7 @@ static void actor_queue(struct actor *actor)
     sleeper->actor = actor;
     sleeper->waiter.wake = sleeper_wake;
 
-    uint64_t bytes = weir__random_below(&actor->seed, 2 * ITEM_BYTES);
+    uint64_t bytes = 2 * actor_size(actor);
     int r = weir_account_wait(actor->account, &sleeper->waiter, bytes, actor_deadline(actor));
     STRESS_CHECK(r == 0); /* all that is charged is transient: never -EDQUOT */
     actor->queued_count++;
@@ -251,7 +264,7 @@ static void actor_cancel(struct actor *actor)
 static void actor_block(struct actor *actor)
 {
     struct weir_waiter waiter = {0};
-    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    uint64_t bytes = actor_size(actor);
     uint64_t deadline_ns = weir__clock_ns() + weir__random_below(&actor->seed, 300000);
     int r = weir_account_wait(actor->account, &waiter, bytes, deadline_ns);
 
@@ -267,7 +280,7 @@ static void actor_force(struct actor *actor)
         actor->forced_bytes = 0;
         return;
     }
-    actor->forced_bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    actor->forced_bytes = actor_size(actor);
     weir_account_charge_forced(actor->account, actor->forced_bytes);
 }
 
@@ -278,7 +291,8 @@ static void actor_look(struct actor *actor)
 
     weir_governor_stats(actor->stage->governor, &stats);
     if (!actor->stage->forces)
-        STRESS_CHECK(stats.peak_bytes <= BYTES_MAX);
+        STRESS_CHECK(stats.peak_bytes <= BYTES_MAX * actor->stage->scale);
+    STRESS_CHECK(stats.lease_bytes <= BYTES_MAX * actor->stage->scale / 100);
     STRESS_CHECK(stats.charged_bytes <= stats.peak_bytes);
     STRESS_CHECK(weir_governor_holders(actor->stage->governor, holders, THREAD_COUNT) ==
                  THREAD_COUNT);
@@ -344,7 +358,7 @@ static void *actor_main(void *context)
     struct stage *stage = actor->stage;
     struct weir_account_config config = {
         .name = "actor",
-        .bytes_max = actor->cap_bytes < BYTES_MAX ? actor->cap_bytes : 0,
+        .bytes_max = actor->index == 0 ? actor->cap_bytes : 0,
         .spillable = actor->index == 1,
         .transient = true,
         .has_room = actor_has_room,
@@ -369,10 +383,11 @@ static void *actor_main(void *context)
     return NULL;
 }
 
-static void play(bool forces)
+static void play(bool forces, uint64_t scale)
 {
     static struct stage stage;
-    struct weir_governor_config config = {.bytes_max = BYTES_MAX, .dwell_ns = forces ? 10000 : 0};
+    struct weir_governor_config config = {.bytes_max = BYTES_MAX * scale,
+                                          .dwell_ns = forces ? 10000 : 0};
     struct weir_governor_stats stats;
     pthread_t threads[THREAD_COUNT];
     uint64_t seed = harness_seed();
@@ -380,6 +395,7 @@ static void play(bool forces)
 
     memset(&stage, 0, sizeof(stage));
     stage.forces = forces;
+    stage.scale = scale;
     stage.step_count = steps();
     atomic_init(&stage.busy_count, THREAD_COUNT);
     assert_int_equal(weir_governor_create(&config, &stage.governor), 0);
@@ -388,7 +404,7 @@ static void play(bool forces)
         struct actor *actor = &stage.actors[i];
         actor->stage = &stage;
         actor->index = i;
-        actor->cap_bytes = i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX;
+        actor->cap_bytes = (i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX) * scale;
         actor->seed = seed + (uint64_t)i;
         assert_int_equal(pthread_mutex_init(&actor->inbox_lock, NULL), 0);
     }
@@ -409,20 +425,27 @@ static void play(bool forces)
     assert_int_equal(stats.waiter_count, 0);
     assert_true(woken_count > 0);
     if (!forces)
-        assert_in_range(stats.peak_bytes, 1, BYTES_MAX);
+        assert_in_range(stats.peak_bytes, 1, BYTES_MAX * scale);
     weir_governor_destroy(stage.governor);
 }
 
 static void test_granted_charges_never_pass_hard(void **state)
 {
     (void)state;
-    play(false);
+    play(false, 1);
 }
 
 static void test_nor_do_they_beside_forced_ones(void **state)
 {
     (void)state;
-    play(true);
+    play(true, 1);
+}
+
+static void test_nor_from_leases(void **state)
+{
+    (void)state;
+    play(false, SCALE);
+    play(true, SCALE);
 }
 
 /* ---- A governor as a semaphore: one forgotten wake and it stands still ---------- */
@@ -689,6 +712,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         {"granted charges never pass hard", test_granted_charges_never_pass_hard, NULL, NULL, NULL},
         {"nor do they beside forced ones", test_nor_do_they_beside_forced_ones, NULL, NULL, NULL},
+        {"nor from leases", test_nor_from_leases, NULL, NULL, NULL},
         {"no sleeper is forgotten", test_no_sleeper_is_forgotten, NULL, NULL, NULL},
         {"racing over-refunds heal", test_racing_over_refunds_heal, NULL, NULL, NULL},
         {"what is under way is hope", test_what_is_under_way_is_hope, NULL, NULL, NULL},

@@ -16,9 +16,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "forbid.h"
 #include "tmpdir.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -1009,6 +1012,246 @@ static void test_holders_come_largest_first(void **state)
         weir_account_close(accounts[i]);
 }
 
+/* ---- Leases ------------------------------------------------------------------ */
+
+/* Large enough for leases: soft is 800 MiB less some, a lease 1 MiB and more. */
+static void enlarge(void)
+{
+    struct weir_governor_config config = {.bytes_max = GIB};
+
+    weir_governor_destroy(governor);
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+}
+
+static void test_a_lease_is_no_charge(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+
+    assert_int_equal(charge(account, 100), WEIR_ADMIT);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* the first opened it, this filled it */
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(figures().charged_bytes, 200);
+    assert_int_equal(charged_by(account), 200);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(charge(account, 5000), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, 5000200);
+    weir_account_charge_forced(account, 100);
+    weir_account_refund_remote(account, 100);
+    for (int i = 0; i < 1000; i++)
+        weir_account_refund(account, 5000);
+    assert_int_equal(figures().charged_bytes, 200);
+
+    struct weir_account_stats stats;
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.charged_bytes, 200);
+    assert_int_equal(stats.admit_count, 1002);
+    assert_int_equal(stats.forced_bytes, 100);
+    assert_int_equal(stats.peak_bytes, 5000300);
+    weir_account_refund(account, 201);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.over_refund_count, 1);
+    assert_int_equal(figures().charged_bytes, 0);
+    weir_account_close(account);
+    assert_int_equal(figures().lease_bytes, 0);
+}
+
+static void test_leases_are_at_most_a_hundredth(void **state)
+{
+    struct weir_account *accounts[40];
+
+    (void)state;
+    enlarge();
+    for (int i = 0; i < 40; i++) {
+        accounts[i] = open_plain();
+        for (int j = 0; j <= i; j++) {
+            assert_int_equal(charge(accounts[j], 1), WEIR_ADMIT);
+            assert_int_equal(charge(accounts[j], 100000), WEIR_ADMIT);
+            assert_int_equal(charge(accounts[j], 100000), WEIR_ADMIT);
+            weir_account_refund(accounts[j], 100000);
+            weir_account_refund(accounts[j], 100000); /* as full as it gets */
+        }
+        assert_in_range(figures().lease_bytes, 1, GIB / 100);
+    }
+    for (int i = 0; i < 40; i++)
+        weir_account_close(accounts[i]);
+    assert_int_equal(figures().charged_bytes, 0);
+    assert_int_equal(figures().lease_bytes, 0);
+}
+
+static void test_idle_leases_flow_back(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(account, 1), WEIR_ADMIT);
+    weir_account_poll(account);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(charge(account, 10), WEIR_ADMIT);
+        weir_account_refund(account, 10);
+        weir_account_poll(account); /* it was used since the last */
+        assert_true(figures().lease_bytes > 0);
+    }
+    weir_account_poll(account);
+    assert_int_equal(figures().lease_bytes, 0);
+    assert_int_equal(figures().charged_bytes, 2);
+    assert_int_equal(charge(account, 10), WEIR_ADMIT); /* and there it is again */
+    assert_true(figures().lease_bytes > 0);
+    weir_account_close(account);
+}
+
+static void test_levels_do_not_see_leases(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *holder = open_plain();
+    struct weir_account *account = open_plain();
+    uint64_t soft_bytes = figures().soft_bytes;
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(charge(account, soft_bytes - 2), WEIR_ADMIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(figures().lease_bytes, 0); /* taken from its owner, who did nothing */
+    assert_int_equal(charge(holder, 1), WEIR_FLUSH);
+    assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, soft_bytes + 2);
+    assert_int_equal(charge(account, GIB - soft_bytes - 2), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, GIB);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    assert_int_equal(figures().lease_bytes, 0);
+
+    weir_account_refund(account, GIB - 4); /* calm: there are leases again */
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(figures().charged_bytes, 6);
+    weir_account_close(holder);
+    weir_account_close(account);
+}
+
+static void test_nobody_is_refused_for_leases(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *holder = open_plain();
+    struct weir_account *account = open_spillable();
+    uint64_t spill_bytes = figures().spill_bytes;
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_int_equal(charge(account, spill_bytes - 2), WEIR_FLUSH); /* not one byte early */
+    assert_int_equal(figures().charged_bytes, spill_bytes);
+    weir_account_refund(account, spill_bytes - 2);
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    struct weir_account *reserved =
+        open_account((struct weir_account_config){.reserve_bytes = GIB - 4});
+    assert_int_equal(figures().charged_bytes, GIB);
+    weir_account_close(reserved);
+    weir_account_close(holder);
+    weir_account_close(account);
+}
+
+static void test_a_cap_counts_no_lease(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_account(
+        (struct weir_account_config){.bytes_max = 1000, .transient = true, .name = "capped"});
+    struct sleeper sleeper;
+
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(charge(account, 100), WEIR_ADMIT);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_charge_forced(account, 50);
+    weir_account_refund(account, 50);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_refund(account, 100);
+    assert_int_equal(charge(account, 101), WEIR_WAIT);
+    queue_up(account, &sleeper, 150);
+    weir_account_refund(account, 50);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(charged_by(account), 1000);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_close(account);
+}
+
+struct lender {
+    pthread_barrier_t barrier;
+};
+
+/* Has a lease, and does nothing any more. */
+static void *lender_main(void *context)
+{
+    struct lender *lender = context;
+    struct weir_account_config config = {.name = "lender", .transient = true};
+    struct weir_account *account = NULL;
+    enum weir_verdict verdict;
+
+    (void)!weir_account_open(governor, &config, &account);
+    for (int i = 0; i < 3; i++)
+        (void)!weir_account_charge(account, 1, &verdict);
+    pthread_barrier_wait(&lender->barrier);
+    pthread_barrier_wait(&lender->barrier);
+    weir_account_close(account);
+    return NULL;
+}
+
+static void test_a_waiter_gets_what_another_thread_has_ahead(void **state)
+{
+    struct lender lender;
+    struct weir_waiter waiter = {0};
+    pthread_t thread;
+
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+    assert_int_equal(pthread_barrier_init(&lender.barrier, NULL, 2), 0);
+    assert_int_equal(pthread_create(&thread, NULL, lender_main, &lender), 0);
+    pthread_barrier_wait(&lender.barrier);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(weir_account_wait(account, &waiter, GIB - 3, 0), 0);
+    assert_int_equal(figures().charged_bytes, GIB);
+    assert_int_equal(figures().lease_bytes, 0);
+    pthread_barrier_wait(&lender.barrier);
+    pthread_join(thread, NULL);
+    pthread_barrier_destroy(&lender.barrier);
+    weir_account_close(account);
+}
+
+static void test_without_a_barrier_there_are_no_leases(void **state)
+{
+    int status = 0;
+    pid_t child = fork();
+
+    (void)state;
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct weir_governor_config config = {.bytes_max = GIB};
+        struct weir_governor_stats stats;
+        struct weir_account *account;
+        enum weir_verdict verdict;
+        bool ok = harness_forbid(__NR_membarrier) == 0 &&
+                  weir_governor_create(&config, &governor) == 0 &&
+                  weir_account_open(governor, NULL, &account) == 0;
+        for (int i = 0; ok && i < 10; i++)
+            ok = weir_account_charge(account, 10, &verdict) == 0 && verdict == WEIR_ADMIT;
+        if (ok)
+            weir_governor_stats(governor, &stats);
+        _exit(ok && stats.lease_bytes == 0 && stats.charged_bytes == 100 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* ---- The queue alone --------------------------------------------------------- */
 
 static void test_tickets_are_unique(void **state)
@@ -1237,6 +1480,15 @@ int main(void)
         CASE("figures of an account", test_figures_of_an_account),
         CASE("figures of the governor", test_figures_of_the_governor),
         CASE("holders come largest first", test_holders_come_largest_first),
+        CASE("a lease is no charge", test_a_lease_is_no_charge),
+        CASE("leases are at most a hundredth", test_leases_are_at_most_a_hundredth),
+        CASE("idle leases flow back", test_idle_leases_flow_back),
+        CASE("levels do not see leases", test_levels_do_not_see_leases),
+        CASE("nobody is refused for leases", test_nobody_is_refused_for_leases),
+        CASE("a cap counts no lease", test_a_cap_counts_no_lease),
+        CASE("a waiter gets what another thread has ahead",
+             test_a_waiter_gets_what_another_thread_has_ahead),
+        CASE("without a barrier there are no leases", test_without_a_barrier_there_are_no_leases),
         CASE("tickets are unique", test_tickets_are_unique),
         CASE("the look into a lane is bounded", test_the_look_into_a_lane_is_bounded),
         CASE("a worn waiter stops only the younger", test_a_worn_waiter_stops_only_the_younger),
