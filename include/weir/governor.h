@@ -66,8 +66,8 @@ enum weir_level {
  * @soft_percent:   0: 80    @soft_leave_percent:   0: 70
  * @spill_percent:  0: 90    @spill_leave_percent:  0: 85
  * @hard_leave_percent:      0: 97
- * @dwell_ns:       how long a level lasts at least before it is left downwards;
- *                  0: none
+ * @dwell_ns:       how long a level lasts at least before it is left downwards; in
+ *                  any ten dwells it changes at most ten times. 0: none
  *
  * soft_leave < soft < spill_leave < spill < hard_leave < 100 need not hold
  * between neighbours' leave levels, but soft < spill < 100 by at least 2 points
@@ -96,6 +96,24 @@ WEIR_API WEIR_MUST_CHECK int weir_governor_create(const struct weir_governor_con
 
 /* weir_governor_destroy() - takes NULL; all accounts must be closed */
 WEIR_API void weir_governor_destroy(struct weir_governor *governor);
+
+/*
+ * weir_governor_set_limits() - other limits from now on
+ * @config:  as at create, all of it; NULL: all defaults
+ *
+ * May be called at any time. What is charged stays charged, also where it is more
+ * than the new limit: then the level is hard, and nothing is granted until enough
+ * has come back. Once this has returned, no charge passes the new limit. Waiters
+ * are looked at again: who fits is granted, who can never fit any more is woken
+ * with -EDQUOT. Reserves are kept, so a limit below them is refused.
+ *
+ * Thread: any.
+ *
+ * Return: 0; -EINVAL: as at create; -EDQUOT: the reserves of all accounts are more
+ *         than the limit. What is refused has changed nothing.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_governor_set_limits(struct weir_governor *governor,
+                                                      const struct weir_governor_config *config);
 
 /*
  * weir_governor_machine_bytes() - the smallest of cgroup limit (v2, v1) and RAM
@@ -209,8 +227,9 @@ WEIR_API struct weir_books weir_account_books(struct weir_account *account);
 /*
  * struct weir_waiter - one place in the queue; embedded by the caller
  * @wake:  called once on the owner's thread, from weir_account_poll(), with 0:
- *         the bytes are charged already; or -ETIMEDOUT. NULL: the thread sleeps
- *         in weir_account_wait() itself.
+ *         the bytes are charged already; -ETIMEDOUT; or -EDQUOT: the limit was
+ *         lowered below what it wants. NULL: the thread sleeps in
+ *         weir_account_wait() itself.
  *
  * Starts as zeros but for @wake. The fields below belong to the governor from
  * wait until wake or cancel.
@@ -243,7 +262,8 @@ struct weir_waiter {
  *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT:
  *         nothing that is charged is reclaimable or transient (of this account,
  *         when its cap holds the waiter), so waiting would never end:
- *         weir_governor_holders() tells who has it.
+ *         weir_governor_holders() tells who has it. To a thread that sleeps also:
+ *         the limit was lowered below @bytes.
  */
 WEIR_API WEIR_MUST_CHECK int weir_account_wait(struct weir_account *account,
                                                struct weir_waiter *waiter, size_t bytes,

@@ -17,6 +17,8 @@
  *       lasted dwell_ns; then all levels under it that use has left end with it
  *   B2  a plan admits only what stays at or below hard
  *   B3  a level rises at once, however short the one before was
+ *   B4  in any ten dwells there are at most ten changes. Rises cannot wait, so a
+ *       fall does: it leaves room for itself and for all the rises that may follow
  */
 #include "governor/budget.h"
 
@@ -97,13 +99,29 @@ int weir__budget_init(struct weir__budget *budget, const struct weir_governor_co
     return 0;
 }
 
-enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
-                                    uint64_t use_bytes, uint64_t lasted_ns)
+void weir__budget_publish(struct weir__budget *to, const struct weir__budget *from)
 {
+    to->bytes_max = from->bytes_max;
+    for (int level = 0; level < BUDGET_LEVEL_COUNT; level++) {
+        to->enter_bytes[level] = from->enter_bytes[level];
+        to->leave_bytes[level] = from->leave_bytes[level];
+    }
+    to->lease_bytes = from->lease_bytes;
+    to->dwell_ns = from->dwell_ns;
+}
+
+enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
+                                    uint64_t use_bytes, uint64_t lasted_ns, uint32_t change_count)
+{
+    enum weir_level before = level;
+
     if (lasted_ns < budget->dwell_ns)
         return level;
     while (level > WEIR_LEVEL_CALM && use_bytes <= budget->leave_bytes[level])
         level--;
+    while (level < before &&
+           change_count + 1 + (uint32_t)(WEIR_LEVEL_HARD - level) > BUDGET_CHANGES_MAX) /* B4 */
+        level++;
     return level;
 }
 

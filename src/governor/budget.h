@@ -18,12 +18,14 @@
 
 #include <weir/governor.h>
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #define BUDGET_BYTES_LIMIT  (UINT64_C(1) << 54)
 #define BUDGET_DELAY_MAX_NS UINT64_C(10000000)
 #define BUDGET_LEVEL_COUNT  4
+#define BUDGET_CHANGES_MAX  10 /* in as many dwells */
 
 #define WORD_LEVEL   UINT64_C(3)
 #define WORD_WAITING UINT64_C(4)  /* a waiter is queued that wants bytes of this budget */
@@ -32,13 +34,19 @@
 #define WORD_EDITION UINT64_C(96) /* of the limits; here, so that a sum for others fails */
 #define WORD_SHIFT   7
 
+#define WORD_EDITION_ONE UINT64_C(32)
+
+/*
+ * Read by charges while it is changed: whoever read a mixture finds another edition
+ * in the word, and his compare-and-swap fails.
+ */
 struct weir__budget {
-    uint64_t bytes_max;
-    uint64_t enter_bytes[BUDGET_LEVEL_COUNT]; /* of a level: begins above; [CALM] is not used */
-    uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM]: below it
-                                               * there are leases again */
-    uint64_t lease_bytes;                     /* all leases together, at most */
-    uint64_t dwell_ns;
+    _Atomic uint64_t bytes_max;
+    _Atomic uint64_t enter_bytes[BUDGET_LEVEL_COUNT]; /* of a level: begins above; not [CALM] */
+    _Atomic uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM]:
+                                                       * below it there are leases again */
+    _Atomic uint64_t lease_bytes;                     /* all leases together, at most */
+    _Atomic uint64_t dwell_ns;
 };
 
 /* What a charge is answered, and the level that follows. The verdict is never WEIR_FLUSH. */
@@ -69,9 +77,15 @@ static inline uint64_t weir__word_with_level(uint64_t word, enum weir_level leve
 int weir__budget_init(struct weir__budget *budget, const struct weir_governor_config *config,
                       uint64_t machine_bytes);
 
-/* The level after looking downwards: it has lasted @lasted_ns, and @use_bytes are in use. */
+/* @to becomes what @from is, field by field. */
+void weir__budget_publish(struct weir__budget *to, const struct weir__budget *from);
+
+/*
+ * The level after looking downwards: @use_bytes are in use, it has lasted @lasted_ns,
+ * and in the last BUDGET_CHANGES_MAX dwells there were @change_count changes.
+ */
 enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
-                                    uint64_t use_bytes, uint64_t lasted_ns);
+                                    uint64_t use_bytes, uint64_t lasted_ns, uint32_t change_count);
 
 /* The level after use has grown to @use_bytes. */
 enum weir_level weir__budget_raise(const struct weir__budget *budget, enum weir_level level,

@@ -296,16 +296,16 @@ static uint64_t charge_extra(const struct weir_account *account, uint64_t word, 
 static bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t charged)
 {
     struct weir_governor *governor = account->governor;
-    uint64_t soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT];
 
     if (account->cap_bytes != UINT64_MAX &&
         charged + weir__lease_bytes(account) + bytes > account->cap_bytes)
         weir__lease_drop(account); /* L5 */
 
-    uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
 
+    /* The limits are read after the word: if they are another edition's, the swap fails. */
     while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 &&
-           weir__word_bytes(word) + bytes <= soft_bytes) {
+           weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
         uint64_t extra = charge_extra(account, word, bytes, charged);
         if (!weir__governor_swap(governor, &word, bytes + extra, WEIR_LEVEL_CALM))
             continue;
@@ -323,7 +323,7 @@ static bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t
 static __attribute__((noinline)) int
 charge_without_lease(struct weir_account *account, uint64_t bytes, enum weir_verdict *ret_verdict)
 {
-    if (bytes > account->request_bytes_max)
+    if (bytes > weir__account_request_max(account))
         return -EINVAL;
 
     bool queued = weir__account_has_queued(account);

@@ -48,7 +48,7 @@ int weir_governor_create(const struct weir_governor_config *config,
 
     memset(governor, 0, sizeof(*governor));
     governor->heap = heap;
-    governor->budget = budget;
+    weir__budget_publish(&governor->budget, &budget);
     atomic_init(&governor->episode, 1);
     atomic_init(&governor->level_since_ns, weir__clock_ns());
     weir__list_init(&governor->accounts);
@@ -63,6 +63,34 @@ int weir_governor_create(const struct weir_governor_config *config,
     weir__leases_share(governor);
     *ret_governor = governor;
     return 0;
+}
+
+static uint64_t governor_reserve_bytes(const struct weir_governor *governor)
+{
+    uint64_t bytes = 0;
+
+    WEIR_LIST_FOREACH (link, &governor->accounts)
+        bytes += WEIR_CONTAINER_OF(link, struct weir_account, link)->reserve_bytes;
+    return bytes;
+}
+
+int weir_governor_set_limits(struct weir_governor *governor,
+                             const struct weir_governor_config *config)
+{
+    bool needs_machine = config == NULL || config->bytes_max == 0;
+    struct weir__budget budget;
+    int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
+
+    if (r < 0)
+        return r;
+
+    weir__governor_lock(governor);
+    if (governor_reserve_bytes(governor) > budget.bytes_max)
+        r = -EDQUOT;
+    else
+        weir__governor_change_budget(governor, &budget);
+    weir__governor_tell_and_unlock(governor);
+    return r;
 }
 
 void weir_governor_destroy(struct weir_governor *governor)
@@ -108,8 +136,6 @@ static struct weir_account *account_new(struct weir_governor *governor,
     account->owner = pthread_self();
     account->cap_bytes = config->bytes_max != 0 ? config->bytes_max : UINT64_MAX;
     account->reserve_bytes = config->reserve_bytes;
-    account->request_bytes_max =
-        weir__min(account->cap_bytes, governor->budget.bytes_max) - config->reserve_bytes;
     account->spillable = config->spillable;
     account->transient = config->transient;
     account->has_room = config->has_room;
@@ -143,9 +169,6 @@ int weir_account_open(struct weir_governor *governor, const struct weir_account_
         return -EINVAL;
     if (config->bytes_max != 0 && config->reserve_bytes > config->bytes_max)
         return -EINVAL;
-    if (config->reserve_bytes > governor->budget.bytes_max)
-        return -EDQUOT;
-
     struct weir_account *account = account_new(governor, config);
     if (account == NULL)
         return -ENOMEM;
@@ -157,7 +180,8 @@ int weir_account_open(struct weir_governor *governor, const struct weir_account_
     }
 
     weir__governor_lock(governor);
-    bool fits = weir__account_take(account, account->reserve_bytes);
+    bool fits = account->reserve_bytes <= governor->budget.bytes_max &&
+                weir__account_take(account, account->reserve_bytes);
     if (fits) {
         weir__account_balance_add(account, account->reserve_bytes);
         weir__account_note_peak(account);

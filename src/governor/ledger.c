@@ -76,6 +76,21 @@ static uint64_t governor_lasted_ns(const struct weir_governor *governor)
     return now_ns > since_ns ? now_ns - since_ns : 0;
 }
 
+/* B4: how often the level has changed in the last BUDGET_CHANGES_MAX dwells. */
+static uint32_t governor_change_count(const struct weir_governor *governor)
+{
+    uint64_t dwell_ns = governor->budget.dwell_ns;
+    uint64_t now_ns = dwell_ns > 0 ? weir__clock_ns() : 0;
+    uint32_t count = 0;
+
+    for (int i = 0; i < BUDGET_CHANGES_MAX && dwell_ns > 0; i++) {
+        uint64_t at_ns = weir__relaxed(&governor->change_ns[i]);
+        if (at_ns > 0 && (now_ns < at_ns || (now_ns - at_ns) / BUDGET_CHANGES_MAX < dwell_ns))
+            count++;
+    }
+    return count;
+}
+
 /* The level of @word after looking downwards; reads the clock only when it might fall. */
 enum weir_level weir__governor_settled(const struct weir_governor *governor, uint64_t word)
 {
@@ -84,14 +99,18 @@ enum weir_level weir__governor_settled(const struct weir_governor *governor, uin
 
     if (level == WEIR_LEVEL_CALM || use_bytes > governor->budget.leave_bytes[level])
         return level;
-    return weir__budget_settle(&governor->budget, level, use_bytes, governor_lasted_ns(governor));
+    return weir__budget_settle(&governor->budget, level, use_bytes, governor_lasted_ns(governor),
+                               governor_change_count(governor));
 }
 
 /* Under the lock: the word has just got @level. */
 void weir__governor_note_level(struct weir_governor *governor, enum weir_level level)
 {
-    governor->level_change_count++;
-    atomic_store_explicit(&governor->level_since_ns, weir__clock_ns(), memory_order_relaxed);
+    uint64_t now_ns = weir__clock_ns();
+    uint64_t place = governor->level_change_count++ % BUDGET_CHANGES_MAX;
+
+    atomic_store_explicit(&governor->change_ns[place], now_ns, memory_order_relaxed);
+    atomic_store_explicit(&governor->level_since_ns, now_ns, memory_order_relaxed);
     /* Whoever opens the next episode takes the lock after us, so all of it has this number. */
     if (level == WEIR_LEVEL_CALM)
         atomic_fetch_add_explicit(&governor->episode, 1, memory_order_relaxed);
@@ -212,6 +231,19 @@ void weir__account_dequeue(struct weir_account *account, struct weir_waiter *wai
     atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_release);
 }
 
+/* It is out of its lane: its owner learns of it. */
+void weir__account_finish(struct weir_account *account, struct weir_waiter *waiter, uint32_t state)
+{
+    if (waiter->wake != NULL) {
+        weir__account_append_done(account, waiter, state);
+        account->notify_is_owed = true;
+    } else {
+        waiter->state = state;
+    }
+    weir__list_remove(&account->untold_link);
+    weir__list_append(&account->governor->untold, &account->untold_link);
+}
+
 /* The bytes are in the word already. */
 static void account_grant(struct weir_account *account, struct weir_waiter *waiter)
 {
@@ -219,14 +251,7 @@ static void account_grant(struct weir_account *account, struct weir_waiter *wait
 
     atomic_store_explicit(&account->granted_bytes, granted, memory_order_release);
     weir__account_dequeue(account, waiter);
-    if (waiter->wake != NULL) {
-        weir__account_append_done(account, waiter, WAITER_GRANTED);
-        account->notify_is_owed = true;
-    } else {
-        waiter->state = WAITER_GRANTED;
-    }
-    weir__list_remove(&account->untold_link);
-    weir__list_append(&account->governor->untold, &account->untold_link); /* G5 */
+    weir__account_finish(account, waiter, WAITER_GRANTED); /* G5 */
 }
 
 static void governor_measure_lanes(struct weir_governor *governor)
@@ -285,6 +310,39 @@ void weir__governor_grant(struct weir_governor *governor)
     uint64_t stale = ~flags & (WORD_WAITING | WORD_CAPPED);
     if ((word & stale) != 0)
         atomic_fetch_and_explicit(&governor->word, ~stale, memory_order_acq_rel);
+}
+
+/*
+ * Under the lock: other limits. Their edition is in the word, so nobody can publish a
+ * sum that he compared with the old ones.
+ */
+void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget)
+{
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    uint64_t word_new;
+
+    weir__budget_publish(&governor->budget, budget);
+    do {
+        uint64_t edition = (word + WORD_EDITION_ONE) & WORD_EDITION;
+        word_new = (word & ~WORD_EDITION) | edition;
+    } while (!atomic_compare_exchange_strong_explicit(&governor->word, &word, word_new,
+                                                      memory_order_acq_rel, memory_order_acquire));
+
+    if (weir__leases_are_out(governor, word_new))
+        weir__leases_close(governor);
+    weir__leases_share(governor);
+    weir__governor_refuse_too_large(governor);
+    weir__governor_settle(governor);
+
+    enum weir_level before;
+    enum weir_level after;
+    word = atomic_load_explicit(&governor->word, memory_order_acquire);
+    do {
+        before = weir__word_level(word);
+        after = weir__budget_raise(&governor->budget, before, weir__word_bytes(word));
+    } while (after != before && !weir__governor_swap(governor, &word, 0, after));
+    weir__governor_grant(governor);
+    weir__leases_reopen(governor);
 }
 
 /* Something has come back: look at the level, grant, tell, and let there be leases again. */

@@ -31,6 +31,7 @@ enum {
     WAITER_QUEUED,
     WAITER_GRANTED,
     WAITER_LATE,
+    WAITER_TOO_LARGE, /* the limit was lowered below what it wants */
 };
 
 struct weir_governor {
@@ -39,9 +40,10 @@ struct weir_governor {
     _Atomic uint64_t peak_bytes;
 
     /* Read by every charge */
-    _Alignas(GOVERNOR_LINE_BYTES) struct weir__budget budget; /* fixed at create */
-    _Atomic uint64_t episode;           /* number of the next or present episode above calm */
-    _Atomic uint64_t level_since_ns;    /* under the lock */
+    _Alignas(GOVERNOR_LINE_BYTES) struct weir__budget budget; /* under the lock */
+    _Atomic uint64_t episode;        /* number of the next or present episode above calm */
+    _Atomic uint64_t level_since_ns; /* under the lock */
+    _Atomic uint64_t change_ns[BUDGET_CHANGES_MAX]; /* of the last changes, as a ring; as above */
     _Atomic uint64_t lease_share_bytes; /* of one account; 0: no leases; under the lock */
 
     /* Under the lock */
@@ -61,9 +63,8 @@ struct weir_account {
     /* Fixed at open */
     struct weir_governor *governor;
     pthread_t owner;
-    uint64_t cap_bytes;         /* UINT64_MAX: none */
-    uint64_t reserve_bytes;     /* in the balance; never refunded before close */
-    uint64_t request_bytes_max; /* what can ever fit */
+    uint64_t cap_bytes;     /* UINT64_MAX: none */
+    uint64_t reserve_bytes; /* in the balance; never refunded before close */
     bool spillable;
     bool transient;
     bool (*has_room)(void *context, size_t bytes);
@@ -188,6 +189,14 @@ static inline void weir__account_spent_add(struct weir_account *account, uint64_
 
 /* By the owner, after what it charged came not from its lease. */
 void weir__account_note_peak(struct weir_account *account);
+
+/* What can ever fit. */
+static inline uint64_t weir__account_request_max(const struct weir_account *account)
+{
+    uint64_t most = weir__min(account->cap_bytes, account->governor->budget.bytes_max);
+
+    return most - weir__min(most, account->reserve_bytes);
+}
 
 /* What its cap leaves. */
 static inline uint64_t weir__account_room(const struct weir_account *account, uint64_t charged)
@@ -338,6 +347,16 @@ void weir__governor_tell_and_unlock(struct weir_governor *governor);
 
 /* Grant whatever can be granted, and set the flags for what cannot. */
 void weir__governor_grant(struct weir_governor *governor);
+
+/* Other limits, and what follows from them. */
+void weir__governor_change_budget(struct weir_governor *governor,
+                                  const struct weir__budget *budget);
+
+/* Whoever wants more than can ever fit now is told so. */
+void weir__governor_refuse_too_large(struct weir_governor *governor);
+
+/* It is out of its lane, and its owner, a callback or a thread, will learn of it. */
+void weir__account_finish(struct weir_account *account, struct weir_waiter *waiter, uint32_t state);
 
 /* Out of the lane; to the list of done, where poll finds it. */
 void weir__account_dequeue(struct weir_account *account, struct weir_waiter *waiter);

@@ -116,15 +116,18 @@ static int account_sleep(struct weir_account *account, struct weir_waiter *waite
         weir__governor_grant(governor); /* those whom it stood in the way of */
         return -ETIMEDOUT;
     }
+
+    bool granted = waiter->state == WAITER_GRANTED;
+
     waiter->state = WAITER_IDLE;
-    return 0;
+    return granted ? 0 : -EDQUOT;
 }
 
 int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, size_t bytes,
                       uint64_t deadline_ns)
 {
     WEIR_ASSERT(weir__account_is_mine(account));
-    if (bytes > account->request_bytes_max)
+    if (bytes > weir__account_request_max(account))
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
@@ -186,6 +189,37 @@ static bool account_expire(struct weir_account *account, uint64_t now_ns)
     return expired;
 }
 
+/* Under the lock: those whom no sum can ever grant go to the list of done, or wake up. */
+void weir__governor_refuse_too_large(struct weir_governor *governor)
+{
+    WEIR_LIST_FOREACH (link, &governor->accounts) {
+        struct weir_account *account = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        uint64_t bytes_max = weir__account_request_max(account);
+        struct weir_waiter *next;
+        for (struct weir_waiter *waiter = account->lane.first; waiter != NULL; waiter = next) {
+            next = waiter->next;
+            if (waiter->bytes <= bytes_max)
+                continue;
+            weir__account_dequeue(account, waiter);
+            weir__account_finish(account, waiter, WAITER_TOO_LARGE);
+        }
+    }
+}
+
+/* What its wake is told. */
+static int waiter_result(const struct weir_waiter *waiter)
+{
+    switch (waiter->state) {
+    case WAITER_GRANTED:
+        return 0;
+    case WAITER_LATE:
+        return -ETIMEDOUT;
+    default:
+        WEIR_CHECK(waiter->state == WAITER_TOO_LARGE);
+        return -EDQUOT;
+    }
+}
+
 /* Under the lock: all who are done, as a chain by next. */
 static struct weir_waiter *account_take_done(struct weir_account *account)
 {
@@ -226,7 +260,7 @@ int weir_account_poll(struct weir_account *account)
     weir__account_note_peak(account);
     while (waiter != NULL) {
         struct weir_waiter *next = waiter->next;
-        int result = waiter->state == WAITER_GRANTED ? 0 : -ETIMEDOUT;
+        int result = waiter_result(waiter);
         waiter->state = WAITER_IDLE;
         waiter->next = NULL;
         waiter->wake(waiter, result);

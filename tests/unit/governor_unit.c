@@ -1012,6 +1012,156 @@ static void test_holders_come_largest_first(void **state)
         weir_account_close(accounts[i]);
 }
 
+/* ---- Other limits ------------------------------------------------------------- */
+
+static int limit_to(uint64_t bytes_max)
+{
+    struct weir_governor_config config = {.bytes_max = bytes_max};
+
+    return weir_governor_set_limits(governor, &config);
+}
+
+static void test_bad_limits_change_nothing(void **state)
+{
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 300});
+    struct weir_governor_config config = {.bytes_max = 2000, .soft_percent = 89};
+
+    (void)state;
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    config = (struct weir_governor_config){.bytes_max = 2000, .spill_percent = 70};
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    assert_int_equal(limit_to(299), -EDQUOT); /* below the working sets */
+    assert_int_equal(figures().bytes_max, 1000);
+    assert_int_equal(figures().soft_bytes, 800);
+    assert_int_equal(charge(account, 700), WEIR_FLUSH);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_close(account);
+    assert_int_equal(limit_to(300), 0);
+    assert_int_equal(figures().bytes_max, 300);
+}
+
+static void test_a_lower_limit_holds_at_once(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_account *plain = open_plain();
+    enum weir_verdict verdict;
+
+    (void)state;
+    assert_int_equal(charge(account, 700), WEIR_ADMIT);
+    assert_int_equal(limit_to(500), 0); /* below what is charged */
+    assert_int_equal(figures().charged_bytes, 700);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(weir_account_charge(plain, 501, &verdict), -EINVAL);
+    weir_account_refund(account, 250); /* 450 of 500: soft */
+    assert_int_equal(figures().level, WEIR_LEVEL_SPILL);
+    assert_int_equal(charge(plain, 50), WEIR_ADMIT);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(limit_to(1000), 0);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(charge(plain, 300), WEIR_ADMIT);
+    weir_account_close(account);
+    weir_account_close(plain);
+}
+
+static void test_a_higher_limit_grants(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper small;
+    struct sleeper large;
+
+    (void)state;
+    assert_int_equal(charge(account, 1000), WEIR_FLUSH);
+    queue_up(account, &small, 100);
+    queue_up(account, &large, 500);
+    assert_int_equal(limit_to(1300), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(small.result, 0);
+    assert_int_equal(charged_by(account), 1100);
+    assert_int_equal(limit_to(1600), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(large.result, 0);
+    weir_account_close(account);
+}
+
+static void test_who_can_never_fit_any_more_is_told(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper large;
+    struct sleeper small;
+
+    (void)state;
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    queue_up(account, &large, 800);
+    queue_up(account, &small, 300);
+    assert_int_equal(limit_to(700), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(large.result, -EDQUOT);
+    assert_int_equal(small.woken_count, 0);
+    assert_int_equal(charged_by(account), 900);
+    weir_account_refund(account, 500);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(small.result, 0);
+    assert_int_equal(charged_by(account), 700);
+    weir_account_close(account);
+}
+
+static void *limiter_main(void *context)
+{
+    (void)context;
+    while (figures().waiter_count == 0)
+        sched_yield();
+    return limit_to(100) == 0 ? NULL : governor;
+}
+
+static void test_a_sleeper_who_can_never_fit_is_told(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_waiter waiter = {0};
+    void *result = governor;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    assert_int_equal(pthread_create(&thread, NULL, limiter_main, NULL), 0);
+    assert_int_equal(weir_account_wait(account, &waiter, 200, UINT64_MAX), -EDQUOT);
+    pthread_join(thread, &result);
+    assert_null(result);
+    assert_int_equal(charged_by(account), 900);
+    weir_account_close(account);
+}
+
+static void test_levels_change_ten_times_in_ten_dwells(void **state)
+{
+    const uint64_t dwell_ns = UINT64_C(2000000);
+    struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = dwell_ns};
+    uint64_t change_ns[10] = {0};
+    uint64_t seen_count = 0;
+
+    (void)state;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    struct weir_account *account = open_plain();
+    uint64_t end_ns = weir__clock_ns() + 50 * dwell_ns;
+
+    /* From nothing to hard and back, as fast as it goes. */
+    while (weir__clock_ns() < end_ns) {
+        uint64_t use_bytes = charged_by(account);
+        if (use_bytes < 1000)
+            (void)charge(account, 50);
+        else
+            weir_account_refund(account, 1000);
+        struct weir_governor_stats stats = figures();
+        for (; seen_count < stats.level_change_count; seen_count++) {
+            uint64_t *last_ns = &change_ns[seen_count % 10];
+            if (seen_count >= 10)
+                assert_true(stats.level_since_ns - *last_ns + dwell_ns / 2 >= 10 * dwell_ns);
+            *last_ns = stats.level_since_ns;
+        }
+    }
+    assert_in_range(seen_count, 5, 60);
+    weir_account_close(account);
+}
+
 /* ---- Leases ------------------------------------------------------------------ */
 
 /* Large enough for leases: soft is 800 MiB less some, a lease 1 MiB and more. */
@@ -1480,6 +1630,12 @@ int main(void)
         CASE("figures of an account", test_figures_of_an_account),
         CASE("figures of the governor", test_figures_of_the_governor),
         CASE("holders come largest first", test_holders_come_largest_first),
+        CASE("bad limits change nothing", test_bad_limits_change_nothing),
+        CASE("a lower limit holds at once", test_a_lower_limit_holds_at_once),
+        CASE("a higher limit grants", test_a_higher_limit_grants),
+        CASE("who can never fit any more is told", test_who_can_never_fit_any_more_is_told),
+        CASE("a sleeper who can never fit is told", test_a_sleeper_who_can_never_fit_is_told),
+        CASE("levels change ten times in ten dwells", test_levels_change_ten_times_in_ten_dwells),
         CASE("a lease is no charge", test_a_lease_is_no_charge),
         CASE("leases are at most a hundredth", test_leases_are_at_most_a_hundredth),
         CASE("idle leases flow back", test_idle_leases_flow_back),
