@@ -21,6 +21,11 @@
  *      0 ............ soft 80 % ...... spill 90 % ...... hard 100 %
  *        admit          flush once       spill             wait
  *
+ * Between the limit and its accounts there are the NUMA nodes. Each has a budget; an
+ * account charges that of its node, too. A node without room borrows from the nearest
+ * by distance, within a bound, before anybody on it is answered SPILL or WAIT for it,
+ * and what comes back to it goes on to those it has borrowed from, farthest first.
+ *
  * Each level has a leave level below it: it ends only when use has fallen
  * there. A charge that wants to pass spill or hard begins that level, provided
  * that use is above its leave level. SPILL is answered only to accounts that are
@@ -58,6 +63,18 @@ enum weir_level {
     WEIR_LEVEL_HARD,
 };
 
+#define WEIR_NODES_MAX 8
+
+/*
+ * struct weir_node_config - a NUMA node, where the machine is not asked
+ * @bytes_max:  its budget; all together need not be the limit
+ * @distances:  to each node by number, as numactl --hardware shows them
+ */
+struct weir_node_config {
+    uint64_t bytes_max;
+    uint32_t distances[WEIR_NODES_MAX];
+};
+
 /*
  * struct weir_governor_config - how a governor is made
  * @bytes_max:      the limit (hard = 100 %); 0: @percent of the machine
@@ -68,6 +85,13 @@ enum weir_level {
  * @hard_leave_percent:      0: 97
  * @dwell_ns:       how long a level lasts at least before it is left downwards; in
  *                  any ten dwells it changes at most ten times. 0: none
+ *
+ * @borrow_percent: how much a node borrows from others, of its own budget, before
+ *                  it spills or waits; 0: 50; at most 100
+ * @node_count:     0: the nodes of the machine, each with the part of the limit that
+ *                  it has of the memory; 1: nodes do not matter; at most
+ *                  WEIR_NODES_MAX. Fixed at create
+ * @nodes:          as many; read in the call
  *
  * soft_leave < soft < spill_leave < spill < hard_leave < 100 need not hold
  * between neighbours' leave levels, but soft < spill < 100 by at least 2 points
@@ -82,6 +106,9 @@ struct weir_governor_config {
     uint32_t spill_leave_percent;
     uint32_t hard_leave_percent;
     uint64_t dwell_ns;
+    uint32_t borrow_percent;
+    uint32_t node_count;
+    const struct weir_node_config *nodes;
     uint64_t reserved[8];
 };
 
@@ -129,6 +156,8 @@ WEIR_API uint64_t weir_governor_machine_bytes(void);
  *                  (WEIR_SPILL to a spillable account with room).
  * @reserve_bytes:  a working set: charged at open, kept until close
  * @spillable:      may be answered WEIR_SPILL
+ * @node:           where its memory lies: 1 + the number of the node; 0: where the
+ *                  calling thread runs now
  * @transient:      its charges end by themselves (requests), so that waiting
  *                  for them makes sense
  * @has_room:       whether the overflow takes @bytes now; NULL: always. Called
@@ -143,6 +172,7 @@ struct weir_account_config {
     const char *name;
     uint64_t bytes_max;
     uint64_t reserve_bytes;
+    uint32_t node;
     bool spillable;
     bool transient;
     bool (*has_room)(void *context, size_t bytes);
@@ -154,7 +184,8 @@ struct weir_account_config {
 /*
  * weir_account_open() - an account for this thread
  *
- * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve does not fit under hard).
+ * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve does not fit under hard, or on
+ *         its node with all that it may borrow).
  */
 WEIR_API WEIR_MUST_CHECK int weir_account_open(struct weir_governor *governor,
                                                const struct weir_account_config *config,
@@ -315,6 +346,26 @@ struct weir_governor_stats {
     uint64_t timeout_count;
     uint64_t reserved[8];
 };
+
+struct weir_node_stats {
+    uint64_t bytes_max;      /* its budget */
+    uint64_t charged_bytes;  /* by its accounts, wherever it is borrowed from */
+    uint64_t borrowed_bytes; /* from others */
+    uint64_t lent_bytes;     /* to others */
+    uint32_t account_count;
+    enum weir_level level; /* by use alone; a node asks nobody to flush */
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_governor_nodes() - what lies on which node, in the order of their numbers
+ *
+ * Thread: any.
+ *
+ * Return: how many of @ret_nodes were filled; where nodes do not matter, 1.
+ */
+WEIR_API size_t weir_governor_nodes(const struct weir_governor *governor,
+                                    struct weir_node_stats *ret_nodes, size_t node_count);
 
 /* weir_account_stats() - a snapshot; Thread: any, while it is open */
 WEIR_API void weir_account_stats(const struct weir_account *account,

@@ -32,6 +32,9 @@
 static void account_force(struct weir_account *account, uint64_t bytes)
 {
     struct weir_governor *governor = account->governor;
+
+    weir__nodes_force(&governor->nodes, account->node, bytes);
+
     uint64_t word =
         atomic_fetch_add_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel) +
         (bytes << WORD_SHIFT);
@@ -106,6 +109,7 @@ struct charge {
     struct weir_account *account;
     uint64_t bytes;
     uint64_t charged; /* before it; read after the lane was seen empty, or under the lock */
+    bool has_node;    /* its node has given the bytes already */
     bool room_known;
     bool room;
 };
@@ -123,7 +127,51 @@ static bool charge_may_spill(struct charge *charge)
 
 static bool charge_is_over_cap(const struct charge *charge)
 {
-    return charge->bytes > weir__account_room(charge->account, charge->charged);
+    return !charge->has_node ||
+           charge->bytes > weir__account_room(charge->account, charge->charged);
+}
+
+/* From its node, or from those that lend to it; with @keep to stay. */
+static bool charge_find_node(const struct charge *charge, uint64_t keep)
+{
+    struct weir_governor *governor = charge->account->governor;
+    struct weir__nodes *nodes = &governor->nodes;
+    uint32_t node = charge->account->node;
+
+    if (weir__nodes_take(nodes, node, charge->bytes, keep))
+        return true;
+
+    weir__governor_lock(governor);
+    bool found = weir__nodes_borrow(nodes, node, charge->bytes, keep);
+    if (!found && weir__leases_are_out(governor, weir__relaxed(&governor->word)) &&
+        weir__nodes_reach(nodes, node) + governor->budget.lease_bytes >= charge->bytes + keep) {
+        weir__leases_close(governor);
+        found = weir__nodes_borrow(nodes, node, charge->bytes, keep);
+    }
+    weir__governor_unlock(governor);
+    return found;
+}
+
+/* First where it lies: a node borrows before it spills, and before anybody waits. */
+static void charge_enter_node(struct charge *charge)
+{
+    const struct weir__nodes *nodes = &charge->account->governor->nodes;
+
+    if (nodes->count == 0) {
+        charge->has_node = true;
+        return;
+    }
+    charge->has_node = charge_find_node(charge, nodes->nodes[charge->account->node].spill_bytes) ||
+                       (!charge_may_spill(charge) && charge_find_node(charge, 0));
+}
+
+static void charge_leave_node(const struct charge *charge)
+{
+    const struct weir_account *account = charge->account;
+
+    if (charge->has_node &&
+        weir__nodes_give(&account->governor->nodes, account->node, charge->bytes))
+        weir__governor_relieve(account->governor);
 }
 
 /* Somebody came before: no charge goes past without having been counted. */
@@ -268,54 +316,78 @@ static __attribute__((noinline)) enum weir_verdict charge_slowly(struct weir_acc
     struct charge charge = {.account = account, .bytes = bytes};
     enum weir_verdict verdict = WEIR_ADMIT;
 
+    if (bytes > 0)
+        charge_enter_node(&charge);
     while (bytes > 0 && !charge_try(&charge, &verdict))
         continue;
+    if (verdict == WEIR_SPILL || verdict == WEIR_WAIT)
+        charge_leave_node(&charge);
 
     account_count(account, verdict);
     return verdict;
 }
 
-/* How much to put into the lease beside a charge: to its half, and less and less toward soft. */
-static uint64_t charge_extra(const struct weir_account *account, uint64_t word, uint64_t bytes,
-                             uint64_t charged)
+/* How much to put into the lease beside a charge: to its half, within the cap. */
+static uint64_t charge_extra(const struct weir_account *account, uint64_t bytes, uint64_t charged)
 {
-    const struct weir__budget *budget = &account->governor->budget;
-
-    if ((word & WORD_CLOSED) != 0 || weir__lease_is_closed(account))
+    if (weir__lease_is_closed(account))
         return 0;
 
     uint64_t lease = weir__lease_bytes(account);
     uint64_t half = weir__relaxed(&account->lease_limit_bytes) / 2;
-    uint64_t left = budget->enter_bytes[WEIR_LEVEL_SOFT] - weir__word_bytes(word) - bytes;
     uint64_t room = weir__account_room(account, charged + lease + bytes); /* L5 */
 
-    return weir__min(half - weir__min(half, lease), weir__min(left / CHARGE_EXTRA_PART, room));
+    return weir__min(half - weir__min(half, lease), room);
+}
+
+/* Less and less toward soft. */
+static uint64_t charge_extra_now(const struct weir_governor *governor, uint64_t word,
+                                 uint64_t bytes, uint64_t extra)
+{
+    uint64_t soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT];
+    uint64_t wanted_bytes = weir__word_bytes(word) + bytes;
+
+    if ((word & WORD_CLOSED) != 0 || wanted_bytes >= soft_bytes)
+        return 0;
+    return weir__min(extra, (soft_bytes - wanted_bytes) / CHARGE_EXTRA_PART);
 }
 
 /* Below soft with nobody queued. False: it is not so, and nothing is charged. */
 static bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t charged)
 {
     struct weir_governor *governor = account->governor;
+    struct weir__nodes *nodes = &governor->nodes;
 
     if (account->cap_bytes != UINT64_MAX &&
         charged + weir__lease_bytes(account) + bytes > account->cap_bytes)
         weir__lease_drop(account); /* L5 */
+
+    uint64_t extra_max = charge_extra(account, bytes, charged);
+    uint64_t keep = nodes->nodes[account->node].spill_bytes;
+
+    if (!weir__nodes_take(nodes, account->node, bytes + extra_max, keep)) {
+        extra_max = 0;
+        if (!weir__nodes_take(nodes, account->node, bytes, keep))
+            return false;
+    }
 
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
 
     /* The limits are read after the word: if they are another edition's, the swap fails. */
     while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 &&
            weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
-        uint64_t extra = charge_extra(account, word, bytes, charged);
+        uint64_t extra = charge_extra_now(governor, word, bytes, extra_max);
         if (!weir__governor_swap(governor, &word, bytes + extra, WEIR_LEVEL_CALM))
             continue;
         weir__account_balance_add(account, bytes);
+        (void)weir__nodes_give(nodes, account->node, extra_max - extra);
         if (extra > 0)
             weir__lease_fill(account, extra);
         else
             weir__lease_open(account);
         return true;
     }
+    (void)weir__nodes_give(nodes, account->node, bytes + extra_max);
     return false;
 }
 
@@ -417,7 +489,7 @@ static __attribute__((noinline)) void refund_without_lease(struct weir_account *
     if (WEIR_UNLIKELY(back != bytes))
         weir__count_more(&account->over_refund_count, 1);
     weir__account_balance_add(account, 0 - back);
-    weir__governor_give(account->governor, back,
+    weir__governor_give(account->governor, account->node, back,
                         queued ? WORD_WAITING | WORD_CAPPED : WORD_WAITING);
 }
 
@@ -444,7 +516,7 @@ static inline bool refund_lease(struct weir_account *account, uint64_t bytes)
     if (WEIR_UNLIKELY(!weir__lease_leave(account)))
         weir__lease_left(account);
     if (WEIR_UNLIKELY(excess > 0))
-        weir__governor_give(account->governor, excess, WORD_WAITING);
+        weir__governor_give(account->governor, account->node, excess, WORD_WAITING);
     return open;
 }
 
@@ -468,6 +540,7 @@ void weir_account_refund_remote(struct weir_account *account, size_t bytes)
 {
     struct weir_governor *governor = account->governor;
     uint64_t remote = atomic_load_explicit(&account->remote_bytes, memory_order_acquire);
+    uint32_t node = account->node;
     bool counted = false;
     uint64_t back;
 
@@ -483,7 +556,7 @@ void weir_account_refund_remote(struct weir_account *account, size_t bytes)
     } while (!atomic_compare_exchange_strong_explicit(&account->remote_bytes, &remote,
                                                       remote + back, memory_order_acq_rel,
                                                       memory_order_acquire));
-    weir__governor_give(governor, back, WORD_WAITING | WORD_CAPPED);
+    weir__governor_give(governor, node, back, WORD_WAITING | WORD_CAPPED);
 }
 
 uint64_t weir_account_flush_bytes(const struct weir_account *account)

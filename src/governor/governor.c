@@ -30,14 +30,27 @@ uint64_t weir_governor_machine_bytes(void)
     return weir__limits_bytes("", weir__sys_ram_bytes());
 }
 
+static int governor_read_nodes(const struct weir_governor_config *config,
+                               const struct weir__budget *budget, struct weir__nodes *ret_nodes)
+{
+    struct weir__topology topology = {.count = 1};
+
+    if (config == NULL || config->node_count == 0)
+        weir__topology_read("", &topology);
+    return weir__nodes_init(ret_nodes, config, &topology, budget);
+}
+
 int weir_governor_create(const struct weir_governor_config *config,
                          struct weir_governor **ret_governor)
 {
     bool needs_machine = config == NULL || config->bytes_max == 0;
     struct weir__heap heap = {0};
     struct weir__budget budget;
+    struct weir__nodes nodes;
     int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
 
+    if (r == 0)
+        r = governor_read_nodes(config, &budget, &nodes);
     if (r < 0)
         return r;
 
@@ -49,6 +62,7 @@ int weir_governor_create(const struct weir_governor_config *config,
     memset(governor, 0, sizeof(*governor));
     governor->heap = heap;
     weir__budget_publish(&governor->budget, &budget);
+    governor->nodes = nodes;
     atomic_init(&governor->episode, 1);
     atomic_init(&governor->level_since_ns, weir__clock_ns());
     weir__list_init(&governor->accounts);
@@ -79,8 +93,13 @@ int weir_governor_set_limits(struct weir_governor *governor,
 {
     bool needs_machine = config == NULL || config->bytes_max == 0;
     struct weir__budget budget;
+    struct weir__nodes nodes;
     int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
 
+    if (r == 0)
+        r = governor_read_nodes(config, &budget, &nodes);
+    if (r == 0 && nodes.count != governor->nodes.count)
+        r = -EINVAL;
     if (r < 0)
         return r;
 
@@ -88,7 +107,7 @@ int weir_governor_set_limits(struct weir_governor *governor,
     if (governor_reserve_bytes(governor) > budget.bytes_max)
         r = -EDQUOT;
     else
-        weir__governor_change_budget(governor, &budget);
+        weir__governor_change_budget(governor, &budget, &nodes);
     weir__governor_tell_and_unlock(governor);
     return r;
 }
@@ -136,6 +155,7 @@ static struct weir_account *account_new(struct weir_governor *governor,
     account->owner = pthread_self();
     account->cap_bytes = config->bytes_max != 0 ? config->bytes_max : UINT64_MAX;
     account->reserve_bytes = config->reserve_bytes;
+    account->node = config->node > 0 ? config->node - 1 : weir__nodes_here(&governor->nodes);
     account->spillable = config->spillable;
     account->transient = config->transient;
     account->has_room = config->has_room;
@@ -148,6 +168,7 @@ static struct weir_account *account_new(struct weir_governor *governor,
     weir__list_init(&account->link);
     weir__list_init(&account->untold_link);
     weir__lane_init(&account->lane);
+    account->lane.node = account->node;
     return account;
 }
 
@@ -168,6 +189,8 @@ int weir_account_open(struct weir_governor *governor, const struct weir_account_
     if (!weir__reserved_is_zero(config->reserved))
         return -EINVAL;
     if (config->bytes_max != 0 && config->reserve_bytes > config->bytes_max)
+        return -EINVAL;
+    if (config->node > weir__max(governor->nodes.count, 1))
         return -EINVAL;
     struct weir_account *account = account_new(governor, config);
     if (account == NULL)
@@ -220,7 +243,8 @@ void weir_account_close(struct weir_account *account)
     weir__governor_unlock(governor);
 
     /* Net, not charged: if over-refunds have raced, this puts the difference back. */
-    weir__governor_give(governor, (uint64_t)weir__account_net(account), WORD_WAITING);
+    weir__governor_give(governor, account->node, (uint64_t)weir__account_net(account),
+                        WORD_WAITING);
     pthread_cond_destroy(&account->changed);
     account_delete(account);
 }
@@ -276,6 +300,60 @@ void weir_governor_stats(const struct weir_governor *governor,
         .timeout_count = governor->timeout_count,
     };
     weir__governor_unlock(governor);
+}
+
+/* Without hysteresis: of all it has, lent and borrowed. */
+static enum weir_level node_level(const struct weir_governor *governor, uint64_t bytes_max,
+                                  uint64_t use_bytes)
+{
+    const struct weir__budget *budget = &governor->budget;
+    int level = WEIR_LEVEL_HARD;
+
+    while (level > WEIR_LEVEL_CALM &&
+           (__uint128_t)use_bytes * budget->bytes_max <
+               (__uint128_t)budget->enter_bytes[level] * bytes_max + (level != WEIR_LEVEL_HARD))
+        level--;
+    return (enum weir_level)level;
+}
+
+static void node_stats(const struct weir_governor *governor, uint32_t index,
+                       struct weir_node_stats *ret_stats)
+{
+    const struct weir__nodes *nodes = &governor->nodes;
+    const struct weir__node *node = &nodes->nodes[index];
+    bool alone = nodes->count == 0;
+    uint64_t use_bytes =
+        alone ? weir__word_bytes(weir__relaxed(&governor->word)) : weir__nodes_use(nodes, index);
+    uint64_t lease_bytes = 0;
+
+    *ret_stats = (struct weir_node_stats){
+        .bytes_max = alone ? governor->budget.bytes_max : node->budget_bytes,
+        .borrowed_bytes = node->debt_bytes,
+        .lent_bytes = node->lent_bytes,
+    };
+    WEIR_LIST_FOREACH (link, &governor->accounts) {
+        const struct weir_account *account = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        if (account->node != index)
+            continue;
+        ret_stats->account_count++;
+        lease_bytes += weir__lease_bytes(account);
+    }
+    ret_stats->charged_bytes = use_bytes - weir__min(use_bytes, lease_bytes);
+    ret_stats->level = node_level(
+        governor, ret_stats->bytes_max + ret_stats->borrowed_bytes - ret_stats->lent_bytes,
+        ret_stats->charged_bytes);
+}
+
+size_t weir_governor_nodes(const struct weir_governor *governor, struct weir_node_stats *ret_nodes,
+                           size_t node_count)
+{
+    size_t filled = weir__min(node_count, weir__max(governor->nodes.count, 1));
+
+    weir__governor_lock(governor);
+    for (size_t i = 0; i < filled; i++)
+        node_stats(governor, (uint32_t)i, &ret_nodes[i]);
+    weir__governor_unlock(governor);
+    return filled;
 }
 
 size_t weir_governor_holders(const struct weir_governor *governor,

@@ -77,8 +77,11 @@ static void leases_recall(struct weir_governor *governor)
         weir__sys_barrier();
     WEIR_LIST_FOREACH (link, &governor->accounts) {
         struct weir_account *account = WEIR_CONTAINER_OF(link, struct weir_account, link);
-        if (atomic_load_explicit(&account->lease_is_busy, memory_order_acquire) == 0)
-            bytes += lease_take(account);
+        if (atomic_load_explicit(&account->lease_is_busy, memory_order_acquire) != 0)
+            continue;
+        uint64_t lease = lease_take(account);
+        (void)weir__nodes_give(&governor->nodes, account->node, lease);
+        bytes += lease;
     }
     if (bytes > 0)
         atomic_fetch_sub_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel);
@@ -139,6 +142,7 @@ void weir__lease_close(struct weir_account *account)
 
     uint64_t bytes = lease_take(account);
 
+    (void)weir__nodes_give(&account->governor->nodes, account->node, bytes);
     if (bytes > 0)
         atomic_fetch_sub_explicit(&account->governor->word, bytes << WORD_SHIFT,
                                   memory_order_acq_rel);
@@ -182,7 +186,7 @@ void weir__lease_drop(struct weir_account *account)
         bytes = lease_take(account);
     if (!weir__lease_leave(account))
         weir__lease_left(account);
-    weir__governor_give(account->governor, bytes, WORD_WAITING);
+    weir__governor_give(account->governor, account->node, bytes, WORD_WAITING);
 }
 
 void weir__lease_fill(struct weir_account *account, uint64_t bytes)
@@ -195,7 +199,7 @@ void weir__lease_fill(struct weir_account *account, uint64_t bytes)
     if (!weir__lease_leave(account))
         weir__lease_left(account);
     if (!open)
-        weir__governor_give(account->governor, bytes, WORD_WAITING);
+        weir__governor_give(account->governor, account->node, bytes, WORD_WAITING);
 }
 
 void weir__lease_tick(struct weir_account *account)

@@ -45,9 +45,9 @@
  * machine has (limits.c), what a charge is answered (charge.c), what a waiter may
  * hope for (wait.c).
  *
- * The word with its budget and its queue is one node of the tree. Nodes come between
- * account and word, which is touched for an account only by weir__account_take(),
- * weir__governor_swap(), weir__governor_give(), a forced charge and its lease.
+ * The word is the machine; NUMA nodes come between account and word (nodes.c). A
+ * charge takes from its node first and from the word then, and gives its node back
+ * what the word refuses; a refund goes to the node first.
  */
 #include "governor/ledger.h"
 
@@ -137,10 +137,27 @@ void weir__account_owe_flush(struct weir_account *account, enum weir_level befor
                               memory_order_relaxed);
 }
 
+/* Of its node, or of those that lend to it. */
+static bool account_take_node(struct weir_account *account, uint64_t bytes)
+{
+    struct weir_governor *governor = account->governor;
+
+    if (weir__nodes_take(&governor->nodes, account->node, bytes, 0) ||
+        weir__nodes_borrow(&governor->nodes, account->node, bytes, 0))
+        return true;
+    if (!weir__leases_are_out(governor, weir__relaxed(&governor->word)))
+        return false;
+    weir__leases_close(governor);
+    return weir__nodes_borrow(&governor->nodes, account->node, bytes, 0);
+}
+
 /* Under the lock: @bytes for @account if they stay below hard; nobody is asked who was first. */
 bool weir__account_take(struct weir_account *account, uint64_t bytes)
 {
     struct weir_governor *governor = account->governor;
+    if (!account_take_node(account, bytes))
+        return false;
+
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
 
     for (;;) {
@@ -154,8 +171,10 @@ bool weir__account_take(struct weir_account *account, uint64_t bytes)
             word = atomic_load_explicit(&governor->word, memory_order_acquire);
             continue;
         }
-        if (!fits)
+        if (!fits) {
+            (void)weir__nodes_give(&governor->nodes, account->node, bytes);
             return false;
+        }
         if (!weir__governor_swap(governor, &word, bytes, after))
             continue;
         weir__account_owe_flush(account, before, after);
@@ -260,7 +279,9 @@ static void governor_measure_lanes(struct weir_governor *governor)
         struct weir__lane *lane = WEIR_CONTAINER_OF(link, struct weir__lane, link);
         const struct weir_account *account = WEIR_CONTAINER_OF(lane, struct weir_account, lane);
 
-        lane->room_bytes = weir__account_room(account, weir__account_charged(account));
+        lane->cap_room_bytes = weir__account_room(account, weir__account_charged(account));
+        lane->room_bytes =
+            weir__min(lane->cap_room_bytes, weir__nodes_reach(&governor->nodes, account->node));
     }
 }
 
@@ -316,12 +337,14 @@ void weir__governor_grant(struct weir_governor *governor)
  * Under the lock: other limits. Their edition is in the word, so nobody can publish a
  * sum that he compared with the old ones.
  */
-void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget)
+void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget,
+                                  const struct weir__nodes *nodes)
 {
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
     uint64_t word_new;
 
     weir__budget_publish(&governor->budget, budget);
+    weir__nodes_change(&governor->nodes, nodes);
     do {
         uint64_t edition = (word + WORD_EDITION_ONE) & WORD_EDITION;
         word_new = (word & ~WORD_EDITION) | edition;
@@ -349,6 +372,9 @@ void weir__governor_change_budget(struct weir_governor *governor, const struct w
 void weir__governor_relieve(struct weir_governor *governor)
 {
     weir__governor_lock(governor);
+    /* As often as there are nodes: one may owe what is owed to it. */
+    for (uint32_t i = 0; i < governor->nodes.count * governor->nodes.count; i++)
+        weir__nodes_repay(&governor->nodes, i % governor->nodes.count);
     weir__governor_settle(governor);
     weir__governor_grant(governor);
     weir__leases_reopen(governor);

@@ -13,6 +13,7 @@
 #include "base/heap.h"
 #include "base/list.h"
 #include "governor/budget.h"
+#include "governor/nodes.h"
 #include "governor/queue.h"
 
 #include <weir/governor.h>
@@ -46,6 +47,8 @@ struct weir_governor {
     _Atomic uint64_t change_ns[BUDGET_CHANGES_MAX]; /* of the last changes, as a ring; as above */
     _Atomic uint64_t lease_share_bytes; /* of one account; 0: no leases; under the lock */
 
+    struct weir__nodes nodes; /* on lines of their own */
+
     /* Under the lock */
     _Alignas(GOVERNOR_LINE_BYTES) pthread_mutex_t lock;
     struct weir__list accounts;
@@ -65,6 +68,7 @@ struct weir_account {
     pthread_t owner;
     uint64_t cap_bytes;     /* UINT64_MAX: none */
     uint64_t reserve_bytes; /* in the balance; never refunded before close */
+    uint32_t node;
     bool spillable;
     bool transient;
     bool (*has_room)(void *context, size_t bytes);
@@ -240,17 +244,18 @@ static inline bool weir__governor_swap(struct weir_governor *governor, uint64_t 
     return true;
 }
 
-/* Give @bytes back; @flags: which of the word's ask the caller to look after waiters. */
-static inline void weir__governor_give(struct weir_governor *governor, uint64_t bytes,
-                                       uint64_t flags)
+/* Give @bytes of @node back; @flags: which of the word's ask the caller to look after waiters. */
+static inline void weir__governor_give(struct weir_governor *governor, uint32_t node,
+                                       uint64_t bytes, uint64_t flags)
 {
+    bool owes = weir__nodes_give(&governor->nodes, node, bytes);
     uint64_t before =
         atomic_fetch_sub_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel);
     uint64_t after = before - (bytes << WORD_SHIFT);
 
-    if (WEIR_LIKELY((before & (WORD_LEVEL | WORD_CLOSED | flags)) == 0))
+    if (WEIR_LIKELY((before & (WORD_LEVEL | WORD_CLOSED | flags)) == 0 && !owes))
         return;
-    if ((before & flags) == 0 &&
+    if ((before & flags) == 0 && !owes &&
         weir__word_bytes(after) > governor->budget.leave_bytes[weir__word_level(after)])
         return;
 
@@ -349,8 +354,8 @@ void weir__governor_tell_and_unlock(struct weir_governor *governor);
 void weir__governor_grant(struct weir_governor *governor);
 
 /* Other limits, and what follows from them. */
-void weir__governor_change_budget(struct weir_governor *governor,
-                                  const struct weir__budget *budget);
+void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget,
+                                  const struct weir__nodes *nodes);
 
 /* Whoever wants more than can ever fit now is told so. */
 void weir__governor_refuse_too_large(struct weir_governor *governor);

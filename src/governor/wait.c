@@ -60,7 +60,8 @@ static enum hope governor_hope(const struct weir_governor *governor,
 
     uint64_t use_bytes =
         weir__word_bytes(atomic_load_explicit(&governor->word, memory_order_acquire));
-    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes);
+    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes) &&
+                    waiter->bytes <= weir__nodes_reach(&governor->nodes, account->node);
 
     return use_bytes != books_bytes || fits_now ? HOPE_UNSURE : HOPE_NONE;
 }

@@ -85,6 +85,7 @@ struct stage {
     _Atomic uint32_t busy_count;
     bool forces;
     uint64_t scale;
+    uint32_t node_count;
     uint64_t step_count;
     pthread_barrier_t barrier;
 };
@@ -359,6 +360,7 @@ static void *actor_main(void *context)
     struct weir_account_config config = {
         .name = "actor",
         .bytes_max = actor->index == 0 ? actor->cap_bytes : 0,
+        .node = 1 + (uint32_t)actor->index % stage->node_count,
         .spillable = actor->index == 1,
         .transient = true,
         .has_room = actor_has_room,
@@ -383,21 +385,30 @@ static void *actor_main(void *context)
     return NULL;
 }
 
-static void play(bool forces, uint64_t scale)
+static void play(bool forces, uint64_t scale, uint32_t node_count)
 {
     static struct stage stage;
     struct weir_governor_config config = {.bytes_max = BYTES_MAX * scale,
                                           .dwell_ns = forces ? 10000 : 0};
     struct weir_governor_stats stats;
+    const struct weir_node_config nodes[2] = {
+        {.bytes_max = BYTES_MAX * scale / 2, .distances = {10, 20}},
+        {.bytes_max = BYTES_MAX * scale / 2, .distances = {20, 10}},
+    };
+    struct weir_node_stats node_stats[2];
     pthread_t threads[THREAD_COUNT];
     uint64_t seed = harness_seed();
     uint64_t woken_count = 0;
+
+    config.nodes = nodes;
+    config.node_count = node_count;
 
     memset(&stage, 0, sizeof(stage));
     stage.forces = forces;
     stage.scale = scale;
     stage.step_count = steps();
     atomic_init(&stage.busy_count, THREAD_COUNT);
+    stage.node_count = node_count;
     assert_int_equal(weir_governor_create(&config, &stage.governor), 0);
     assert_int_equal(pthread_barrier_init(&stage.barrier, NULL, THREAD_COUNT), 0);
     for (int i = 0; i < THREAD_COUNT; i++) {
@@ -423,6 +434,12 @@ static void play(bool forces, uint64_t scale)
     assert_int_equal(stats.charged_bytes, 0);
     assert_int_equal(stats.level, WEIR_LEVEL_CALM);
     assert_int_equal(stats.waiter_count, 0);
+    assert_int_equal(weir_governor_nodes(stage.governor, node_stats, 2), node_count);
+    for (uint32_t i = 0; i < node_count; i++) {
+        assert_int_equal(node_stats[i].charged_bytes, 0);
+        assert_int_equal(node_stats[i].borrowed_bytes, 0);
+        assert_int_equal(node_stats[i].lent_bytes, 0);
+    }
     assert_true(woken_count > 0);
     if (!forces)
         assert_in_range(stats.peak_bytes, 1, BYTES_MAX * scale);
@@ -432,20 +449,27 @@ static void play(bool forces, uint64_t scale)
 static void test_granted_charges_never_pass_hard(void **state)
 {
     (void)state;
-    play(false, 1);
+    play(false, 1, 1);
 }
 
 static void test_nor_do_they_beside_forced_ones(void **state)
 {
     (void)state;
-    play(true, 1);
+    play(true, 1, 1);
 }
 
 static void test_nor_from_leases(void **state)
 {
     (void)state;
-    play(false, SCALE);
-    play(true, SCALE);
+    play(false, SCALE, 1);
+    play(true, SCALE, 1);
+}
+
+static void test_nor_do_they_on_two_nodes(void **state)
+{
+    (void)state;
+    play(false, 1, 2);
+    play(true, SCALE, 2);
 }
 
 /* ---- A governor as a semaphore: one forgotten wake and it stands still ---------- */
@@ -713,6 +737,7 @@ int main(void)
         {"granted charges never pass hard", test_granted_charges_never_pass_hard, NULL, NULL, NULL},
         {"nor do they beside forced ones", test_nor_do_they_beside_forced_ones, NULL, NULL, NULL},
         {"nor from leases", test_nor_from_leases, NULL, NULL, NULL},
+        {"nor do they on two nodes", test_nor_do_they_on_two_nodes, NULL, NULL, NULL},
         {"no sleeper is forgotten", test_no_sleeper_is_forgotten, NULL, NULL, NULL},
         {"racing over-refunds heal", test_racing_over_refunds_heal, NULL, NULL, NULL},
         {"what is under way is hope", test_what_is_under_way_is_hope, NULL, NULL, NULL},

@@ -3,7 +3,9 @@
 #include <weir/governor.h>
 
 #include "base/clock.h"
+#include "governor/budget.h"
 #include "governor/limits.h"
+#include "governor/nodes.h"
 #include "governor/queue.h"
 
 #include <errno.h>
@@ -1162,6 +1164,202 @@ static void test_levels_change_ten_times_in_ten_dwells(void **state)
     weir_account_close(account);
 }
 
+/* ---- Nodes ------------------------------------------------------------------- */
+
+/* Node 0 is nearer to 2 than to 1; each has @bytes of the limit, which is @bytes_max. */
+static void spread(uint64_t bytes_max, uint64_t bytes)
+{
+    const struct weir_node_config nodes[3] = {
+        {.bytes_max = bytes, .distances = {10, 30, 20}},
+        {.bytes_max = bytes, .distances = {30, 10, 20}},
+        {.bytes_max = bytes, .distances = {20, 20, 10}},
+    };
+    struct weir_governor_config config = {.bytes_max = bytes_max, .node_count = 3, .nodes = nodes};
+
+    weir_governor_destroy(governor);
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+}
+
+static struct weir_account *open_on(uint32_t node, bool spillable)
+{
+    return open_account((struct weir_account_config){
+        .node = node + 1, .spillable = spillable, .transient = !spillable});
+}
+
+static void expect_node(uint32_t index, uint64_t charged, uint64_t borrowed, uint64_t lent)
+{
+    struct weir_node_stats nodes[WEIR_NODES_MAX];
+
+    assert_int_equal(weir_governor_nodes(governor, nodes, WEIR_NODES_MAX), 3);
+    assert_int_equal(nodes[index].charged_bytes, charged);
+    assert_int_equal(nodes[index].borrowed_bytes, borrowed);
+    assert_int_equal(nodes[index].lent_bytes, lent);
+}
+
+static void test_bad_nodes_are_refused(void **state)
+{
+    struct weir_node_config nodes[WEIR_NODES_MAX + 1] = {{.bytes_max = 10}};
+    struct weir_governor *other = NULL;
+    struct weir_account *account = NULL;
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 2};
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.nodes = nodes;
+    config.borrow_percent = 101;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.borrow_percent = 0;
+    config.node_count = WEIR_NODES_MAX + 1;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.node_count = 1;
+    nodes[0].bytes_max = UINT64_MAX;
+    assert_int_equal(weir_governor_create(&config, &other), 0); /* one node does not matter */
+    struct weir_account_config account_config = {.node = 2};
+    assert_int_equal(weir_account_open(other, &account_config, &account), -EINVAL);
+    assert_int_equal(weir_governor_set_limits(other, &config), 0);
+    config.node_count = 2;
+    nodes[0].bytes_max = 500;
+    assert_int_equal(weir_governor_set_limits(other, &config), -EINVAL); /* fixed at create */
+    weir_governor_destroy(other);
+    assert_null(account);
+}
+
+static void test_a_node_borrows_from_the_nearest(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *account = open_on(0, true);
+
+    assert_int_equal(charge(account, 900), WEIR_ADMIT);
+    expect_node(0, 900, 0, 0);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* it keeps its last tenth */
+    expect_node(0, 1000, 100, 0);
+    expect_node(1, 0, 0, 0);
+    expect_node(2, 0, 0, 100);
+    assert_int_equal(charge(account, 400), WEIR_ADMIT);
+    expect_node(0, 1400, 500, 0);
+    expect_node(2, 0, 0, 500);
+    assert_int_equal(charge(account, 1), WEIR_SPILL); /* the bound: half of its own */
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    expect_node(0, 1400, 500, 0);
+
+    weir_account_refund(account, 400); /* what is borrowed goes back first */
+    expect_node(0, 1000, 100, 0);
+    expect_node(2, 0, 0, 100);
+    weir_account_refund(account, 1000);
+    expect_node(0, 0, 0, 0);
+    expect_node(2, 0, 0, 0);
+    weir_account_close(account);
+}
+
+static void test_a_lender_keeps_what_it_would_flush_for(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *near = open_on(2, false);
+    struct weir_account *far = open_on(1, false);
+    struct weir_account *account = open_on(0, false);
+
+    assert_int_equal(charge(near, 600), WEIR_ADMIT);
+    assert_int_equal(charge(account, 1300), WEIR_ADMIT);
+    expect_node(2, 600, 0, 200);
+    expect_node(1, 0, 0, 200); /* the nearest had 200 to spare */
+    weir_account_refund(account, 250);
+    expect_node(1, 0, 0, 0); /* the farthest gets its own first */
+    expect_node(2, 600, 0, 150);
+    weir_account_close(account);
+    expect_node(2, 600, 0, 0);
+    weir_account_close(near);
+    weir_account_close(far);
+}
+
+static void test_a_full_node_waits_alone(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(1, false);
+    struct sleeper sleeper;
+
+    assert_int_equal(charge(account, 1500), WEIR_ADMIT); /* its own and half as much */
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    queue_up(account, &sleeper, 100);
+    assert_int_equal(weir_account_poll(account), 0);
+    for (int i = 0; i < 3 * QUEUE_BYPASS_MAX; i++)
+        assert_int_equal(charge(other, 10), WEIR_ADMIT); /* nobody is in its way */
+    weir_account_refund(account, 99);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 1);
+    assert_int_equal(weir_account_poll(account), 1);
+    expect_node(0, 1500, 500, 0);
+    assert_int_equal(figures().charged_bytes, 1980);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_what_the_limit_refuses_the_node_has_back(void **state)
+{
+    (void)state;
+    spread(1200, 1000); /* together more than the limit */
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(1, false);
+
+    assert_int_equal(charge(other, 700), WEIR_ADMIT);
+    assert_int_equal(charge(account, 501), WEIR_WAIT);
+    expect_node(0, 0, 0, 0);
+    assert_int_equal(charge(account, 500), WEIR_FLUSH);
+    expect_node(0, 500, 0, 0);
+    weir_account_charge_forced(account, 900);
+    expect_node(0, 1400, 0, 0); /* forced: borrowed by nobody's leave */
+    weir_account_refund(account, 1400);
+    expect_node(0, 0, 0, 0);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_a_working_set_must_lie_on_its_node(void **state)
+{
+    struct weir_account_config config = {.reserve_bytes = 1501, .node = 1};
+    struct weir_account *account = NULL;
+
+    (void)state;
+    spread(3000, 1000);
+    assert_int_equal(weir_account_open(governor, &config, &account), -EDQUOT);
+    expect_node(0, 0, 0, 0);
+    config.reserve_bytes = 1500;
+    assert_int_equal(weir_account_open(governor, &config, &account), 0);
+    expect_node(0, 1500, 500, 0);
+    weir_account_close(account);
+    expect_node(0, 0, 0, 0);
+}
+
+static void test_leases_lie_on_their_nodes(void **state)
+{
+    (void)state;
+    spread(GIB, GIB / 3);
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(0, false);
+
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(charge(account, 1000), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    expect_node(0, 3000, 0, 0);
+    assert_int_equal(charge(other, GIB / 2 - 3000 - 10), WEIR_ADMIT); /* with all it may borrow */
+    for (int i = 0; i < 3; i++)
+        weir_account_refund(account, 1000);
+    assert_int_equal(figures().charged_bytes, GIB / 2 - 3010);
+
+    struct weir_node_stats node;
+    assert_int_equal(weir_governor_nodes(governor, &node, 1), 1);
+    assert_int_equal(node.charged_bytes, GIB / 2 - 3010);
+    assert_in_range(node.borrowed_bytes, GIB / 2 - 3010 - GIB / 3, GIB / 6);
+    assert_int_equal(node.account_count, 2);
+    weir_account_close(account);
+    weir_account_close(other);
+    expect_node(0, 0, 0, 0);
+}
+
 /* ---- Leases ------------------------------------------------------------------ */
 
 /* Large enough for leases: soft is 800 MiB less some, a lease 1 MiB and more. */
@@ -1443,6 +1641,7 @@ static void test_the_look_into_a_lane_is_bounded(void **state)
     }
     weir__queue_append(&queue, &lane, &small, 1);
     lane.room_bytes = UINT64_MAX;
+    lane.cap_room_bytes = UINT64_MAX;
     assert_null(weir__queue_pick(&queue, 99));
     weir__queue_remove(&queue, &lane, &giants[3]);
     assert_ptr_equal(weir__queue_pick(&queue, 99), &small);
@@ -1462,6 +1661,7 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
     for (int i = 0; i < 3; i++) {
         weir__lane_init(&lanes[i]);
         lanes[i].room_bytes = UINT64_MAX;
+        lanes[i].cap_room_bytes = UINT64_MAX;
     }
     weir__queue_append(&queue, &lanes[0], &old, 1);
     weir__queue_append(&queue, &lanes[1], &worn, 2);
@@ -1474,9 +1674,19 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
 
     /* Held by its cap, it stops nobody but its own lane. */
     lanes[1].room_bytes = 99;
+    lanes[1].cap_room_bytes = 99;
     assert_ptr_equal(weir__queue_pick(&queue, 50), &young);
     assert_true(weir__queue_is_passable(&queue, &lanes[0]));
     assert_false(weir__queue_is_passable(&queue, &lanes[1]));
+
+    /* Held by its node, it stops those of its node. */
+    lanes[1].cap_room_bytes = UINT64_MAX;
+    lanes[1].node = 1;
+    assert_ptr_equal(weir__queue_pick(&queue, 50), &young);
+    assert_true(weir__queue_is_passable(&queue, &lanes[0]));
+    lanes[2].node = 1;
+    assert_null(weir__queue_pick(&queue, 50));
+    assert_false(weir__queue_is_passable(&queue, &lanes[2]));
 }
 
 /* ---- The machine's limits ---------------------------------------------------- */
@@ -1579,6 +1789,43 @@ static void test_containers_see_a_part_of_the_tree(void **state)
     assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
 }
 
+static void test_nodes_are_read_from_the_machine(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir__topology topology;
+    struct weir__budget budget;
+    struct weir__nodes nodes;
+
+    (void)state;
+    plant("nodes");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+    write_file("/sys/devices/system/node/node0/meminfo", "Node 0 MemTotal:  1024 kB\nx\n");
+    write_file("/sys/devices/system/node/node0/distance", "10 21\n");
+    write_file("/sys/devices/system/node/online", "0-1\n");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+    write_file("/sys/devices/system/node/node1/meminfo", "Node 1 MemTotal:  3072 kB\n");
+    write_file("/sys/devices/system/node/node1/distance", "21 10\n");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 2);
+    assert_int_equal(topology.memory_bytes[1], 3072 << 10);
+    assert_int_equal(topology.distances[0][1], 21);
+
+    assert_int_equal(weir__budget_init(&budget, &config, 0), 0);
+    assert_int_equal(weir__nodes_init(&nodes, &config, &topology, &budget), 0);
+    assert_int_equal(nodes.count, 2);
+    assert_int_equal(nodes.nodes[0].budget_bytes, 250);
+    assert_int_equal(nodes.nodes[1].budget_bytes, 750);
+    assert_int_equal(nodes.nodes[1].nearest[0], 1);
+    assert_int_equal(nodes.nodes[1].nearest[1], 0);
+
+    /* A gap, or more than we know of: nodes do not matter. */
+    write_file("/sys/devices/system/node/node3/meminfo", "");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+}
+
 #define CASE(name, function)                                                                       \
  {                                                                                                 \
   name, function, set_up, tear_down, NULL                                                          \
@@ -1636,6 +1883,15 @@ int main(void)
         CASE("who can never fit any more is told", test_who_can_never_fit_any_more_is_told),
         CASE("a sleeper who can never fit is told", test_a_sleeper_who_can_never_fit_is_told),
         CASE("levels change ten times in ten dwells", test_levels_change_ten_times_in_ten_dwells),
+        CASE("bad nodes are refused", test_bad_nodes_are_refused),
+        CASE("a node borrows from the nearest", test_a_node_borrows_from_the_nearest),
+        CASE("a lender keeps what it would flush for", test_a_lender_keeps_what_it_would_flush_for),
+        CASE("a full node waits alone", test_a_full_node_waits_alone),
+        CASE("what the limit refuses the node has back",
+             test_what_the_limit_refuses_the_node_has_back),
+        CASE("a working set must lie on its node", test_a_working_set_must_lie_on_its_node),
+        CASE("leases lie on their nodes", test_leases_lie_on_their_nodes),
+        CASE("nodes are read from the machine", test_nodes_are_read_from_the_machine),
         CASE("a lease is no charge", test_a_lease_is_no_charge),
         CASE("leases are at most a hundredth", test_leases_are_at_most_a_hundredth),
         CASE("idle leases flow back", test_idle_leases_flow_back),
