@@ -290,8 +290,9 @@ struct weir_waiter {
  * a deadline is seen by the poll that comes after it.
  *
  * Return: with @waiter->wake: 0, it is queued and will be woken once. Without:
- *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT:
- *         nothing that is charged is reclaimable or transient (of this account,
+ *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT: no
+ *         reclaimer is left to ask, and nothing that is charged is spillable or
+ *         transient (of this account,
  *         when its cap holds the waiter), so waiting would never end:
  *         weir_governor_holders() tells who has it. To a thread that sleeps also:
  *         the limit was lowered below @bytes.
@@ -310,6 +311,53 @@ WEIR_API int weir_account_cancel(struct weir_account *account, struct weir_waite
 
 /* weir_account_poll() - wake granted and late waiters of this account; returns how many */
 WEIR_API int weir_account_poll(struct weir_account *account);
+
+/* ---- Reclaiming ------------------------------------------------------------- */
+
+/*
+ * struct weir_reclaimer - what an account can free when memory is short; embedded
+ * @name:     yours, for figures; kept as a pointer
+ * @cost:     the lowest are asked first: 0 caches, 100 what can be spilled, 200 what
+ *            must be fetched again soon, or as you like
+ * @reclaim:  free about @bytes, or begin to. Called from weir_account_poll() on the
+ *            owner's thread, under no lock: may charge and refund, must not add or
+ *            remove. Returns how many bytes will come back to this account within
+ *            100 ms, counting what has already; 0: nothing now.
+ * @context:  yours
+ *
+ * Starts as zeros but for these. One reclaimer is asked at a time, when the level
+ * is above calm or somebody waits. What comes back is measured; who breaks a
+ * promise, or does not poll in time, is passed over for the next in cost.
+ */
+struct weir_reclaimer {
+    const char *name;
+    uint32_t cost;
+    uint64_t (*reclaim)(struct weir_reclaimer *reclaimer, uint64_t bytes);
+    void *context;
+
+    /* Figures, for the owner */
+    uint64_t asked_count;
+    uint64_t asked_bytes;
+    uint64_t came_bytes; /* while it was asked, whether promised or not */
+    uint64_t broken_count;
+
+    /* The governor's from add to remove */
+    struct weir_account *account;
+    struct weir_reclaimer *next;
+    uint64_t wanted_bytes;
+    uint64_t promised_bytes;
+    uint64_t before_bytes;
+    uint64_t deadline_ns;
+    uint64_t round;
+    uint32_t state;
+};
+
+WEIR_API void weir_account_add_reclaimer(struct weir_account *account,
+                                         struct weir_reclaimer *reclaimer);
+
+/* weir_account_remove_reclaimer() - all must be removed before the account is closed */
+WEIR_API void weir_account_remove_reclaimer(struct weir_account *account,
+                                            struct weir_reclaimer *reclaimer);
 
 /* ---- Figures ---------------------------------------------------------------- */
 

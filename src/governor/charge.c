@@ -55,6 +55,7 @@ static void account_force(struct weir_account *account, uint64_t bytes)
         after = weir__budget_raise(&governor->budget, before, weir__word_bytes(word));
     } while (after != before && !weir__governor_swap(governor, &word, 0, after));
     weir__account_owe_flush(account, before, after);
+    weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);
 }
 
@@ -305,6 +306,7 @@ static bool charge_try(struct charge *charge, enum weir_verdict *ret_verdict)
     (void)charge_may_spill(charge); /* asked now, for under the lock it may not be */
     weir__governor_lock(governor);
     bool done = charge_locked(charge, ret_verdict);
+    weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);
     return done;
 }
@@ -489,6 +491,7 @@ static __attribute__((noinline)) void refund_without_lease(struct weir_account *
     if (WEIR_UNLIKELY(back != bytes))
         weir__count_more(&account->over_refund_count, 1);
     weir__account_balance_add(account, 0 - back);
+    weir__count_more(&account->returned_bytes, back);
     weir__governor_give(account->governor, account->node, back,
                         queued ? WORD_WAITING | WORD_CAPPED : WORD_WAITING);
 }

@@ -64,6 +64,8 @@ int weir_governor_create(const struct weir_governor_config *config,
     weir__budget_publish(&governor->budget, &budget);
     governor->nodes = nodes;
     atomic_init(&governor->episode, 1);
+    atomic_init(&governor->reclaim_look_ns, UINT64_MAX);
+    governor->reclaim_round = 1;
     atomic_init(&governor->level_since_ns, weir__clock_ns());
     weir__list_init(&governor->accounts);
     weir__list_init(&governor->untold);
@@ -234,6 +236,7 @@ void weir_account_close(struct weir_account *account)
     weir__governor_lock(governor);
     WEIR_CHECK(account->lane.first == NULL);
     WEIR_CHECK(account->done_first == NULL);
+    WEIR_CHECK(account->reclaimer_count == 0);
     weir__list_remove(&account->untold_link);
     while (account->telling_count > 0) /* G6 */
         pthread_cond_wait(&account->changed, &governor->lock);

@@ -366,6 +366,7 @@ void weir__governor_change_budget(struct weir_governor *governor, const struct w
     } while (after != before && !weir__governor_swap(governor, &word, 0, after));
     weir__governor_grant(governor);
     weir__leases_reopen(governor);
+    weir__governor_reclaim(governor);
 }
 
 /* Something has come back: look at the level, grant, tell, and let there be leases again. */

@@ -46,6 +46,7 @@ struct weir_governor {
     _Atomic uint64_t level_since_ns; /* under the lock */
     _Atomic uint64_t change_ns[BUDGET_CHANGES_MAX]; /* of the last changes, as a ring; as above */
     _Atomic uint64_t lease_share_bytes; /* of one account; 0: no leases; under the lock */
+    _Atomic uint64_t reclaim_look_ns;   /* when a poll looks; UINT64_MAX: never; under the lock */
 
     struct weir__nodes nodes; /* on lines of their own */
 
@@ -55,8 +56,12 @@ struct weir_governor {
     struct weir__list untold; /* accounts whose owners have to learn of grants */
     struct weir__queue queue;
     uint32_t account_count;
-    uint32_t lease_part_count; /* what the leases are divided by; at least account_count */
-    bool has_leases;           /* fixed at create */
+    uint32_t lease_part_count;         /* what the leases are divided by; at least account_count */
+    bool has_leases;                   /* fixed at create */
+    struct weir_reclaimer *reclaimers; /* cheapest first, by next */
+    struct weir_reclaimer *asked;      /* R1 */
+    uint64_t reclaim_round;            /* who failed in it is not asked again in it */
+    uint64_t reclaim_pause_ns;
     uint64_t level_change_count;
     uint64_t timeout_count;
     struct weir__heap heap;
@@ -90,7 +95,8 @@ struct weir_account {
     _Atomic uint64_t peak_bytes;
     _Atomic uint64_t forced_bytes;
     _Atomic uint64_t over_refund_count;
-    uint64_t tick_spent_bytes; /* what the last tick saw */
+    _Atomic uint64_t returned_bytes; /* refunded to the word */
+    uint64_t tick_spent_bytes;       /* what the last tick saw */
     uint64_t tick_admit_count;
     uint64_t flush_episode;   /* the last in which FLUSH was answered */
     uint64_t deadline_min_ns; /* no waiter of the lane is due before */
@@ -102,6 +108,7 @@ struct weir_account {
     _Atomic uint64_t owed_episode;  /* under the lock: opened by a grant or a forced charge */
     _Atomic uint32_t queued_count;  /* under the lock: waiters in the lane */
     _Atomic uint32_t done_count;    /* under the lock: waiters in the list of done */
+    _Atomic uint32_t is_asked;      /* under the lock: one of its reclaimers */
 
     /* Under the lock */
     struct weir__list link;        /* in governor->accounts */
@@ -110,6 +117,7 @@ struct weir_account {
     struct weir_waiter *done_first; /* G4; by next, in order of grant */
     struct weir_waiter *done_last;
     uint32_t telling_count; /* G6; threads that tell its owner now */
+    uint32_t reclaimer_count;
     bool notify_is_owed;
     pthread_cond_t changed; /* a waiter was granted; telling_count is 0 */
 };
@@ -352,6 +360,15 @@ void weir__governor_tell_and_unlock(struct weir_governor *governor);
 
 /* Grant whatever can be granted, and set the flags for what cannot. */
 void weir__governor_grant(struct weir_governor *governor);
+
+/* Ask somebody for what is missing, unless somebody is asked. */
+void weir__governor_reclaim(struct weir_governor *governor);
+
+/* Whether there is somebody to ask who might give something. */
+bool weir__governor_may_reclaim(const struct weir_governor *governor);
+
+/* Not under the lock, by the owner: call those of its reclaimers that are asked. */
+void weir__account_poll_reclaim(struct weir_account *account);
 
 /* Other limits, and what follows from them. */
 void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget,

@@ -187,6 +187,21 @@ void weir__queue_holds(const struct weir__queue *queue, bool *ret_by_budget, boo
     }
 }
 
+uint64_t weir__queue_first_bytes(const struct weir__queue *queue)
+{
+    const struct weir_waiter *first = NULL;
+
+    QUEUE_FOREACH(lane, queue)
+    {
+        const struct weir_waiter *waiter = lane->first;
+        for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next)
+            if (!queue_cap_holds(lane, waiter) &&
+                (first == NULL || waiter->since_ns < first->since_ns))
+                first = waiter;
+    }
+    return first != NULL ? first->bytes : 0;
+}
+
 uint64_t weir__queue_oldest(const struct weir__queue *queue)
 {
     uint64_t oldest_ns = UINT64_MAX;

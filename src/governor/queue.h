@@ -65,6 +65,9 @@ void weir__queue_count_pass(const struct weir__queue *queue, const struct weir__
 /* Whether there are waiters that the budget or a node, and that only their caps hold. */
 void weir__queue_holds(const struct weir__queue *queue, bool *ret_by_budget, bool *ret_by_cap);
 
+/* What the oldest wants whom the budget or a node holds; 0: nobody. */
+uint64_t weir__queue_first_bytes(const struct weir__queue *queue);
+
 /* The ticket of the oldest; UINT64_MAX: nobody waits. */
 uint64_t weir__queue_oldest(const struct weir__queue *queue);
 

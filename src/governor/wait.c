@@ -50,6 +50,8 @@ static enum hope governor_hope(const struct weir_governor *governor,
     if (waiter->bytes > weir__account_room(account, own_bytes))
         return account_is_reclaimable(account, own_bytes) ? HOPE_SOME : HOPE_NONE;
 
+    if (weir__governor_may_reclaim(governor))
+        return HOPE_SOME;
     WEIR_LIST_FOREACH (link, &governor->accounts) {
         const struct weir_account *holder = WEIR_CONTAINER_OF(link, struct weir_account, link);
         uint64_t charged = weir__account_charged(holder);
@@ -140,7 +142,10 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
     waiter->state = WAITER_QUEUED;
 
     weir__governor_lock(governor);
-    if (!account_enqueue(account, waiter))
+    bool queued = account_enqueue(account, waiter);
+    weir__governor_reclaim(governor);
+    weir__governor_tell(governor);
+    if (!queued)
         r = -EDQUOT;
     else if (waiter->wake == NULL)
         r = account_sleep(account, waiter);
@@ -237,13 +242,19 @@ static struct weir_waiter *account_take_done(struct weir_account *account)
 int weir_account_poll(struct weir_account *account)
 {
     struct weir_governor *governor = account->governor;
-    bool none_done = atomic_load_explicit(&account->done_count, memory_order_relaxed) == 0;
     bool none_due = account->deadline_min_ns == UINT64_MAX;
     int woken_count = 0;
 
     WEIR_ASSERT(weir__account_is_mine(account));
     if (weir__lease_bytes(account) > 0)
         weir__lease_tick(account);
+    bool none_asked = atomic_load_explicit(&account->is_asked, memory_order_acquire) == 0;
+    uint64_t look_ns = weir__relaxed(&governor->reclaim_look_ns);
+
+    if (!none_asked || (look_ns != UINT64_MAX && weir__clock_ns() >= look_ns))
+        weir__account_poll_reclaim(account);
+
+    bool none_done = atomic_load_explicit(&account->done_count, memory_order_relaxed) == 0;
     if (none_done && none_due)
         return 0;
 

@@ -1014,6 +1014,171 @@ static void test_holders_come_largest_first(void **state)
         weir_account_close(accounts[i]);
 }
 
+/* ---- Reclaimers --------------------------------------------------------------- */
+
+struct store {
+    struct weir_reclaimer reclaimer;
+    uint64_t has_bytes;
+    uint64_t later_bytes; /* promised, and not yet given */
+    uint64_t lies_bytes;  /* promised, and never given */
+    uint64_t wanted_bytes;
+    int called_count;
+};
+
+static uint64_t store_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct store *store = (struct store *)(void *)reclaimer;
+    uint64_t part = bytes < store->has_bytes ? bytes : store->has_bytes;
+
+    store->called_count++;
+    store->wanted_bytes = bytes;
+    store->has_bytes -= part;
+    weir_account_refund(reclaimer->account, part);
+    return part + store->later_bytes + store->lies_bytes;
+}
+
+static void store_open(struct store *store, struct weir_account *account, uint32_t cost,
+                       uint64_t bytes)
+{
+    *store = (struct store){.reclaimer = {.name = "store", .cost = cost, .reclaim = store_reclaim},
+                            .has_bytes = bytes};
+    weir_account_add_reclaimer(account, &store->reclaimer);
+    if (bytes > 0)
+        assert_int_equal(charge(account, bytes), WEIR_ADMIT);
+}
+
+static void test_the_cheapest_is_asked_first(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account *other = open_plain();
+    struct store dear;
+    struct store cheap;
+
+    (void)state;
+    store_open(&dear, account, 200, 300);
+    store_open(&cheap, other, 100, 100);
+    weir_account_poll(other);
+    assert_int_equal(cheap.called_count, 0); /* calm: nobody is asked */
+
+    assert_int_equal(charge(account, 450), WEIR_FLUSH); /* 850: down to 700 */
+    weir_account_poll(account);
+    assert_int_equal(dear.called_count, 0);
+    weir_account_poll(other);
+    assert_int_equal(cheap.called_count, 1);
+    assert_int_equal(cheap.wanted_bytes, 150);
+    assert_int_equal(figures().charged_bytes, 750);
+
+    /* It kept its promise of 100, so it is asked again, has nothing, and the other is. */
+    weir_account_poll(other);
+    assert_int_equal(cheap.wanted_bytes, 50);
+    weir_account_poll(account);
+    assert_int_equal(dear.wanted_bytes, 50);
+    assert_int_equal(figures().charged_bytes, 700);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    weir_account_poll(account);
+    weir_account_poll(other);
+    assert_int_equal(dear.called_count, 1);
+    assert_int_equal(cheap.called_count, 2);
+    assert_int_equal(cheap.reclaimer.asked_bytes, 200);
+    assert_int_equal(cheap.reclaimer.came_bytes, 100);
+    assert_int_equal(cheap.reclaimer.broken_count, 0);
+    assert_int_equal(dear.reclaimer.came_bytes, 50);
+    weir_account_remove_reclaimer(account, &dear.reclaimer);
+    weir_account_remove_reclaimer(other, &cheap.reclaimer);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_what_came_is_checked(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account *other = open_plain();
+    struct store liar;
+    struct store honest;
+
+    (void)state;
+    store_open(&liar, account, 1, 50);
+    store_open(&honest, other, 2, 300);
+    liar.lies_bytes = 1000;
+    assert_int_equal(charge(account, 500), WEIR_FLUSH);
+    weir_account_poll(account);
+    assert_int_equal(liar.called_count, 1);
+    uint64_t asked_ns = weir__clock_ns();
+    while (honest.called_count == 0) { /* until the promise is too old */
+        weir_account_poll(account);
+        weir_account_poll(other);
+        assert_true(weir__clock_ns() - asked_ns < UINT64_C(5000000000));
+    }
+    assert_true(weir__clock_ns() - asked_ns >= UINT64_C(90000000));
+    assert_int_equal(liar.called_count, 1);
+    assert_int_equal(liar.reclaimer.broken_count, 1);
+    assert_int_equal(liar.reclaimer.came_bytes, 50);
+    assert_int_equal(honest.wanted_bytes, 100);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    weir_account_remove_reclaimer(account, &liar.reclaimer);
+    weir_account_remove_reclaimer(other, &honest.reclaimer);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_a_promise_may_be_kept_later(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct store store;
+
+    (void)state;
+    store_open(&store, account, 1, 0);
+    store.later_bytes = 150;
+    assert_int_equal(charge(account, 850), WEIR_FLUSH);
+    for (int i = 0; i < 3; i++)
+        weir_account_poll(account);
+    assert_int_equal(store.called_count, 1); /* not again before it is due */
+    weir_account_refund(account, 100);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* what is charged anew does not count */
+    weir_account_refund_remote(account, 50);
+    while (store.called_count == 1) /* kept; the next look is a millisecond later at most */
+        weir_account_poll(account);
+    assert_int_equal(store.wanted_bytes, 100);
+    assert_int_equal(store.reclaimer.broken_count, 0);
+    weir_account_remove_reclaimer(account, &store.reclaimer);
+    weir_account_close(account);
+}
+
+static int reclaim_notified_count;
+
+static void reclaim_notify(void *context)
+{
+    (void)context;
+    reclaim_notified_count++;
+}
+
+static void test_a_reclaimer_is_hope(void **state)
+{
+    struct weir_account *fixed = open_plain();
+    struct weir_account *owner =
+        open_account((struct weir_account_config){.notify = reclaim_notify});
+    struct weir_waiter blocking = {0};
+    struct sleeper sleeper;
+    struct store store;
+
+    (void)state;
+    reclaim_notified_count = 0;
+    assert_int_equal(charge(fixed, 700), WEIR_ADMIT);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 301, 0), -EDQUOT);
+    store_open(&store, owner, 1, 100);
+    queue_up(fixed, &sleeper, 250); /* calm, and 50 short */
+    assert_int_equal(reclaim_notified_count, 1);
+    weir_account_poll(owner);
+    assert_int_equal(store.wanted_bytes, 50);
+    assert_int_equal(weir_account_poll(fixed), 1);
+    assert_int_equal(sleeper.result, 0);
+    assert_int_equal(figures().charged_bytes, 1000);
+    weir_account_remove_reclaimer(owner, &store.reclaimer);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 1, 0), -EDQUOT);
+    weir_account_close(fixed);
+    weir_account_close(owner);
+}
+
 /* ---- Other limits ------------------------------------------------------------- */
 
 static int limit_to(uint64_t bytes_max)
@@ -1877,6 +2042,10 @@ int main(void)
         CASE("figures of an account", test_figures_of_an_account),
         CASE("figures of the governor", test_figures_of_the_governor),
         CASE("holders come largest first", test_holders_come_largest_first),
+        CASE("the cheapest is asked first", test_the_cheapest_is_asked_first),
+        CASE("what came is checked", test_what_came_is_checked),
+        CASE("a promise may be kept later", test_a_promise_may_be_kept_later),
+        CASE("a reclaimer is hope", test_a_reclaimer_is_hope),
         CASE("bad limits change nothing", test_bad_limits_change_nothing),
         CASE("a lower limit holds at once", test_a_lower_limit_holds_at_once),
         CASE("a higher limit grants", test_a_higher_limit_grants),
