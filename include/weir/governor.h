@@ -86,6 +86,9 @@ struct weir_node_config {
  * @dwell_ns:       how long a level lasts at least before it is left downwards; in
  *                  any ten dwells it changes at most ten times. 0: none
  *
+ * @pressure_percent: at which memory pressure (PSI, some, of ten seconds) each
+ *                  weir_governor_look() lowers the limit with its levels by 5 points,
+ *                  never below 70 %; below half of it, it rises by 1 point. 0: never
  * @borrow_percent: how much a node borrows from others, of its own budget, before
  *                  it spills or waits; 0: 50; at most 100
  * @node_count:     0: the nodes of the machine, each with the part of the limit that
@@ -106,6 +109,7 @@ struct weir_governor_config {
     uint32_t spill_leave_percent;
     uint32_t hard_leave_percent;
     uint64_t dwell_ns;
+    uint32_t pressure_percent;
     uint32_t borrow_percent;
     uint32_t node_count;
     const struct weir_node_config *nodes;
@@ -148,6 +152,38 @@ WEIR_API WEIR_MUST_CHECK int weir_governor_set_limits(struct weir_governor *gove
  * What percentages are taken of. Thread: any.
  */
 WEIR_API uint64_t weir_governor_machine_bytes(void);
+
+/*
+ * struct weir_governor_outside - what the machine says, and how far our books are from it
+ *
+ * 0: it does not say.
+ */
+struct weir_governor_outside {
+    uint64_t limit_bytes;   /* as weir_governor_machine_bytes() */
+    uint64_t usage_bytes;   /* of our cgroup: others in it and the page cache included */
+    uint64_t rss_bytes;     /* of this process */
+    int64_t drift_bytes;    /* rss_bytes - what is charged */
+    uint32_t pressure_some; /* PSI of our cgroup or the machine, hundredths of a per cent */
+    uint32_t pressure_full;
+    uint32_t lowered_percent; /* what pressure takes off the limit now */
+    uint64_t look_ns;         /* when */
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_governor_look() - compare the books with the kernel
+ * @ret_outside:  NULL: only for what follows from it
+ *
+ * A limit that was given in per cent follows the machine's: a cgroup whose limit is
+ * lowered lowers ours. Pressure does where the config says so. Both as by
+ * weir_governor_set_limits(), but never below the reserves; the budgets of nodes stay.
+ *
+ * Cost:    reads some files of /proc and /sys: a tenth of a millisecond and more. Once
+ *          a second is enough.
+ * Thread:  any.
+ */
+WEIR_API void weir_governor_look(struct weir_governor *governor,
+                                 struct weir_governor_outside *ret_outside);
 
 /*
  * struct weir_account_config - who charges

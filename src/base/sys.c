@@ -395,6 +395,11 @@ void weir__sys_barrier(void)
     WEIR_CHECK(r == 0);
 }
 
+uint64_t weir__sys_page_bytes(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 uint64_t weir__sys_ram_bytes(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES);

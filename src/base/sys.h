@@ -85,7 +85,8 @@ int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
 int weir__sys_announce_barrier(void); /* 0, or -ENOSYS, -EPERM: there is none */
 void weir__sys_barrier(void);
 
-/* Bytes of RAM in this machine. */
+/* Bytes of RAM in this machine, and of a page. */
 uint64_t weir__sys_ram_bytes(void);
+uint64_t weir__sys_page_bytes(void);
 
 #endif

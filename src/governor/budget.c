@@ -68,7 +68,8 @@ int weir__budget_init(struct weir__budget *budget, const struct weir_governor_co
     uint32_t spill_leave = budget_default(config->spill_leave_percent, BUDGET_SPILL_LEAVE);
     uint32_t hard_leave = budget_default(config->hard_leave_percent, BUDGET_HARD_LEAVE);
 
-    if (!weir__reserved_is_zero(config->reserved) || percent > 100)
+    if (!weir__reserved_is_zero(config->reserved) || percent > 100 ||
+        config->pressure_percent > 100)
         return -EINVAL;
     if (soft > 100 || spill > 100 || soft + BUDGET_POINTS_BETWEEN > spill ||
         spill + BUDGET_POINTS_BETWEEN > 100)

@@ -23,6 +23,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#define OUTSIDE_LOWERED_MAX  30
+#define OUTSIDE_LOWER_POINTS 5
+#define OUTSIDE_RAISE_POINTS 1
+
 /* ---- Lifecycle --------------------------------------------------------------- */
 
 uint64_t weir_governor_machine_bytes(void)
@@ -38,6 +42,16 @@ static int governor_read_nodes(const struct weir_governor_config *config,
     if (config == NULL || config->node_count == 0)
         weir__topology_read("", &topology);
     return weir__nodes_init(ret_nodes, config, &topology, budget);
+}
+
+/* What a look at the machine needs again; the nodes are not ours. */
+static void governor_keep_config(struct weir_governor *governor,
+                                 const struct weir_governor_config *config)
+{
+    governor->config = config != NULL ? *config : (struct weir_governor_config){0};
+    governor->config.nodes = NULL;
+    governor->config.node_count = 0;
+    governor->lowered_percent = 0;
 }
 
 int weir_governor_create(const struct weir_governor_config *config,
@@ -63,6 +77,7 @@ int weir_governor_create(const struct weir_governor_config *config,
     governor->heap = heap;
     weir__budget_publish(&governor->budget, &budget);
     governor->nodes = nodes;
+    governor_keep_config(governor, config);
     atomic_init(&governor->episode, 1);
     atomic_init(&governor->reclaim_look_ns, UINT64_MAX);
     governor->reclaim_round = 1;
@@ -108,11 +123,87 @@ int weir_governor_set_limits(struct weir_governor *governor,
     weir__governor_lock(governor);
     if (governor_reserve_bytes(governor) > budget.bytes_max)
         r = -EDQUOT;
-    else
+    if (r == 0) {
+        governor_keep_config(governor, config);
         weir__governor_change_budget(governor, &budget, &nodes);
+    }
     weir__governor_tell_and_unlock(governor);
     return r;
 }
+
+/* ---- Outside --------------------------------------------------------------------- */
+
+/* By how much the limit is lowered now, in per cent of it. */
+static uint32_t outside_lowered(const struct weir_governor *governor,
+                                const struct weir__outside *outside)
+{
+    uint32_t threshold = governor->config.pressure_percent * 100;
+    uint32_t lowered = governor->lowered_percent;
+
+    if (threshold == 0)
+        return 0;
+    if (outside->pressure_some >= threshold)
+        return (uint32_t)weir__min(lowered + OUTSIDE_LOWER_POINTS, OUTSIDE_LOWERED_MAX);
+    if (outside->pressure_some < threshold / 2)
+        return lowered - (uint32_t)weir__min(lowered, OUTSIDE_RAISE_POINTS);
+    return lowered;
+}
+
+/* Under the lock: the limit follows the machine and its pressure. */
+static void governor_follow(struct weir_governor *governor, const struct weir__outside *outside)
+{
+    struct weir_governor_config config = governor->config;
+    struct weir__budget budget;
+    uint32_t lowered = outside_lowered(governor, outside);
+
+    if (weir__budget_init(&budget, &config, outside->limit_bytes) < 0)
+        return;
+    config.bytes_max =
+        weir__max(governor_reserve_bytes(governor), budget.bytes_max / 100 * (100 - lowered));
+    if (lowered == 0)
+        config.bytes_max = weir__max(governor_reserve_bytes(governor), budget.bytes_max);
+    governor->lowered_percent = lowered;
+    if (config.bytes_max == governor->budget.bytes_max)
+        return;
+    if (weir__budget_init(&budget, &config, 0) == 0)
+        weir__governor_change_budget(governor, &budget, NULL);
+}
+
+void weir__governor_look_at(struct weir_governor *governor, const char *root, uint64_t ram_bytes,
+                            struct weir_governor_outside *ret_outside)
+{
+    struct weir__outside outside;
+
+    weir__limits_look(root, ram_bytes, &outside);
+
+    weir__governor_lock(governor);
+    governor_follow(governor, &outside);
+
+    uint64_t use_bytes = weir__word_bytes(weir__relaxed(&governor->word));
+    uint64_t lease_bytes = weir__leases_sum(governor);
+
+    use_bytes -= weir__min(use_bytes, lease_bytes);
+    governor->outside = (struct weir_governor_outside){
+        .limit_bytes = outside.limit_bytes,
+        .usage_bytes = outside.usage_bytes,
+        .rss_bytes = outside.rss_bytes,
+        .drift_bytes = (int64_t)(outside.rss_bytes - use_bytes),
+        .pressure_some = outside.pressure_some,
+        .pressure_full = outside.pressure_full,
+        .lowered_percent = governor->lowered_percent,
+        .look_ns = weir__clock_ns(),
+    };
+    if (ret_outside != NULL)
+        *ret_outside = governor->outside;
+    weir__governor_tell_and_unlock(governor);
+}
+
+void weir_governor_look(struct weir_governor *governor, struct weir_governor_outside *ret_outside)
+{
+    weir__governor_look_at(governor, "", weir__sys_ram_bytes(), ret_outside);
+}
+
+/* ---- The end of a governor ------------------------------------------------------- */
 
 void weir_governor_destroy(struct weir_governor *governor)
 {

@@ -344,7 +344,8 @@ void weir__governor_change_budget(struct weir_governor *governor, const struct w
     uint64_t word_new;
 
     weir__budget_publish(&governor->budget, budget);
-    weir__nodes_change(&governor->nodes, nodes);
+    if (nodes != NULL)
+        weir__nodes_change(&governor->nodes, nodes);
     do {
         uint64_t edition = (word + WORD_EDITION_ONE) & WORD_EDITION;
         word_new = (word & ~WORD_EDITION) | edition;

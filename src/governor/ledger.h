@@ -56,8 +56,11 @@ struct weir_governor {
     struct weir__list untold; /* accounts whose owners have to learn of grants */
     struct weir__queue queue;
     uint32_t account_count;
-    uint32_t lease_part_count;         /* what the leases are divided by; at least account_count */
-    bool has_leases;                   /* fixed at create */
+    uint32_t lease_part_count;          /* what the leases are divided by; at least account_count */
+    bool has_leases;                    /* fixed at create */
+    struct weir_governor_config config; /* as last told */
+    struct weir_governor_outside outside;
+    uint32_t lowered_percent;          /* by pressure */
     struct weir_reclaimer *reclaimers; /* cheapest first, by next */
     struct weir_reclaimer *asked;      /* R1 */
     uint64_t reclaim_round;            /* who failed in it is not asked again in it */
@@ -370,7 +373,11 @@ bool weir__governor_may_reclaim(const struct weir_governor *governor);
 /* Not under the lock, by the owner: call those of its reclaimers that are asked. */
 void weir__account_poll_reclaim(struct weir_account *account);
 
-/* Other limits, and what follows from them. */
+/* Look at the machine below @root. */
+void weir__governor_look_at(struct weir_governor *governor, const char *root, uint64_t ram_bytes,
+                            struct weir_governor_outside *ret_outside);
+
+/* Other limits, and what follows from them; NULL @nodes: theirs stay. */
 void weir__governor_change_budget(struct weir_governor *governor, const struct weir__budget *budget,
                                   const struct weir__nodes *nodes);
 

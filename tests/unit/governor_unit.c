@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "governor/budget.h"
+#include "governor/ledger.h"
 #include "governor/limits.h"
 #include "governor/nodes.h"
 #include "governor/queue.h"
@@ -1954,6 +1955,133 @@ static void test_containers_see_a_part_of_the_tree(void **state)
     assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
 }
 
+static struct weir_governor_outside look(void)
+{
+    struct weir_governor_outside outside;
+
+    weir__governor_look_at(governor, tree, 8 * GIB, &outside);
+    return outside;
+}
+
+static void plant_group(const char *name, const char *version)
+{
+    plant(name);
+    write_file("/proc/self/statm", "1000 300 20 1 0 100 0\n");
+    write_file("/proc/pressure/memory", "some avg10=7.30 avg60=0.00 avg300=0.00 total=1\n"
+                                        "full avg10=1.05 avg60=0.00 avg300=0.00 total=1\n");
+    write_file("/proc/self/cgroup", strcmp(version, "v2") == 0 ? "0::/app\n" : "4:memory:/app\n");
+    write_file("/proc/self/mountinfo",
+               strcmp(version, "v2") == 0
+                   ? "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+                   : "35 31 0:32 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n");
+}
+
+static void test_drift_is_a_figure(void **state)
+{
+    const uint64_t rss_bytes = 300 * (uint64_t)sysconf(_SC_PAGESIZE);
+    struct weir_account *account = open_plain();
+
+    (void)state;
+    plant_group("drift", "v2");
+    assert_int_equal(charge(account, 400), WEIR_ADMIT);
+    struct weir_governor_outside outside = look();
+    assert_int_equal(outside.limit_bytes, 8 * GIB);
+    assert_int_equal(outside.usage_bytes, 0); /* not told */
+    assert_int_equal(outside.rss_bytes, rss_bytes);
+    assert_int_equal(outside.drift_bytes, (int64_t)rss_bytes - 400);
+    assert_int_equal(outside.pressure_some, 730);
+    assert_int_equal(outside.pressure_full, 105);
+    assert_int_equal(figures().bytes_max, 1000);
+
+    write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
+    write_file("/sys/fs/cgroup/app/memory.current", "123456\n");
+    write_file("/sys/fs/cgroup/app/memory.pressure", "some avg10=0.09 avg60=0 avg300=0 total=1\n"
+                                                     "full avg10=0.00 avg60=0 avg300=0 total=1\n");
+    outside = look();
+    assert_int_equal(outside.limit_bytes, GIB);
+    assert_int_equal(outside.usage_bytes, 123456);
+    assert_int_equal(outside.pressure_some, 9); /* our group's, not the machine's */
+    assert_int_equal(outside.pressure_full, 0);
+
+    plant_group("drift1", "v1");
+    write_file("/sys/fs/cgroup/app/memory.limit_in_bytes", "2147483648\n");
+    write_file("/sys/fs/cgroup/app/memory.usage_in_bytes", "777\n");
+    outside = look();
+    assert_int_equal(outside.limit_bytes, 2 * GIB);
+    assert_int_equal(outside.usage_bytes, 777);
+    assert_int_equal(outside.pressure_some, 730);
+    weir_account_close(account);
+}
+
+static void test_a_look_at_this_machine(void **state)
+{
+    struct weir_governor_outside outside;
+
+    (void)state;
+    weir_governor_look(governor, NULL);
+    weir_governor_look(governor, &outside);
+    assert_int_equal(outside.limit_bytes, weir_governor_machine_bytes());
+    assert_true(outside.rss_bytes > 0);
+    assert_true(outside.look_ns > 0);
+    assert_int_equal(outside.lowered_percent, 0);
+}
+
+static void test_a_share_follows_the_machine(void **state)
+{
+    struct weir_governor_config config = {.percent = 50};
+
+    (void)state;
+    plant_group("share", "v2");
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    (void)look();
+    assert_int_equal(figures().bytes_max, 4 * GIB);
+    struct weir_account *account = open_transient();
+    assert_int_equal(charge(account, GIB), WEIR_ADMIT);
+    write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
+    (void)look();
+    assert_int_equal(figures().bytes_max, GIB / 2);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    write_file("/sys/fs/cgroup/app/memory.max", "max\n");
+    (void)look();
+    assert_int_equal(charge(account, 1), WEIR_ADMIT);
+    weir_account_close(account);
+}
+
+static void test_pressure_lowers_the_levels(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000, .pressure_percent = 101};
+
+    (void)state;
+    plant_group("pressure", "v2"); /* 7.3 % */
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    config.pressure_percent = 8;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    assert_int_equal(look().lowered_percent, 0);
+    config.pressure_percent = 7;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    assert_int_equal(look().lowered_percent, 5);
+    assert_int_equal(figures().bytes_max, 950);
+    assert_int_equal(figures().soft_bytes, 760);
+    for (int i = 0; i < 20; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 700); /* never below */
+    write_file("/proc/pressure/memory", "some avg10=3.50 avg60=0.00 avg300=0.00 total=1\n");
+    assert_int_equal(look().lowered_percent, 30); /* neither much nor little */
+    write_file("/proc/pressure/memory", "some avg10=3.49 avg60=0.00 avg300=0.00 total=1\n");
+    assert_int_equal(look().lowered_percent, 29);
+    for (int i = 0; i < 40; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 1000);
+
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 980});
+    write_file("/proc/pressure/memory", "some avg10=99.00 avg60=0.00 avg300=0.00 total=1\n");
+    for (int i = 0; i < 20; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 980); /* working sets stay */
+    weir_account_close(account);
+}
+
 static void test_nodes_are_read_from_the_machine(void **state)
 {
     struct weir_governor_config config = {.bytes_max = 1000};
@@ -2061,6 +2189,10 @@ int main(void)
         CASE("a working set must lie on its node", test_a_working_set_must_lie_on_its_node),
         CASE("leases lie on their nodes", test_leases_lie_on_their_nodes),
         CASE("nodes are read from the machine", test_nodes_are_read_from_the_machine),
+        CASE("drift is a figure", test_drift_is_a_figure),
+        CASE("a look at this machine", test_a_look_at_this_machine),
+        CASE("a share follows the machine", test_a_share_follows_the_machine),
+        CASE("pressure lowers the levels", test_pressure_lowers_the_levels),
         CASE("a lease is no charge", test_a_lease_is_no_charge),
         CASE("leases are at most a hundredth", test_leases_are_at_most_a_hundredth),
         CASE("idle leases flow back", test_idle_leases_flow_back),
