@@ -397,6 +397,17 @@ WEIR_API void weir_account_remove_reclaimer(struct weir_account *account,
 
 /* ---- Figures ---------------------------------------------------------------- */
 
+#define WEIR_STALL_STEPS 24
+
+/* Why somebody waits. */
+enum weir_wait_reason {
+    WEIR_REASON_NONE,  /* nobody waits */
+    WEIR_REASON_LIMIT, /* the limit of all */
+    WEIR_REASON_NODE,  /* its node, with all that it may borrow */
+    WEIR_REASON_CAP,   /* its account's cap */
+    WEIR_REASON_TURN,  /* its turn: it fits, but somebody before it does not */
+};
+
 struct weir_account_stats {
     char name[32];
     uint64_t charged_bytes; /* reserve included */
@@ -410,6 +421,14 @@ struct weir_account_stats {
     uint64_t waiter_count; /* queued now */
     bool spillable;
     bool transient;
+    uint32_t node;
+    uint64_t lease_bytes;      /* ahead of it; not in charged_bytes */
+    uint64_t refused_count;    /* waits that were answered -EDQUOT */
+    uint64_t timeout_count;    /* waits that were late */
+    uint64_t waited_ns;        /* by all who have been granted or were late */
+    uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
+    uint64_t oldest_waiter_bytes;
+    enum weir_wait_reason reason; /* of the oldest */
     uint64_t reserved[8];
 };
 
@@ -424,8 +443,17 @@ struct weir_governor_stats {
     uint64_t level_change_count;
     uint64_t level_since_ns; /* when the present level began */
     uint64_t waiter_count;
-    uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
-    uint64_t lease_bytes;      /* set aside for accounts below soft, in none of the sums above but
+    uint64_t oldest_waiter_ns;              /* how long it has waited; 0: none */
+    enum weir_wait_reason reason;           /* of the oldest */
+    char oldest_waiter_name[32];            /* of its account */
+    uint64_t level_ns[4];                   /* how long each level has lasted in all */
+    uint64_t level_count[4];                /* how often each has begun */
+    uint64_t verdict_count[4];              /* by all accounts there ever were */
+    uint64_t refused_count;                 /* waits that were answered -EDQUOT */
+    uint64_t stall_count[WEIR_STALL_STEPS]; /* waits that took less than 1.024 us * 2^i and not
+                                             * less than half of that; the last: all longer */
+    uint64_t stall_ns_max;
+    uint64_t lease_bytes; /* set aside for accounts below soft, in none of the sums above but
                                 * the peak; at most 1 % of bytes_max */
     uint64_t timeout_count;
     uint64_t reserved[8];
@@ -458,6 +486,27 @@ WEIR_API void weir_account_stats(const struct weir_account *account,
 /* weir_governor_stats() - a snapshot; Thread: any */
 WEIR_API void weir_governor_stats(const struct weir_governor *governor,
                                   struct weir_governor_stats *ret_stats);
+
+/*
+ * struct weir_governor_figures - everything, in one piece of plain data
+ */
+struct weir_governor_figures {
+    struct weir_governor_stats governor;
+    struct weir_governor_outside outside; /* of the last look */
+    struct weir_node_stats nodes[WEIR_NODES_MAX];
+    size_t node_count;
+    size_t account_count; /* how many of @ret_accounts were filled */
+};
+
+/*
+ * weir_governor_figures() - all figures, of one moment under the governor's lock
+ * @ret_accounts:  those that hold most, largest first; at most @account_count
+ *
+ * Thread: any.
+ */
+WEIR_API void weir_governor_figures(const struct weir_governor *governor,
+                                    struct weir_governor_figures *ret_figures,
+                                    struct weir_account_stats *ret_accounts, size_t account_count);
 
 /*
  * weir_governor_holders() - the accounts that hold most, largest first

@@ -8,8 +8,8 @@
  *                 \      |      /
  *                   ledger.[ch]   the word, the books, grants; the invariants
  *
- * Figures are read without stopping anybody: each is exact, but they are of
- * slightly different moments.
+ * Figures are read under the lock, but charges go on without it: each figure is
+ * exact, those that charges change are of slightly different moments.
  */
 #include <weir/governor.h>
 
@@ -334,6 +334,8 @@ void weir_account_close(struct weir_account *account)
     weir__lease_close(account);
     weir__list_remove(&account->link);
     governor->account_count--;
+    for (int verdict = 0; verdict <= WEIR_WAIT; verdict++)
+        governor->closed_verdict_count[verdict] += weir__relaxed(&account->verdict_count[verdict]);
     weir__governor_unlock(governor);
 
     /* Net, not charged: if over-refunds have raced, this puts the difference back. */
@@ -345,7 +347,32 @@ void weir_account_close(struct weir_account *account)
 
 /* ---- Statistics --------------------------------------------------------------- */
 
-void weir_account_stats(const struct weir_account *account, struct weir_account_stats *ret_stats)
+/* Under the lock: what holds @waiter now. */
+static enum weir_wait_reason account_reason(const struct weir_account *account,
+                                            const struct weir_waiter *waiter)
+{
+    const struct weir_governor *governor = account->governor;
+    uint64_t use_bytes = weir__word_bytes(weir__relaxed(&governor->word));
+
+    if (waiter == NULL)
+        return WEIR_REASON_NONE;
+    if (waiter->bytes > weir__account_room(account, weir__account_charged(account)))
+        return WEIR_REASON_CAP;
+    if (waiter->bytes > weir__nodes_reach(&governor->nodes, account->node))
+        return WEIR_REASON_NODE;
+    return weir__budget_fits(&governor->budget, use_bytes, waiter->bytes) ? WEIR_REASON_TURN
+                                                                          : WEIR_REASON_LIMIT;
+}
+
+static uint64_t waiter_age(const struct weir_waiter *waiter)
+{
+    uint64_t now_ns = weir__clock_ns();
+
+    return waiter != NULL && now_ns > waiter->since_ns ? now_ns - waiter->since_ns : 0;
+}
+
+/* Under the lock. */
+static void account_stats(const struct weir_account *account, struct weir_account_stats *ret_stats)
 {
     uint64_t charged = weir__account_charged(account);
 
@@ -362,37 +389,88 @@ void weir_account_stats(const struct weir_account *account, struct weir_account_
         .waiter_count = atomic_load_explicit(&account->queued_count, memory_order_relaxed),
         .spillable = account->spillable,
         .transient = account->transient,
+        .node = account->node,
+        .lease_bytes = weir__lease_bytes(account),
+        .refused_count = account->refused_count,
+        .timeout_count = account->timeout_count,
+        .waited_ns = account->waited_ns,
+        .oldest_waiter_ns = waiter_age(account->lane.first),
+        .oldest_waiter_bytes = account->lane.first != NULL ? account->lane.first->bytes : 0,
+        .reason = account_reason(account, account->lane.first),
     };
     memcpy(ret_stats->name, account->name, sizeof(ret_stats->name));
 }
 
-void weir_governor_stats(const struct weir_governor *governor,
-                         struct weir_governor_stats *ret_stats)
+void weir_account_stats(const struct weir_account *account, struct weir_account_stats *ret_stats)
 {
-    weir__governor_lock(governor);
-    weir__governor_settle((struct weir_governor *)governor); /* a dwell may have ended unseen */
+    weir__governor_lock(account->governor);
+    account_stats(account, ret_stats);
+    weir__governor_unlock(account->governor);
+}
+
+/* Under the lock: the account whose waiter has waited longest. */
+static const struct weir_account *governor_oldest(const struct weir_governor *governor)
+{
+    const struct weir_account *oldest = NULL;
+
+    WEIR_LIST_FOREACH (link, &governor->accounts) {
+        const struct weir_account *account = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        if (account->lane.first != NULL &&
+            (oldest == NULL || account->lane.first->since_ns < oldest->lane.first->since_ns))
+            oldest = account;
+    }
+    return oldest;
+}
+
+/* Under the lock. */
+static void governor_stats(struct weir_governor *governor, struct weir_governor_stats *ret_stats)
+{
+    weir__governor_settle(governor); /* a dwell may have ended unseen */
 
     uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
     uint64_t lease_bytes = weir__leases_sum(governor);
     uint64_t use_bytes = weir__word_bytes(word) - weir__min(weir__word_bytes(word), lease_bytes);
-    uint64_t oldest_ns = weir__queue_oldest(&governor->queue);
-    uint64_t now_ns = weir__clock_ns();
+    uint64_t since_ns = weir__relaxed(&governor->level_since_ns);
+    const struct weir_account *oldest = governor_oldest(governor);
+    const struct weir_waiter *waiter = oldest != NULL ? oldest->lane.first : NULL;
 
     *ret_stats = (struct weir_governor_stats){
         .bytes_max = governor->budget.bytes_max,
         .charged_bytes = use_bytes,
-        .lease_bytes = lease_bytes,
         .peak_bytes = weir__max(weir__relaxed(&governor->peak_bytes), weir__word_bytes(word)),
         .soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT],
         .spill_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SPILL],
         .level = weir__word_level(word),
         .account_count = governor->account_count,
         .level_change_count = governor->level_change_count,
-        .level_since_ns = weir__relaxed(&governor->level_since_ns),
+        .level_since_ns = since_ns,
         .waiter_count = governor->queue.waiter_count,
-        .oldest_waiter_ns = now_ns > oldest_ns ? now_ns - oldest_ns : 0,
+        .oldest_waiter_ns = waiter_age(waiter),
         .timeout_count = governor->timeout_count,
+        .reason = oldest != NULL ? account_reason(oldest, waiter) : WEIR_REASON_NONE,
+        .refused_count = governor->refused_count,
+        .stall_ns_max = governor->stall_ns_max,
+        .lease_bytes = lease_bytes,
     };
+    if (oldest != NULL)
+        memcpy(ret_stats->oldest_waiter_name, oldest->name, sizeof(oldest->name));
+    memcpy(ret_stats->level_ns, governor->level_ns, sizeof(ret_stats->level_ns));
+    memcpy(ret_stats->level_count, governor->level_count, sizeof(ret_stats->level_count));
+    memcpy(ret_stats->stall_count, governor->stall_count, sizeof(ret_stats->stall_count));
+    ret_stats->level_ns[ret_stats->level] += weir__clock_ns() - since_ns;
+    for (int verdict = 0; verdict <= WEIR_WAIT; verdict++) {
+        ret_stats->verdict_count[verdict] = governor->closed_verdict_count[verdict];
+        WEIR_LIST_FOREACH (link, &governor->accounts)
+            ret_stats->verdict_count[verdict] += weir__relaxed(
+                &WEIR_CONTAINER_OF(link, struct weir_account, link)->verdict_count[verdict]);
+    }
+}
+
+void weir_governor_stats(const struct weir_governor *governor,
+                         struct weir_governor_stats *ret_stats)
+{
+    weir__governor_lock(governor);
+    governor_stats((struct weir_governor *)governor, ret_stats);
     weir__governor_unlock(governor);
 }
 
@@ -450,15 +528,15 @@ size_t weir_governor_nodes(const struct weir_governor *governor, struct weir_nod
     return filled;
 }
 
-size_t weir_governor_holders(const struct weir_governor *governor,
-                             struct weir_account_stats *ret_holders, size_t holder_count)
+/* Under the lock. */
+static size_t governor_holders(const struct weir_governor *governor,
+                               struct weir_account_stats *ret_holders, size_t holder_count)
 {
     size_t filled = 0;
 
-    weir__governor_lock(governor);
     WEIR_LIST_FOREACH (link, &governor->accounts) {
         struct weir_account_stats stats;
-        weir_account_stats(WEIR_CONTAINER_OF(link, struct weir_account, link), &stats);
+        account_stats(WEIR_CONTAINER_OF(link, struct weir_account, link), &stats);
 
         size_t place = filled;
         while (place > 0 && ret_holders[place - 1].charged_bytes < stats.charged_bytes)
@@ -471,6 +549,29 @@ size_t weir_governor_holders(const struct weir_governor *governor,
                 (filled - place - 1) * sizeof(*ret_holders));
         ret_holders[place] = stats;
     }
+    return filled;
+}
+
+size_t weir_governor_holders(const struct weir_governor *governor,
+                             struct weir_account_stats *ret_holders, size_t holder_count)
+{
+    weir__governor_lock(governor);
+    size_t filled = governor_holders(governor, ret_holders, holder_count);
     weir__governor_unlock(governor);
     return filled;
+}
+
+void weir_governor_figures(const struct weir_governor *governor,
+                           struct weir_governor_figures *ret_figures,
+                           struct weir_account_stats *ret_accounts, size_t account_count)
+{
+    memset(ret_figures, 0, sizeof(*ret_figures));
+    weir__governor_lock(governor);
+    governor_stats((struct weir_governor *)governor, &ret_figures->governor);
+    ret_figures->outside = governor->outside;
+    ret_figures->node_count = weir__max(governor->nodes.count, 1);
+    for (uint32_t i = 0; i < ret_figures->node_count; i++)
+        node_stats(governor, i, &ret_figures->nodes[i]);
+    ret_figures->account_count = governor_holders(governor, ret_accounts, account_count);
+    weir__governor_unlock(governor);
 }

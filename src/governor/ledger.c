@@ -103,12 +103,15 @@ enum weir_level weir__governor_settled(const struct weir_governor *governor, uin
                                governor_change_count(governor));
 }
 
-/* Under the lock: the word has just got @level. */
-void weir__governor_note_level(struct weir_governor *governor, enum weir_level level)
+/* Under the lock: the word has just got @level after @before. */
+void weir__governor_note_level(struct weir_governor *governor, enum weir_level before,
+                               enum weir_level level)
 {
     uint64_t now_ns = weir__clock_ns();
     uint64_t place = governor->level_change_count++ % BUDGET_CHANGES_MAX;
 
+    governor->level_ns[before] += now_ns - weir__relaxed(&governor->level_since_ns);
+    governor->level_count[level]++;
     atomic_store_explicit(&governor->change_ns[place], now_ns, memory_order_relaxed);
     atomic_store_explicit(&governor->level_since_ns, now_ns, memory_order_relaxed);
     /* Whoever opens the next episode takes the lock after us, so all of it has this number. */
@@ -250,6 +253,18 @@ void weir__account_dequeue(struct weir_account *account, struct weir_waiter *wai
     atomic_fetch_sub_explicit(&account->queued_count, 1, memory_order_release);
 }
 
+void weir__account_note_stall(struct weir_account *account, const struct weir_waiter *waiter)
+{
+    struct weir_governor *governor = account->governor;
+    uint64_t now_ns = weir__clock_ns();
+    uint64_t stall_ns = now_ns > waiter->since_ns ? now_ns - waiter->since_ns : 0;
+    uint64_t step = stall_ns >> 10 > 0 ? weir__highest_bit(stall_ns >> 10) + 1 : 0;
+
+    governor->stall_count[weir__min(step, WEIR_STALL_STEPS - 1)]++;
+    governor->stall_ns_max = weir__max(governor->stall_ns_max, stall_ns);
+    account->waited_ns += stall_ns;
+}
+
 /* It is out of its lane: its owner learns of it. */
 void weir__account_finish(struct weir_account *account, struct weir_waiter *waiter, uint32_t state)
 {
@@ -270,6 +285,7 @@ static void account_grant(struct weir_account *account, struct weir_waiter *wait
 
     atomic_store_explicit(&account->granted_bytes, granted, memory_order_release);
     weir__account_dequeue(account, waiter);
+    weir__account_note_stall(account, waiter);
     weir__account_finish(account, waiter, WAITER_GRANTED); /* G5 */
 }
 

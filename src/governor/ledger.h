@@ -66,6 +66,12 @@ struct weir_governor {
     uint64_t reclaim_round;            /* who failed in it is not asked again in it */
     uint64_t reclaim_pause_ns;
     uint64_t level_change_count;
+    uint64_t level_ns[BUDGET_LEVEL_COUNT]; /* but for the present */
+    uint64_t level_count[BUDGET_LEVEL_COUNT];
+    uint64_t closed_verdict_count[WEIR_WAIT + 1]; /* of accounts that are closed */
+    uint64_t refused_count;
+    uint64_t stall_count[WEIR_STALL_STEPS];
+    uint64_t stall_ns_max;
     uint64_t timeout_count;
     struct weir__heap heap;
 };
@@ -121,6 +127,9 @@ struct weir_account {
     struct weir_waiter *done_last;
     uint32_t telling_count; /* G6; threads that tell its owner now */
     uint32_t reclaimer_count;
+    uint64_t refused_count;
+    uint64_t timeout_count;
+    uint64_t waited_ns;
     bool notify_is_owed;
     pthread_cond_t changed; /* a waiter was granted; telling_count is 0 */
 };
@@ -226,8 +235,9 @@ static inline uint64_t weir__account_room(const struct weir_account *account, ui
 /* The level of @word after looking downwards; reads the clock only when it might fall. */
 enum weir_level weir__governor_settled(const struct weir_governor *governor, uint64_t word);
 
-/* Under the lock: the word has just got @level. */
-void weir__governor_note_level(struct weir_governor *governor, enum weir_level level);
+/* Under the lock: the word has just got @level after @before. */
+void weir__governor_note_level(struct weir_governor *governor, enum weir_level before,
+                               enum weir_level level);
 
 /* Under the lock: leave the levels that can be left. */
 void weir__governor_settle(struct weir_governor *governor);
@@ -251,7 +261,7 @@ static inline bool weir__governor_swap(struct weir_governor *governor, uint64_t 
     if (bytes > 0)
         weir__peak_raise_shared(&governor->peak_bytes, weir__word_bytes(word_new));
     if (level != level_before)
-        weir__governor_note_level(governor, level);
+        weir__governor_note_level(governor, level_before, level);
     return true;
 }
 
@@ -383,6 +393,9 @@ void weir__governor_change_budget(struct weir_governor *governor, const struct w
 
 /* Whoever wants more than can ever fit now is told so. */
 void weir__governor_refuse_too_large(struct weir_governor *governor);
+
+/* For the figures: @waiter has waited until now. */
+void weir__account_note_stall(struct weir_account *account, const struct weir_waiter *waiter);
 
 /* It is out of its lane, and its owner, a callback or a thread, will learn of it. */
 void weir__account_finish(struct weir_account *account, struct weir_waiter *waiter, uint32_t state);

@@ -95,6 +95,13 @@ static bool account_enqueue(struct weir_account *account, struct weir_waiter *wa
     return false;
 }
 
+static void account_note_late(struct weir_account *account, const struct weir_waiter *waiter)
+{
+    weir__account_note_stall(account, waiter);
+    account->timeout_count++;
+    account->governor->timeout_count++;
+}
+
 /* Under the lock: sleep until @waiter is granted or late. */
 static int account_sleep(struct weir_account *account, struct weir_waiter *waiter)
 {
@@ -115,7 +122,7 @@ static int account_sleep(struct weir_account *account, struct weir_waiter *waite
             continue;
         weir__account_dequeue(account, waiter);
         waiter->state = WAITER_IDLE;
-        governor->timeout_count++;
+        account_note_late(account, waiter);
         weir__governor_grant(governor); /* those whom it stood in the way of */
         return -ETIMEDOUT;
     }
@@ -145,11 +152,14 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
     bool queued = account_enqueue(account, waiter);
     weir__governor_reclaim(governor);
     weir__governor_tell(governor);
-    if (!queued)
+    if (!queued) {
+        account->refused_count++;
+        governor->refused_count++;
         r = -EDQUOT;
-    else if (waiter->wake == NULL)
+    }
+    if (queued && waiter->wake == NULL)
         r = account_sleep(account, waiter);
-    else
+    else if (queued)
         account->deadline_min_ns = weir__min(account->deadline_min_ns, deadline_ns);
     weir__governor_tell_and_unlock(governor);
 
@@ -189,7 +199,7 @@ static bool account_expire(struct weir_account *account, uint64_t now_ns)
         }
         weir__account_dequeue(account, waiter);
         weir__account_append_done(account, waiter, WAITER_LATE);
-        account->governor->timeout_count++;
+        account_note_late(account, waiter);
         expired = true;
     }
     return expired;

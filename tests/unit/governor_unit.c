@@ -593,6 +593,9 @@ static void test_small_ones_pass_a_giant_a_bounded_number_of_times(void **state)
         passed_count++;
     }
     assert_int_equal(passed_count, QUEUE_BYPASS_MAX);
+    struct weir_account_stats stats;
+    weir_account_stats(other, &stats);
+    assert_int_equal(stats.reason, WEIR_REASON_TURN);
     assert_int_equal(charge(other, 1), WEIR_WAIT); /* nor does a charge pass it now */
 
     weir_account_refund(account, 450);
@@ -985,6 +988,89 @@ static void test_figures_of_the_governor(void **state)
     weir_account_refund(account, 850);
     assert_int_equal(figures().peak_bytes, 850);
     weir_account_close(account);
+}
+
+static uint64_t stalls(const struct weir_governor_stats *stats)
+{
+    uint64_t count = 0;
+
+    for (int i = 0; i < WEIR_STALL_STEPS; i++)
+        count += stats->stall_count[i];
+    return count;
+}
+
+static void test_one_call_tells_everything(void **state)
+{
+    struct weir_account *capped = open_account(
+        (struct weir_account_config){.name = "capped", .bytes_max = 100, .transient = true});
+    struct weir_account *account =
+        open_account((struct weir_account_config){.name = "large", .transient = true});
+    struct weir_governor_figures all;
+    struct weir_account_stats accounts[4];
+    struct sleeper one;
+    struct sleeper two;
+    struct weir_waiter late = {0};
+    uint64_t begin_ns = weir__clock_ns();
+
+    (void)state;
+    assert_int_equal(charge(capped, 100), WEIR_ADMIT);
+    queue_up(capped, &one, 50);
+    weir_governor_figures(governor, &all, accounts, 4);
+    assert_int_equal(all.governor.reason, WEIR_REASON_CAP);
+    assert_string_equal(all.governor.oldest_waiter_name, "capped");
+    assert_int_equal(charge(account, 880), WEIR_FLUSH);
+    assert_int_equal(charge(account, 100), WEIR_WAIT);
+    queue_up(account, &two, 200);
+    assert_int_equal(weir_account_wait(account, &late, 300, 1), -ETIMEDOUT);
+
+    weir_governor_figures(governor, &all, accounts, 4);
+    assert_int_equal(all.node_count, 1);
+    assert_int_equal(all.nodes[0].bytes_max, 1000);
+    assert_int_equal(all.nodes[0].charged_bytes, 980);
+    assert_int_equal(all.nodes[0].level, WEIR_LEVEL_SPILL);
+    assert_int_equal(all.nodes[0].account_count, 2);
+    assert_int_equal(all.account_count, 2);
+    assert_string_equal(accounts[0].name, "large");
+    assert_int_equal(accounts[0].reason, WEIR_REASON_LIMIT);
+    assert_int_equal(accounts[0].oldest_waiter_bytes, 200);
+    assert_true(accounts[0].oldest_waiter_ns > 0);
+    assert_int_equal(accounts[0].timeout_count, 1);
+    assert_int_equal(accounts[0].wait_count, 1);
+    assert_int_equal(accounts[1].reason, WEIR_REASON_CAP);
+    assert_int_equal(all.governor.waiter_count, 2);
+    assert_int_equal(all.governor.verdict_count[WEIR_ADMIT], 1);
+    assert_int_equal(all.governor.verdict_count[WEIR_FLUSH], 1);
+    assert_int_equal(all.governor.verdict_count[WEIR_WAIT], 1);
+    assert_int_equal(all.governor.level, WEIR_LEVEL_HARD);
+    assert_int_equal(all.governor.level_count[WEIR_LEVEL_SPILL], 1);
+    assert_int_equal(all.governor.level_count[WEIR_LEVEL_HARD], 1);
+    assert_int_equal(stalls(&all.governor), 1); /* the late one */
+
+    weir_account_refund(account, 190);
+    weir_account_refund(capped, 50);
+    assert_int_equal(weir_account_poll(capped) + weir_account_poll(account), 2);
+    weir_governor_figures(governor, &all, accounts, 1);
+    assert_int_equal(all.account_count, 1);
+    assert_int_equal(stalls(&all.governor), 3);
+    assert_true(all.governor.stall_ns_max > 0);
+    assert_int_equal(all.governor.reason, WEIR_REASON_NONE);
+
+    uint64_t lasted_ns = 0;
+    for (int level = 0; level < 4; level++)
+        lasted_ns += all.governor.level_ns[level];
+    assert_true(lasted_ns >= all.governor.level_ns[WEIR_LEVEL_HARD]);
+    assert_true(all.governor.level_ns[WEIR_LEVEL_HARD] > 0);
+    assert_true(lasted_ns + 1000000000 > weir__clock_ns() - begin_ns);
+    weir_account_close(account);
+    assert_int_equal(figures().verdict_count[WEIR_FLUSH], 1); /* also of those that are closed */
+    weir_account_close(capped);
+    assert_int_equal(figures().verdict_count[WEIR_WAIT], 1);
+
+    struct weir_account *fixed = open_plain();
+    assert_int_equal(charge(fixed, 1000), WEIR_FLUSH);
+    assert_int_equal(weir_account_wait(fixed, &late, 1, 0), -EDQUOT);
+    assert_int_equal(figures().refused_count, 1);
+    weir_account_close(fixed);
 }
 
 static void test_holders_come_largest_first(void **state)
@@ -1451,6 +1537,7 @@ static void test_a_full_node_waits_alone(void **state)
     assert_int_equal(charge(account, 1), WEIR_WAIT);
     assert_int_equal(figures().level, WEIR_LEVEL_CALM);
     queue_up(account, &sleeper, 100);
+    assert_int_equal(figures().reason, WEIR_REASON_NODE);
     assert_int_equal(weir_account_poll(account), 0);
     for (int i = 0; i < 3 * QUEUE_BYPASS_MAX; i++)
         assert_int_equal(charge(other, 10), WEIR_ADMIT); /* nobody is in its way */
@@ -2169,6 +2256,7 @@ int main(void)
         CASE("a sleeping thread is woken", test_a_sleeping_thread_is_woken),
         CASE("figures of an account", test_figures_of_an_account),
         CASE("figures of the governor", test_figures_of_the_governor),
+        CASE("one call tells everything", test_one_call_tells_everything),
         CASE("holders come largest first", test_holders_come_largest_first),
         CASE("the cheapest is asked first", test_the_cheapest_is_asked_first),
         CASE("what came is checked", test_what_came_is_checked),
