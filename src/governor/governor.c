@@ -390,7 +390,7 @@ static void account_stats(const struct weir_account *account, struct weir_accoun
         .spillable = account->spillable,
         .transient = account->transient,
         .node = account->node,
-        .lease_bytes = weir__lease_bytes(account),
+        .lease_bytes = weir__lease_kept(account),
         .refused_count = account->refused_count,
         .timeout_count = account->timeout_count,
         .waited_ns = account->waited_ns,
@@ -508,7 +508,7 @@ static void node_stats(const struct weir_governor *governor, uint32_t index,
         if (account->node != index)
             continue;
         ret_stats->account_count++;
-        lease_bytes += weir__lease_bytes(account);
+        lease_bytes += weir__lease_kept(account);
     }
     ret_stats->charged_bytes = use_bytes - weir__min(use_bytes, lease_bytes);
     ret_stats->level = node_level(

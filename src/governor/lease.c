@@ -129,7 +129,7 @@ uint64_t weir__leases_sum(const struct weir_governor *governor)
     uint64_t bytes = 0;
 
     WEIR_LIST_FOREACH (link, &governor->accounts)
-        bytes += weir__lease_bytes(WEIR_CONTAINER_OF(link, struct weir_account, link));
+        bytes += weir__lease_kept(WEIR_CONTAINER_OF(link, struct weir_account, link));
     return bytes;
 }
 

@@ -328,6 +328,12 @@ static inline uint64_t weir__lease_bytes(const struct weir_account *account)
     return bytes > 0 ? (uint64_t)bytes : 0;
 }
 
+/* The same for figures: what a refund under way is about to give back is not in it. */
+static inline uint64_t weir__lease_kept(const struct weir_account *account)
+{
+    return weir__min(weir__lease_bytes(account), weir__relaxed(&account->lease_limit_bytes));
+}
+
 /* What is in leases. */
 uint64_t weir__leases_sum(const struct weir_governor *governor);
 
