@@ -120,6 +120,8 @@ struct weir_region {
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
 
+    uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
+
     uint64_t mark_bytes; /* R1 */
     uint64_t mark_peak;  /* highest since the tail was last given back */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
@@ -182,14 +184,28 @@ void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
-/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+/* What an extent must have to hold @space bytes at a multiple of @alignment wherever it begins. */
+static inline uint64_t weir__space_most(uint64_t space, uint64_t alignment)
+{
+    return space + alignment - LAYOUT_GRANULE;
+}
 
-/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* Where an item would lie in the free extent @index, or at the mark for 0. */
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment);
+
+/*
+ * What is there becomes an extent of @space bytes of its own: state BUILT,
+ * generation even. What of the free extent is before and behind it stays free.
+ */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
@@ -256,6 +272,9 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
 
 /* Start what should be under way: write-back, drops. */
 void weir__pager_advance(struct weir_region *region);
+
+/* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
@@ -324,7 +343,7 @@ bool weir__clean_is_behind(const struct weir_region *region);
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment, bool may_grow,
                       uint32_t *ret_index);
 
 #endif
