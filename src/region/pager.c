@@ -68,9 +68,11 @@ bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
     while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
         if (!pager_drop_one(region)) {
             region->pager.wanted = true;
+            region->pager.refused = true;
             return false;
         }
     }
+    region->pager.refused = false;
     return true;
 }
 
@@ -235,7 +237,7 @@ static bool pager_may_write_mark(const struct weir_region *region, uint64_t *ret
 {
     uint64_t chunk = weir__chunk_of(region->mark_bytes);
 
-    if (region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
+    if (!region->pager.refused || region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
         weir__chunk_state(&region->chunks, chunk) != CHUNK_DIRTY ||
         weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0)
         return false;

@@ -69,6 +69,7 @@ struct weir__pager {
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
+    bool refused;           /* nobody has got room since somebody got none */
     uint64_t suspect_count; /* chunks to be written again after an error */
     int error;              /* of the last write-back that failed, while degraded */
     int error_fresh;        /* of a write-back or revival; not yet told by poll */
