@@ -68,6 +68,10 @@ struct weir_region;
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
  * @memory_backed:       accept a directory on tmpfs, where every byte is memory
+ * @wipes:               what is freed is overwritten: at once where it lies in
+ *                       memory and may be stored to, else when its chunk is
+ *                       brought back, or given up with its last item; the file
+ *                       at close. A disk may keep what it was told to forget.
  */
 struct weir_region_config {
     const char *directory;
@@ -79,6 +83,7 @@ struct weir_region_config {
     struct weir_ring *ring;
     struct weir_books books;
     bool memory_backed;
+    bool wipes;
     uint64_t reserved[8];
 };
 

@@ -146,6 +146,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->heap.books = config->books;
     weir__heap_account(&region->heap, sizeof(*region));
     region->owner = pthread_self();
+    region->wipes = config->wipes;
     region->table_fd = -1;
     region->cleaner.chunk = UINT64_MAX;
     region->store.data_fd = -1;

@@ -13,6 +13,7 @@
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *
+ *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
  */
 
@@ -22,6 +23,7 @@
 #include "base/list.h"
 #include "base/region_layout.h"
 #include "base/ring.h"
+#include "region/arena.h"
 #include "region/chunk.h"
 #include "region/extent.h"
 #include "region/slot.h"
@@ -67,9 +69,9 @@ struct weir__pager {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
+    bool refused;           /* nobody has got room since somebody got none */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
-    bool refused;           /* nobody has got room since somebody got none */
     uint64_t suspect_count; /* chunks to be written again after an error */
     int error;              /* of the last write-back that failed, while degraded */
     int error_fresh;        /* of a write-back or revival; not yet told by poll */
@@ -78,7 +80,7 @@ struct weir__pager {
 };
 
 struct weir__fetches {
-    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
@@ -111,6 +113,7 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
+    bool wipes;                 /* fixed: what is freed is overwritten */
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */

@@ -26,6 +26,8 @@
 #include "base/check.h"
 #include "base/fence.h"
 
+#include <string.h>
+
 /* ---- Entries ------------------------------------------------------------ */
 
 static uint64_t space_offset(const struct weir_region *region, uint32_t index)
@@ -220,6 +222,21 @@ static uint64_t space_run_end(const struct weir_region *region, uint64_t offset,
     return weir__min(at, end);
 }
 
+/*
+ * Nothing is left of what was in [offset, end), as far as it may be stored to now;
+ * the rest follows when its chunk is emptied or brought back.
+ */
+static void space_wipe(const struct weir_region *region, uint64_t offset, uint64_t end)
+{
+    while (offset < end) {
+        uint64_t chunk = weir__chunk_of(offset);
+        uint64_t part_end = weir__min(end, (chunk + 1) * LAYOUT_CHUNK_BYTES);
+        if (weir__chunk_state(&region->chunks, chunk) == CHUNK_DIRTY)
+            memset(region->store.base + offset, 0, part_end - offset);
+        offset = part_end;
+    }
+}
+
 /* An extent of several chunks, which may be of both kinds. */
 static void space_release_many(struct weir_region *region, uint32_t index)
 {
@@ -245,6 +262,8 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
+    if (WEIR_UNLIKELY(region->wipes))
+        space_wipe(region, offset, offset + bytes);
     weir__clean_look_again(region);
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
@@ -279,6 +298,8 @@ static void space_turn(struct weir_region *region, uint64_t chunk, enum weir__ex
                 space_list(region, index);
                 index = inside;
             }
+            if (region->wipes && to == EXTENT_FREE)
+                space_wipe(region, space_offset(region, index), space_end(region, index));
             index = space_add(region, index, to);
         }
         index = space_next(region, index);
