@@ -21,8 +21,8 @@ packages_of() {
         echo liburing-dev libnuma-dev libxxhash-dev libcmocka-dev
         ;;
     test)
-        # e2fsprogs makes the small disks that fill up
-        echo clang-format-14 mandoc e2fsprogs
+        # e2fsprogs makes the small disks that fill up; libuv is for an example
+        echo clang-format-14 mandoc e2fsprogs libuv1-dev
         ;;
     all)
         # clang's sanitizers are only recommended by clang
