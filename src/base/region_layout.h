@@ -29,7 +29,7 @@
  *      place   offset in granules : 36 | length, low 28 bits
  *      span    previous : 32 | next : 32      neighbours in the file, by index
  *      tag     generation : 32 | owner : 16 | state : 4 | length, high 12 bits;
- *              of an item | length, high 8 bits | log2 of its alignment, less 4 : 4
+ *              generation odd, of an item: length, high 8 bits | alignment : 4
  *      key     the user's key; free: links of the index of free extents
  */
 
@@ -138,7 +138,9 @@ enum weir__extent_state {
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
 static inline bool weir__state_is_item(enum weir__extent_state state)
 {
-    return state == EXTENT_LIVE || state == EXTENT_BUILT || state == EXTENT_PLACED;
+    const uint32_t items = 1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED;
+
+    return (items >> state & 1) != 0;
 }
 
 /* ---- Words ---------------------------------------------------------------- */
@@ -183,9 +185,9 @@ static inline enum weir__extent_state weir__tag_state(uint64_t tag)
 
 static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)
 {
-    uint64_t high = tag >> 52;
+    uint64_t mask = 0xff | ((tag & 1) - 1); /* no branch: every step of a walk comes here */
 
-    return place >> 36 | (weir__state_is_item(weir__tag_state(tag)) ? high & 0xff : high) << 28;
+    return place >> 36 | (tag >> 52 & mask) << 28;
 }
 
 /* Of an item: a power of two from 16 on. */

@@ -629,9 +629,10 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
         return -ESTALE;
 
     uint64_t bytes = weir__entry_bytes(entry);
-    if (weir__entry_state(entry) == EXTENT_BUILT)
+    enum weir__extent_state state = weir__entry_state(entry);
+    if (WEIR_UNLIKELY(state == EXTENT_BUILT))
         weir__build_end(region, slot);
-    if (weir__entry_state(entry) == EXTENT_PLACED)
+    else if (WEIR_UNLIKELY(state == EXTENT_PLACED))
         region_unplace(region, weir__entry_offset(entry), bytes);
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
