@@ -42,7 +42,7 @@ enum bench_clock {
 enum bench_measure {
     BENCH_RATIO,  /* to the yardstick of this name */
     BENCH_SPEED,  /* the same the other way round: 1 is as fast as the yardstick */
-    BENCH_NS,     /* of an operation of the case itself, as the next two */
+    BENCH_NS,     /* of an operation of the side of this name, as the next two */
     BENCH_P999,   /* latency, ns */
     BENCH_MAX,    /* latency, ns */
     BENCH_FIGURE, /* of this name */

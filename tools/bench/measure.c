@@ -126,14 +126,18 @@ void bench_row_bytes(struct bench_row *row, uint64_t bytes)
     row->bytes = bytes;
 }
 
+/* BENCH_SELF has no name. */
+bool measure_is_name(const char *name, const char *other)
+{
+    return name == other || (name != NULL && other != NULL && strcmp(name, other) == 0);
+}
+
 /* Which side has this name; side_count: none. */
 static uint32_t row_find(const struct bench_row *row, const char *name)
 {
-    uint32_t i = 1;
+    uint32_t i = 0;
 
-    if (name == BENCH_SELF)
-        return 0;
-    while (i < row->side_count && strcmp(row->sides[i].name, name) != 0)
+    while (i < row->side_count && !measure_is_name(row->sides[i].name, name))
         i++;
     return i;
 }
@@ -212,15 +216,11 @@ void bench_pass_over(struct bench_row *row, const char *reason)
 
 /* ---- Targets ---------------------------------------------------------------- */
 
-static bool name_is(const char *name, const char *other)
-{
-    return name == other || (name != NULL && other != NULL && strcmp(name, other) == 0);
-}
-
 static void row_target(struct bench_row *row, struct measure_target target)
 {
     for (uint32_t i = 0; i < row->target_count; i++)
-        if (row->targets[i].measure == target.measure && name_is(row->targets[i].name, target.name))
+        if (row->targets[i].measure == target.measure &&
+            measure_is_name(row->targets[i].name, target.name))
             return;
     if (row->target_count == MEASURE_TARGETS_MAX)
         bench_check(-E2BIG, "more targets than MEASURE_TARGETS_MAX");
@@ -350,46 +350,39 @@ double measure_ratio(const struct bench_row *row, uint32_t side, uint32_t run_co
     return measure_median(ratios, run_count);
 }
 
+/* A value for each run; NULL: the row has no such side or figure. */
 static const double *target_values(const struct bench_row *row, const struct measure_target *target)
 {
-    switch (target->measure) {
-    case BENCH_NS:
-        return row->sides[0].ns_each;
-    case BENCH_P999:
-        return row->sides[0].latency[MEASURE_P999];
-    case BENCH_MAX:
-        return row->sides[0].latency[MEASURE_MAX];
-    case BENCH_FIGURE:
+    if (target->measure == BENCH_FIGURE) {
         for (uint32_t i = 0; i < row->figure_count; i++)
             if (strcmp(row->figures[i].name, target->name) == 0)
                 return row->figures[i].values;
         return NULL;
-    case BENCH_RATIO:
-    case BENCH_SPEED:
-        break;
     }
-    return NULL;
+    uint32_t side = row_find(row, target->name);
+    if (side == row->side_count)
+        return NULL;
+    if (target->measure == BENCH_P999)
+        return row->sides[side].latency[MEASURE_P999];
+    if (target->measure == BENCH_MAX)
+        return row->sides[side].latency[MEASURE_MAX];
+    return row->sides[side].ns_each;
 }
 
 double measure_target(const struct bench_row *row, const struct measure_target *target,
                       uint32_t run_count, bool *ret_met)
 {
-    double value;
+    const double *values = target_values(row, target);
 
+    bench_check(values == NULL ? -EINVAL : 0, "a target of nothing");
+    double value = measure_median(values, run_count);
     if (target->measure == BENCH_RATIO || target->measure == BENCH_SPEED) {
-        uint32_t side = row_find(row, target->name);
-        if (side == row->side_count)
-            bench_check(-EINVAL, target->name);
         double min;
         double max;
-        double ratio = measure_ratio(row, side, run_count, &min, &max);
-        value = target->measure == BENCH_RATIO ? ratio : ratio > 0 ? 1 / ratio : 0;
-    } else {
-        const double *values = target_values(row, target);
-        if (values == NULL)
-            bench_check(-EINVAL, target->name);
-        value = measure_median(values, run_count);
+        value = measure_ratio(row, row_find(row, target->name), run_count, &min, &max);
     }
+    if (target->measure == BENCH_SPEED)
+        value = value > 0 ? 1 / value : 0;
     *ret_met = target->is_least ? value >= target->limit : value <= target->limit;
     return value;
 }

@@ -41,7 +41,7 @@ struct measure_figure {
 
 struct measure_target {
     enum bench_measure measure;
-    const char *name; /* of a side or a figure; NULL where the measure needs none */
+    const char *name; /* of a side or a figure */
     bool is_least;    /* else it is the most */
     double limit;
 };
@@ -72,6 +72,8 @@ struct bench {
     struct bench_row *rows;
     uint32_t row_count;
 };
+
+bool measure_is_name(const char *name, const char *other);
 
 double measure_median(const double *values, uint32_t count);
 

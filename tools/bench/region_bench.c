@@ -187,12 +187,12 @@ static void items_cycle(struct items *items, const struct items_targets *targets
     items_free(items, ", at random", order, items->count);
     row = items_put_row(items, ", after free at random");
     items_put(items, row, NULL, items->count);
-    bench_at_most(row, BENCH_NS, NULL, targets->random_ns);
+    bench_at_most(row, BENCH_NS, BENCH_SELF, targets->random_ns);
     items_free(items, ", every other, at random", halves, items->count / 2);
     row = items_put_row(items, ", into isolated holes");
     items_put(items, row, halves, items->count / 2);
     if (targets->holes_ns > 0)
-        bench_at_most(row, BENCH_NS, NULL, targets->holes_ns);
+        bench_at_most(row, BENCH_NS, BENCH_SELF, targets->holes_ns);
     else
         bench_at_most(row, BENCH_RATIO, "memcpy", targets->holes_ratio);
     free(halves);
@@ -299,6 +299,7 @@ const struct bench_case region_cases[] = {
     {"grow", BENCH_WALL, region_grow},
     {"grow paced", BENCH_WALL, region_grow_paced},
     {"limited", BENCH_WALL, region_limited},
+    {"limited queue", BENCH_WALL, region_limited_queue},
     {"emptied", BENCH_WALL, region_emptied},
     {"emptied cold", BENCH_WALL, region_emptied_cold},
     {"spill", BENCH_WALL, region_spill},

@@ -38,6 +38,7 @@ void region_holes_wide(struct bench *bench);
 void region_grow(struct bench *bench);
 void region_grow_paced(struct bench *bench);
 void region_limited(struct bench *bench);
+void region_limited_queue(struct bench *bench);
 void region_emptied(struct bench *bench);
 void region_emptied_cold(struct bench *bench);
 void region_spill(struct bench *bench);

@@ -100,9 +100,7 @@ static void line_target(struct table_line *line, const struct bench_row *row, ui
     for (uint32_t i = 0; i < row->target_count; i++) {
         const struct measure_target *target = &row->targets[i];
         bool is_met;
-        if (target->measure != measure)
-            continue;
-        if (name != NULL && strcmp(name, target->name) != 0)
+        if (target->measure != measure || !measure_is_name(target->name, name))
             continue;
         (void)measure_target(row, target, run_count, &is_met);
         if (line->length < TABLE_TARGET_COLUMN)
@@ -129,13 +127,13 @@ static void table_yardsticks(const struct bench_row *row, uint32_t run_count)
         line_print(&line, "  %-24s %9.1f %7.2f  (%.2f-%.2f)", name,
                    measure_median(row->sides[i].ns_each, run_count), ratio, min, max);
         if (i == 1)
-            line_target(&line, row, run_count, BENCH_NS, NULL);
+            line_target(&line, row, run_count, BENCH_NS, BENCH_SELF);
         line_target(&line, row, run_count, BENCH_RATIO, name);
         line_target(&line, row, run_count, BENCH_SPEED, name);
         line_end(&line);
     }
     if (row->side_count == 1) {
-        line_target(&line, row, run_count, BENCH_NS, NULL);
+        line_target(&line, row, run_count, BENCH_NS, BENCH_SELF);
         line_end(&line);
     }
 }
@@ -151,10 +149,8 @@ static void table_latency(const struct bench_row *row, uint32_t index, uint32_t 
     for (int i = 0; i < MEASURE_LATENCY_COUNT; i++)
         line_print(&line, "  %s %.1f", report_latency_names[i],
                    measure_median(side->latency[i], run_count) / 1000);
-    if (index == 0) {
-        line_target(&line, row, run_count, BENCH_P999, NULL);
-        line_target(&line, row, run_count, BENCH_MAX, NULL);
-    }
+    line_target(&line, row, run_count, BENCH_P999, side->name);
+    line_target(&line, row, run_count, BENCH_MAX, side->name);
     line_end(&line);
 }
 

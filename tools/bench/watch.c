@@ -49,12 +49,12 @@ void watch_judge(struct watch *watch)
     bool has_waited = watch->voluntary_count > before.voluntary_count;
     bool was_preempted = watch->involuntary_count > before.involuntary_count;
     bool was_for_us = 2 * (watch->others_ns - before.others_ns) >= (int64_t)watch->last_ns;
-    bool was_taken = was_preempted && !has_waited && !was_for_us;
-    if (!was_taken && watch->last_ns > watch->worst_own_ns)
+    watch->last_was_taken = was_preempted && !has_waited && !was_for_us;
+    if (!watch->last_was_taken && watch->last_ns > watch->worst_own_ns)
         watch->worst_own_ns = watch->last_ns;
     if (watch->last_ns >= WATCH_SLOW_NS)
         watch->slow_count++;
-    if (watch->last_ns >= WATCH_SLOW_NS && was_taken)
+    if (watch->last_ns >= WATCH_SLOW_NS && watch->last_was_taken)
         watch->slow_taken_count++;
     if (watch->last_ns >= WATCH_LONG_NS && has_waited)
         watch->long_waiting_count++;

@@ -31,6 +31,7 @@ struct watch {
     int64_t involuntary_count;
     int64_t others_ns;
     uint64_t last_ns;            /* what watch_end() has measured */
+    bool last_was_taken;         /* and whether the core was taken away in it */
     uint64_t worst_ns;           /* of all calls */
     uint64_t worst_own_ns;       /* of those not taken away from */
     uint64_t slow_count;         /* above WATCH_SLOW_NS */
@@ -61,6 +62,7 @@ static inline uint64_t watch_end(struct watch *watch, uint64_t begin_ns)
 {
     watch->end_ns = bench_wall_ns();
     watch->last_ns = watch->end_ns - begin_ns;
+    watch->last_was_taken = false;
     if (watch->last_ns >= WATCH_LOOK_NS)
         watch_judge(watch);
     else if (watch->last_ns > watch->worst_own_ns)
