@@ -55,9 +55,9 @@ static int mount_find(char *path)
     return r;
 }
 
-static int mount_make(struct memcg *memcg)
+static int mount_make(struct memcg *memcg, const char *directory)
 {
-    snprintf(memcg->mount, sizeof(memcg->mount), "/tmp/weir-bench.XXXXXX");
+    snprintf(memcg->mount, sizeof(memcg->mount), "%s/weir-bench.XXXXXX", directory);
     if (mkdtemp(memcg->mount) == NULL) {
         memcg->mount[0] = '\0';
         return -errno;
@@ -70,7 +70,8 @@ static int mount_make(struct memcg *memcg)
     return r;
 }
 
-int memcg_open(struct memcg *memcg, uint64_t limit_bytes, const char **ret_reason)
+int memcg_open(struct memcg *memcg, const char *directory, uint64_t limit_bytes,
+               const char **ret_reason)
 {
     char top[MEMCG_PATH_BYTES / 2];
 
@@ -81,7 +82,7 @@ int memcg_open(struct memcg *memcg, uint64_t limit_bytes, const char **ret_reaso
     *ret_reason = "there is no memory cgroup of version 1";
     int r = mount_find(top);
     if (r == -ENOENT) {
-        r = mount_make(memcg);
+        r = mount_make(memcg, directory);
         snprintf(top, sizeof(top), "%.200s", memcg->mount);
     }
     if (r < 0)

@@ -6,7 +6,7 @@
  * memcg - a memory cgroup of our own (version 1), with a limit
  *
  * Takes root, and the controller not to be taken by version 2. Where no hierarchy
- * of it is mounted one is, in a directory of our own, and unmounted again.
+ * of it is mounted one is, below a directory of the caller's, and unmounted again.
  */
 
 #include <stddef.h>
@@ -20,7 +20,8 @@ struct memcg {
 };
 
 /* 0; or a negative errno, and in @ret_reason, a string that lives for ever, why. */
-int memcg_open(struct memcg *memcg, uint64_t limit_bytes, const char **ret_reason);
+int memcg_open(struct memcg *memcg, const char *directory, uint64_t limit_bytes,
+               const char **ret_reason);
 
 /* This process is in it from now on, and what it touches first is counted there. */
 int memcg_enter(const struct memcg *memcg);

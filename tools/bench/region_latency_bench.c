@@ -23,7 +23,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LATENCY_ITEM_BYTES  4096u
@@ -327,7 +326,7 @@ static int limited_run(struct bench *bench, struct bench_row *row, uint64_t live
     const char *reason;
     struct memcg memcg;
 
-    if (memcg_open(&memcg, LIMITED_LIMIT_BYTES, &reason) < 0) {
+    if (memcg_open(&memcg, bench_directory(bench), LIMITED_LIMIT_BYTES, &reason) < 0) {
         bench_pass_over(row, reason);
         return 0;
     }
@@ -447,7 +446,7 @@ static bool emptied_is_small(const struct weir_region_stats *stats)
 static void emptied_wait(struct emptied *emptied)
 {
     uint64_t start_ns = bench_wall_ns();
-    struct timespec pause = {.tv_nsec = (long)EMPTIED_TICK_NS};
+    uint64_t patience_ns = bench_count(emptied->bench, EMPTIED_PATIENCE_NS);
     bool is_second_over = false;
 
     emptied->done_ns = EMPTIED_PATIENCE_NS;
@@ -462,10 +461,9 @@ static void emptied_wait(struct emptied *emptied)
         is_second_over = is_second_over || now >= LATENCY_SECOND_NS;
         if (is_small)
             emptied->done_ns = now;
-        if (is_small || now >= EMPTIED_PATIENCE_NS)
+        if (is_small || now >= patience_ns)
             return;
-        clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
-        watch_look(&emptied->ticks);
+        watch_until(&emptied->ticks, start_ns + now + EMPTIED_TICK_NS);
     }
 }
 
