@@ -145,7 +145,7 @@ static void table_latency(const struct bench_row *row, uint32_t index, uint32_t 
 
     if (!side->has_latency)
         return;
-    line_print(&line, "      %-22s us:", report_side(side));
+    line_print(&line, "      %-24s us:", report_side(side));
     for (int i = 0; i < MEASURE_LATENCY_COUNT; i++)
         line_print(&line, "  %s %.1f", report_latency_names[i],
                    measure_median(side->latency[i], run_count) / 1000);

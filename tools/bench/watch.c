@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * watch - how long calls took, and who had the core meanwhile
+ * watch - how long calls took, and for how long of it the core was somebody else's
  */
 #include "watch.h"
 
+#include <fcntl.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Two clocks that are read one after the other: small steps back are possible. */
 int64_t watch_others_ns(void)
@@ -24,21 +27,41 @@ double watch_others_each(int64_t before_ns, uint64_t operations)
     return ns > 0 ? (double)ns / (double)operations : 0;
 }
 
+/* "ran waited turns", ns and a count. */
+static int64_t watch_delay_ns(const struct watch *watch)
+{
+    char text[96];
+    char *ran_end;
+
+    if (watch->fd < 0)
+        return 0;
+    ssize_t length = pread(watch->fd, text, sizeof(text) - 1, 0);
+    text[length > 0 ? length : 0] = '\0';
+    (void)strtoll(text, &ran_end, 10);
+    return strtoll(ran_end, NULL, 10);
+}
+
 void watch_look(struct watch *watch)
 {
     struct rusage usage;
 
     getrusage(RUSAGE_THREAD, &usage);
     watch->voluntary_count = usage.ru_nvcsw;
-    watch->involuntary_count = usage.ru_nivcsw;
+    watch->delay_ns = watch_delay_ns(watch);
     watch->others_ns = watch_others_ns();
     watch->end_ns = bench_wall_ns();
 }
 
 void watch_open(struct watch *watch)
 {
-    *watch = (struct watch){.end_ns = 0};
+    *watch = (struct watch){.fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)};
     watch_look(watch);
+}
+
+void watch_close(struct watch *watch)
+{
+    if (watch->fd >= 0)
+        close(watch->fd);
 }
 
 void watch_judge(struct watch *watch)
@@ -47,15 +70,16 @@ void watch_judge(struct watch *watch)
 
     watch_look(watch);
     bool has_waited = watch->voluntary_count > before.voluntary_count;
-    bool was_preempted = watch->involuntary_count > before.involuntary_count;
-    bool was_for_us = 2 * (watch->others_ns - before.others_ns) >= (int64_t)watch->last_ns;
-    watch->last_was_taken = was_preempted && !has_waited && !was_for_us;
-    if (!watch->last_was_taken && watch->last_ns > watch->worst_own_ns)
-        watch->worst_own_ns = watch->last_ns;
+    int64_t others_ns = watch->others_ns - before.others_ns;
+    int64_t lost_ns = watch->delay_ns - before.delay_ns - (others_ns > 0 ? others_ns : 0);
+    if (lost_ns > (int64_t)watch->last_ns)
+        lost_ns = (int64_t)watch->last_ns;
+    if (lost_ns > 0)
+        watch->last_own_ns -= (uint64_t)lost_ns;
     if (watch->last_ns >= WATCH_SLOW_NS)
         watch->slow_count++;
-    if (watch->last_ns >= WATCH_SLOW_NS && watch->last_was_taken)
-        watch->slow_taken_count++;
+    if (watch->last_own_ns >= WATCH_SLOW_NS)
+        watch->slow_own_count++;
     if (watch->last_ns >= WATCH_LONG_NS && has_waited)
         watch->long_waiting_count++;
 }

@@ -3,20 +3,21 @@
 #define WATCH_H
 
 /*
- * watch - how long calls took, and who had the core meanwhile
+ * watch - how long calls took, and for how long of it the core was somebody else's
  *
  *      uint64_t begin = watch_begin(&watch);
  *      ... the call ...
  *      watch_end(&watch, begin);
  *
- * A call is slow above WATCH_SLOW_NS. It was *taken away from* if the kernel gave
- * the core to somebody else while it ran (an involuntary switch), it did not wait
- * by itself (no voluntary one), and the other threads of this process, who work
- * for us too, had less than half of that time. All other slow calls are ours.
+ * Lost is the time in which this thread could have run and did not, as the
+ * scheduler counts it (the run delay of /proc/thread-self/schedstat), less what
+ * the other threads of this process had of the cores meanwhile: they work for us.
+ * A wait for the disk or a lock is not lost, and what a host takes from the whole
+ * machine nobody sees.
  *
- * Between calls the counters of the thread are read only where a gap is too long
- * to have been ours, and after a call only if that took so long that a switch may
- * be in it: the watch costs two looks at the clock.
+ * The counters are read only where the gap to the call before is too long to have
+ * been ours, and after a call only if that took so long that a switch may be in
+ * it: mostly the watch costs two looks at the clock.
  */
 
 #include "bench.h"
@@ -26,20 +27,23 @@
 #define WATCH_LONG_NS UINT64_C(10000000)
 
 struct watch {
+    int fd;          /* of the scheduler's figures of this thread; negative: it has none */
     uint64_t end_ns; /* of the last call or look: since then nothing is known */
     int64_t voluntary_count;
-    int64_t involuntary_count;
+    int64_t delay_ns;
     int64_t others_ns;
     uint64_t last_ns;            /* what watch_end() has measured */
-    bool last_was_taken;         /* and whether the core was taken away in it */
+    uint64_t last_own_ns;        /* and without what was lost */
     uint64_t worst_ns;           /* of all calls */
-    uint64_t worst_own_ns;       /* of those not taken away from */
-    uint64_t slow_count;         /* above WATCH_SLOW_NS */
-    uint64_t slow_taken_count;   /* of these, taken away from */
+    uint64_t worst_own_ns;       /* of all calls, each without what it lost */
+    uint64_t slow_count;         /* calls above WATCH_SLOW_NS */
+    uint64_t slow_own_count;     /* of these, still so without what they lost */
     uint64_t long_waiting_count; /* above WATCH_LONG_NS, with a voluntary switch */
 };
 
+/* For the thread that calls. */
 void watch_open(struct watch *watch);
+void watch_close(struct watch *watch);
 
 /* Nothing before now counts for the next call. */
 void watch_look(struct watch *watch);
@@ -62,13 +66,13 @@ static inline uint64_t watch_end(struct watch *watch, uint64_t begin_ns)
 {
     watch->end_ns = bench_wall_ns();
     watch->last_ns = watch->end_ns - begin_ns;
-    watch->last_was_taken = false;
+    watch->last_own_ns = watch->last_ns;
     if (watch->last_ns >= WATCH_LOOK_NS)
         watch_judge(watch);
-    else if (watch->last_ns > watch->worst_own_ns)
-        watch->worst_own_ns = watch->last_ns;
     if (watch->last_ns > watch->worst_ns)
         watch->worst_ns = watch->last_ns;
+    if (watch->last_own_ns > watch->worst_own_ns)
+        watch->worst_own_ns = watch->last_own_ns;
     return watch->last_ns;
 }
 
