@@ -399,7 +399,6 @@ static void shift_put(struct shift *shift, size_t bytes, struct weir_slot *ret_s
     bench_check(r, "weir_region_put");
 }
 
-/* A poll, and how long the file is. */
 static void shift_poll(struct shift *shift)
 {
     bench_check(weir_region_poll(shift->region), "weir_region_poll");

@@ -42,7 +42,7 @@
 #define EMPTIED_TICK_NS     UINT64_C(1000000)
 #define EMPTIED_PATIENCE_NS (3 * LATENCY_SECOND_NS)
 
-#define LATENCY_OWN "self - waits for a core"
+#define LATENCY_OWN "self - lost core time"
 
 static double latency_us(uint64_t ns)
 {
@@ -54,7 +54,11 @@ static void latency_figures(struct bench_row *row, const struct watch *puts,
                             const struct watch *polls)
 {
     bench_figure(row, "puts above 0.5 ms", (double)puts->slow_count);
-    bench_figure(row, "of these, without waits for a core", (double)puts->slow_own_count);
+    bench_figure(row, "puts above 0.5 ms, less what was lost", (double)puts->slow_own_count);
+    bench_figure(row, "puts above 0.5 ms, with a voluntary switch",
+                 (double)puts->slow_waiting_count);
+    bench_figure(row, "worst own put without such a switch, us",
+                 latency_us(puts->worst_running_ns));
     bench_figure(row, "worst poll, us", latency_us(polls->worst_ns));
     bench_figure(row, "worst own poll, us", latency_us(polls->worst_own_ns));
 }

@@ -169,7 +169,7 @@ static void table_figures(const struct bench_row *row, uint32_t run_count)
     for (uint32_t i = 0; i < row->figure_count; i++) {
         const struct measure_figure *figure = &row->figures[i];
         struct table_line line = {.length = 0};
-        line_print(&line, "      %-38s %14.3f", figure->name,
+        line_print(&line, "      %-44s %14.3f", figure->name,
                    measure_median(figure->values, run_count));
         line_target(&line, row, run_count, BENCH_FIGURE, figure->name);
         line_end(&line);

@@ -50,6 +50,7 @@ void watch_look(struct watch *watch)
     watch->delay_ns = watch_delay_ns(watch);
     watch->others_ns = watch_others_ns();
     watch->end_ns = bench_wall_ns();
+    watch->off_ns = (int64_t)watch->end_ns - (int64_t)bench_cpu_ns();
 }
 
 void watch_open(struct watch *watch)
@@ -71,7 +72,9 @@ void watch_judge(struct watch *watch)
     watch_look(watch);
     bool has_waited = watch->voluntary_count > before.voluntary_count;
     int64_t others_ns = watch->others_ns - before.others_ns;
-    int64_t lost_ns = watch->delay_ns - before.delay_ns - (others_ns > 0 ? others_ns : 0);
+    int64_t lost_ns =
+        has_waited ? watch->delay_ns - before.delay_ns : watch->off_ns - before.off_ns;
+    lost_ns -= others_ns > 0 ? others_ns : 0;
     if (lost_ns > (int64_t)watch->last_ns)
         lost_ns = (int64_t)watch->last_ns;
     if (lost_ns > 0)
@@ -80,6 +83,10 @@ void watch_judge(struct watch *watch)
         watch->slow_count++;
     if (watch->last_own_ns >= WATCH_SLOW_NS)
         watch->slow_own_count++;
+    if (watch->last_ns >= WATCH_SLOW_NS && has_waited)
+        watch->slow_waiting_count++;
+    if (!has_waited && watch->last_own_ns > watch->worst_running_ns)
+        watch->worst_running_ns = watch->last_own_ns;
     if (watch->last_ns >= WATCH_LONG_NS && has_waited)
         watch->long_waiting_count++;
 }
