@@ -527,7 +527,11 @@ static void armed_worker_is_readable(void **state)
     assert_int_equal(write(ends[1], "x", 1), 1);
     assert_true(is_readable(weir_worker_fd(worker), -1));
     assert_int_equal(read.count, 0); /* nothing completes but in poll */
-    assert_int_equal(weir_worker_poll(worker, 0), 1);
+    /* Before 6.4 the kernel may have had to give the read to a helper first. */
+    while (weir_worker_poll(worker, 0) == 0) {
+        bool sleeps = weir_worker_arm(worker);
+        assert_true(!sleeps || is_readable(weir_worker_fd(worker), -1));
+    }
     assert_int_equal(read.count, 1);
     assert_true(weir_worker_arm(worker));
     assert_false(is_readable(weir_worker_fd(worker), 0));
