@@ -660,14 +660,9 @@ static void long_turn_is_a_stall(void **state)
     assert_int_equal(reports.last.cause, WEIR_STALL_BLOCKED);
     assert_true(reports.last.ns >= 210000000);
 
-    /* Unless a busy machine gives us less than half a cpu, the reason is the work. */
     reports.sleep_ms = 0;
     reports.spin_ns = 210000000;
-    for (int i = 0; i < 10; i++) {
-        (void)weir_worker_poll(worker, 0);
-        if (reports.last.cause == WEIR_STALL_BUSY)
-            break;
-    }
+    (void)weir_worker_poll(worker, 0);
     assert_int_equal(reports.last.cause, WEIR_STALL_BUSY);
     assert_int_equal(reports.last.station, WEIR_STATION_TICK);
 
