@@ -66,6 +66,8 @@ struct weir_region;
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
+ * @disk_cap:            who is asked before the file grows; what is refused is
+ *                       -EDQUOT
  * @memory_backed:       accept a directory on tmpfs, where every byte is memory
  */
 struct weir_region_config {
@@ -78,6 +80,7 @@ struct weir_region_config {
     struct weir_ring *ring;
     struct weir_books books;
     bool memory_backed;
+    struct weir_disk_cap disk_cap;
     uint64_t reserved[8];
 };
 

@@ -154,7 +154,7 @@ static void region_quiesce(struct weir_region *region)
 
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            pager->revival.is_under_way)) {
+            pager->revival.is_under_way || weir__growth_is_under_way(region))) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         WEIR_CHECK(r >= 0);
     }
@@ -200,13 +200,15 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
 
 /*
  * Bytes were stored; if that brought chunks into memory, older ones may have to
- * be written. Not before the bytes are there: what is sealed is stored to no
- * more.
+ * be written, and if the mark began another chunk, the next may have to be made
+ * ready. Not before the bytes are there: what is sealed is stored to no more.
  */
 static void region_stored(struct weir_region *region, uint64_t resident_before)
 {
-    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
+                    region->mark_bytes < region->growth.look_at))
         return;
+    weir__growth_ahead(region);
     weir__pager_advance(region);
     weir__clean_advance(region, false);
     if (region->owns_ring)
@@ -256,10 +258,21 @@ static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
     return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
 }
 
+/* Room where there was none: in a hole whose blocks are reserved again, or behind the file. */
+static int region_grow(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+{
+    if (region->chunks.hole_count > 0 && weir__growth_refill(region, space) == 0) {
+        *ret_index = region_fit(region, space);
+        if (*ret_index != 0)
+            return 0;
+    }
+    return weir__growth_reach(region, region->mark_bytes + space);
+}
+
 /* Where @space bytes go: a free extent, or 0 for the mark; the file reaches there. */
 static int region_place(struct weir_region *region, uint64_t space, uint32_t *ret_index)
 {
-    if (region->resting_bytes > 0 && region_waits_for_cleaner(region, space))
+    if (weir__growth_resting(region) > 0 && region_waits_for_cleaner(region, space))
         return -EAGAIN;
 
     uint64_t end = region->mark_bytes + space;
@@ -267,7 +280,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
-    int r = weir__store_grow(region, end);
+    int r = region_grow(region, space, ret_index);
     if (r != -EDQUOT && r != -ENOSPC)
         return r;
     bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
@@ -320,7 +333,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
         return r;
     uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
-        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
+        r = may_grow ? region_grow(region, space, &index) : -ENOSPC;
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
 }
 
@@ -668,7 +681,7 @@ static int region_tick(struct weir_region *region, int completions)
     completions += weir__fetches_advance(region);
     weir__clean_advance(region, false);
     weir__pager_advance(region);
-    weir__store_trim(region);
+    weir__growth_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
@@ -763,6 +776,7 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
     weir__extents_audit(&region->extents);
     weir__space_audit(region);
+    weir__growth_audit(region);
     weir__chunks_audit(&region->chunks, weir__chunk_of(region->store.file_bytes));
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         const struct weir__entry *entry = weir__region_entry(region, index);
