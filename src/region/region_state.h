@@ -63,6 +63,7 @@ struct weir__store {
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
+    bool direct;          /* fixed: direct_fd is O_DIRECT */
 };
 
 /* What of the file's length and blocks changes at the moment. */
