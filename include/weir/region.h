@@ -36,7 +36,7 @@
  *          changed nothing: not the region, not its ret_ arguments.
  *
  *          -EINVAL   an argument is outside its stated range
- *          -EDQUOT   the region is at bytes_max or at slots_max
+ *          -EDQUOT   the region is at bytes_max, at slots_max, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
  *          -ESTALE   the slot was freed earlier
@@ -56,7 +56,8 @@ struct weir_region;
 
 /*
  * struct weir_region_config - how a region is opened
- * @directory:           where the file lives; required
+ * @directory:           where the file lives; required. Of a directory of which only a
+ *                       descriptor is known: "/proc/self/fd/<descriptor>"
  * @name:                NULL: anonymous, nothing is left of it after a crash.
  *                       Named regions are not there yet: -EOPNOTSUPP.
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
@@ -93,9 +94,10 @@ struct weir_region_config {
  *
  * Cost:    some milliseconds and one chunk of I/O.
  *
- * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE is too small), -ENOMEM,
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
- *         reserve blocks), or what open(2) says.
+ *         reserve blocks or copies them when they are written: btrfs does not, it
+ *         is told), or what open(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);

@@ -532,7 +532,17 @@ static bool growth_trim(struct weir_region *region)
     return growth_shrink(region, file_bytes - step);
 }
 
-static bool growth_is_idle(const struct weir_region *region, uint64_t chunk)
+/* Whether @chunk is free and of no use: where its blocks could not be zeroed it still rests. */
+static bool growth_is_stuck(const struct weir_region *region, uint64_t chunk)
+{
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+
+    return (state == CHUNK_CLEAN || state == CHUNK_COLD) &&
+           weir__chunk_live(&region->chunks, chunk) == 0 &&
+           weir__chunk_pins(&region->chunks, chunk) == 0;
+}
+
+static bool growth_is_free(const struct weir_region *region, uint64_t chunk)
 {
     const struct weir__chunk *entry = &region->chunks.table[chunk];
 
@@ -578,11 +588,13 @@ static void growth_look(struct weir_region *region, uint64_t now_ns)
     }
     for (uint32_t left = GROWTH_LOOK_COUNT; left > 0 && growth->look_chunk < end; left--) {
         struct weir__chunk *entry = &region->chunks.table[growth->look_chunk];
-        bool is_idle = growth_is_idle(region, growth->look_chunk);
-        entry->idle = is_idle ? (uint16_t)weir__min(entry->idle + 1u, UINT16_MAX) : 0;
-        growth->look_free_count += is_idle;
+        bool is_free = growth_is_free(region, growth->look_chunk);
+        bool is_stuck = growth_is_stuck(region, growth->look_chunk);
+        entry->idle = is_free || is_stuck ? (uint16_t)weir__min(entry->idle + 1u, UINT16_MAX) : 0;
+        growth->look_free_count += is_free;
         growth->look_chunk++;
-        bool may_go = entry->idle >= GROWTH_IDLE_LOOKS && growth->look_free_count > reserve;
+        bool may_go =
+            entry->idle >= GROWTH_IDLE_LOOKS && (is_stuck || growth->look_free_count > reserve);
         run += may_go;
         if ((run > 0 && !may_go) || run * LAYOUT_CHUNK_BYTES >= growth_back_bytes(region)) {
             growth_punch(region, growth->look_chunk - run - !may_go, run);

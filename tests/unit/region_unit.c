@@ -683,6 +683,22 @@ static void a_long_directory_name_is_fine(void **state)
     nothing_left(&f);
 }
 
+/* A directory of which only a descriptor is known: /proc has a name for it. */
+static void a_descriptor_of_a_directory_will_do(void **state)
+{
+    struct fixture f;
+    char name[64];
+    int fd = open(harness_tmpdir(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+    (void)state;
+    assert_true(fd >= 0);
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    start(&f, (struct weir_region_config){.directory = name});
+    assert_whole(&f, put(&f, 1, 100000));
+    finish(&f);
+    close(fd);
+}
+
 static void names_are_not_there_yet(void **state)
 {
     struct weir_region_config config = {.directory = harness_tmpdir(), .name = "orders"};
@@ -3550,6 +3566,7 @@ int main(int argc, char **argv)
         CASE("a bad directory answers what open(2) says", a_bad_directory_says_what_open_says),
         CASE("a directory we may not write to is refused", a_directory_not_ours_is_refused),
         CASE("a directory may have a long name", a_long_directory_name_is_fine),
+        CASE("a descriptor of a directory will do", a_descriptor_of_a_directory_will_do),
         CASE("named regions are not there yet", names_are_not_there_yet),
         CASE("the largest region is one tebibyte", the_largest_region_is_a_tebibyte),
         CASE("resident_bytes_max has a least value", resident_has_a_least_value),
