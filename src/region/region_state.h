@@ -57,7 +57,7 @@ struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
     char *base;              /* of the mapping; fixed unless movable */
-    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t reserved_bytes; /* mapped for good; 0: movable */
     uint64_t mapped_bytes;
     uint64_t file_bytes;  /* whole chunks; what may be used of the file */
     uint64_t floor_bytes; /* fixed */
@@ -269,7 +269,7 @@ void weir__space_audit(const struct weir_region *region);
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
 void weir__store_close(struct weir_region *region);
 
-/* Map the file up to @end; its blocks are there. */
+/* The file is mapped up to @end afterwards; its blocks are there. */
 int weir__store_map(struct weir_region *region, uint64_t end);
 
 /* The chunk store: what a chunk in memory is made of. */

@@ -2,13 +2,13 @@
 /*
  * store - the mapped chunk store: the file, and what a chunk of it is made of
  *
- *      base                       file_bytes          reserved_bytes
- *      | mapped, blocks reserved  | addresses only    |
+ *      base                       file_bytes           mapped_bytes
+ *      | blocks reserved          | behind the end of the file |
  *
- * Blocks are reserved before an address is published: fallocate() (see growth),
- * then a new piece is mapped elsewhere, given its advice and moved onto the
- * reservation by mremap(), which is atomic and leaves one mapping. A store into
- * the file can therefore not meet a full disk.
+ * All of bytes_max is mapped at open, and addresses are given out only as far as
+ * blocks are reserved (see growth): a store into the file cannot meet a full
+ * disk. To map piece by piece would cost a put up to two milliseconds now and
+ * then: a change of the mapping waits for the kernel's own write-back of the file.
  */
 #include "region/region_state.h"
 
@@ -24,7 +24,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define STORE_MAP_BYTES   (UINT64_C(64) << 20)
 #define STORE_PROBE_TRIES 3
 #define STORE_PAGE_BYTES  4096
 
@@ -61,63 +60,34 @@ static int store_map_movable(struct weir__store *store, uint64_t end)
     return 0;
 }
 
-/* A new piece of the mapping, moved onto the reservation. */
-static int store_map_piece(struct weir__store *store, uint64_t end)
-{
-    uint64_t bytes = end - store->mapped_bytes;
-    void *piece;
-    void *moved;
-    int r = weir__sys_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, store->data_fd,
-                           store->mapped_bytes, &piece);
-
-    if (r < 0)
-        return r;
-    store_advise(piece, bytes);
-    r = weir__sys_mremap(piece, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                         store->base + store->mapped_bytes, &moved);
-    if (r < 0) {
-        weir__sys_munmap(piece, bytes);
-        return r;
-    }
-    WEIR_CHECK(moved == store->base + store->mapped_bytes);
-    store->mapped_bytes = end;
-    return 0;
-}
-
-/*
- * By larger steps than the file grows, where there is room for it: each is a
- * change of the address space, for which page faults of all threads wait.
- * Addresses behind the end of the file are nobody's before the file reaches
- * there.
- */
 int weir__store_map(struct weir_region *region, uint64_t end)
 {
     struct weir__store *store = &region->store;
+    int r = 0;
 
-    if (end <= store->mapped_bytes)
-        return 0;
-    if (store->reserved_bytes == 0) {
-        int r = store_map_movable(store, end);
-        if (r == 0)
-            store->mapped_bytes = end;
-        return r;
-    }
-    uint64_t step = weir__min(weir__round_up(end, STORE_MAP_BYTES), region->bytes_max);
-    if (step > end && store_map_piece(store, step) == 0)
-        return 0;
-    return store_map_piece(store, end);
+    if (end > store->mapped_bytes)
+        r = store_map_movable(store, end);
+    if (r == 0)
+        store->mapped_bytes = weir__max(store->mapped_bytes, end);
+    return r;
 }
 
-/* Address space for all of bytes_max; where it is refused the mapping may move. */
-static void store_reserve(struct weir__store *store, uint64_t bytes_max)
+/*
+ * All of bytes_max at once, far behind the end of the file: then growth changes
+ * nothing in the address space. Addresses there are nobody's before the file
+ * reaches them. Where so much is refused the mapping grows, and may move.
+ */
+static void store_map_whole(struct weir__store *store, uint64_t bytes_max)
 {
     void *base;
 
-    if (weir__sys_mmap(NULL, bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                       0, &base) < 0)
+    if (weir__sys_mmap(NULL, bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                       store->data_fd, 0, &base) < 0)
         return;
     store->base = base;
     store->reserved_bytes = bytes_max;
+    store->mapped_bytes = bytes_max;
+    store_advise(base, bytes_max);
 }
 
 /* ---- Chunks ------------------------------------------------------------- */
@@ -270,7 +240,7 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
     int r = store_open_files(store, config);
     if (r < 0)
         return r;
-    store_reserve(store, region->bytes_max);
+    store_map_whole(store, region->bytes_max);
 
     r = weir__growth_open(region, config);
     if (r < 0)
@@ -281,10 +251,9 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
 void weir__store_close(struct weir_region *region)
 {
     struct weir__store *store = &region->store;
-    uint64_t bytes = store->reserved_bytes > 0 ? store->reserved_bytes : store->mapped_bytes;
 
-    if (bytes > 0)
-        weir__sys_munmap(store->base, bytes);
+    if (store->mapped_bytes > 0)
+        weir__sys_munmap(store->base, store->mapped_bytes);
     weir__sys_close(store->direct_fd);
     weir__sys_close(store->data_fd);
     weir__growth_close(region);
