@@ -392,10 +392,13 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
 {
     struct weir__growth *growth = &region->growth;
     uint64_t file_bytes = region->store.file_bytes;
+    /* A mark that rises fast needs pages, not only blocks: these come a step before them. */
+    bool is_fast = growth->ahead_bytes > GROWTH_STEP_BYTES;
+    uint64_t room = growth->ahead_bytes + (is_fast ? GROWTH_STEP_BYTES : 0);
     uint64_t from;
 
     if (growth->kind != GROWTH_NONE || now_ns < growth->retry_ns ||
-        file_bytes - region->mark_bytes >= growth->ahead_bytes || growth->end_bytes != file_bytes)
+        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes)
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
