@@ -179,6 +179,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struc
  * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
  * must not wait for room before it has committed or freed. The same is true of a
  * region that is degraded: it stays so while such a chunk is to be written again.
+ * Nor are sparse chunks cleaned while fewer than three are left unheld.
  *
  * Cost:    as weir_region_put(), without the copy.
  *
