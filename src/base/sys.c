@@ -14,12 +14,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/membarrier.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -27,7 +29,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define SYS_MINCORE_PAGES 4096
+#define SYS_MINCORE_PAGES  4096
+#define SYS_ZFS_MAGIC      0x2fc12fc1 /* in no header of the kernel's */
+#define SYS_BCACHEFS_MAGIC 0xca451a4e
 
 /* ---- Files ---------------------------------------------------------------- */
 
@@ -72,6 +76,16 @@ int weir__sys_open_unnamed(const char *directory, int *ret_fd)
     if (r == -EOPNOTSUPP || r == -EISDIR)
         return sys_open_unlinked(directory, ret_fd);
     return r;
+}
+
+int weir__sys_make_directory(const char *path)
+{
+    return mkdir(path, 0700) < 0 ? -errno : 0;
+}
+
+void weir__sys_remove_directory(const char *path)
+{
+    (void)rmdir(path);
 }
 
 int weir__sys_reopen(int fd, int flags, int *ret_fd)
@@ -124,6 +138,24 @@ int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed)
     *ret_free_bytes = (uint64_t)info.f_bavail * (uint64_t)info.f_bsize;
     *ret_memory_backed = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
     return 0;
+}
+
+/* btrfs copies unless it is told so before the first byte; of ext4 and others NOCOW is no flag. */
+int weir__sys_write_in_place(int fd)
+{
+    struct statfs info;
+    int flags = 0;
+
+    if (fstatfs(fd, &info) < 0)
+        return -errno;
+    if (info.f_type == SYS_ZFS_MAGIC || info.f_type == SYS_BCACHEFS_MAGIC)
+        return -EOPNOTSUPP;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
+        flags |= FS_NOCOW_FL;
+        if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0)
+            return 0;
+    }
+    return info.f_type == BTRFS_SUPER_MAGIC ? -EOPNOTSUPP : 0;
 }
 
 int weir__sys_ftruncate(int fd, uint64_t bytes)
@@ -398,6 +430,25 @@ void weir__sys_barrier(void)
 uint64_t weir__sys_page_bytes(void)
 {
     return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t sys_ns(const struct timeval *time)
+{
+    return (uint64_t)time->tv_sec * UINT64_C(1000000000) + (uint64_t)time->tv_usec * 1000;
+}
+
+void weir__sys_thread_usage(struct weir__usage *ret_usage)
+{
+    struct rusage usage;
+
+    int r = getrusage(RUSAGE_THREAD, &usage);
+    WEIR_CHECK(r == 0);
+    *ret_usage = (struct weir__usage){
+        .cpu_ns = sys_ns(&usage.ru_utime) + sys_ns(&usage.ru_stime),
+        .blocked_count = (uint64_t)usage.ru_nvcsw,
+        .preempted_count = (uint64_t)usage.ru_nivcsw,
+        .major_fault_count = (uint64_t)usage.ru_majflt,
+    };
 }
 
 uint64_t weir__sys_ram_bytes(void)

@@ -18,6 +18,10 @@
 /* An unnamed file in @directory: O_TMPFILE, or created and unlinked at once. */
 int weir__sys_open_unnamed(const char *directory, int *ret_fd);
 
+/* One directory, for its owner only; -EEXIST: something is there already. */
+int weir__sys_make_directory(const char *path);
+void weir__sys_remove_directory(const char *path); /* if it is empty */
+
 /* A second description of the same file with these open(2) flags. */
 int weir__sys_reopen(int fd, int flags, int *ret_fd);
 
@@ -34,6 +38,12 @@ int weir__sys_fstat(int fd, struct stat *ret_stat);
 
 /* What the file system of @fd has free for us, and whether it is memory (tmpfs, ramfs). */
 int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed);
+
+/*
+ * Blocks that are reserved for this empty file are written where they are: no
+ * store needs another. -EOPNOTSUPP where the file system copies all the same.
+ */
+int weir__sys_write_in_place(int fd);
 
 int weir__sys_ftruncate(int fd, uint64_t bytes);
 int weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
@@ -84,6 +94,16 @@ int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
  */
 int weir__sys_announce_barrier(void); /* 0, or -ENOSYS, -EPERM: there is none */
 void weir__sys_barrier(void);
+
+/* What the kernel knows of the calling thread, since it began. */
+struct weir__usage {
+    uint64_t cpu_ns;
+    uint64_t blocked_count;   /* times it slept in the kernel */
+    uint64_t preempted_count; /* times it was made to wait for a cpu */
+    uint64_t major_fault_count;
+};
+
+void weir__sys_thread_usage(struct weir__usage *ret_usage);
 
 /* Bytes of RAM in this machine, and of a page. */
 uint64_t weir__sys_ram_bytes(void);

@@ -16,12 +16,9 @@
  *   I2  the tables lie inside the mapping and do not overlap
  *   I3  an index reaches a table only after view_index_is_valid()
  *   I4  an answer is given only between two equal loads of tag and place, with
- *       a fence on either side; the payload is read in between
+ *       a fence on either side; the payload is read in between, and the owner
+ *       has not moved two items meanwhile: one may be ours, away and back
  *   I5  reading a cold chunk leaves no page of it behind
- *
- * One thing the two loads cannot see: an item that moved away and back while it
- * was copied, and whose first place held something else in between. That takes
- * two moves of the same item within one copy; weir_view_verify() would see it.
  *
  * The data file is found by number in the owner's table of descriptors, so its
  * device and inode are compared before it is opened for reading: opening a
@@ -432,21 +429,25 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     uint32_t generation = weir__tag_generation(entry->tag);
     uint64_t offset = weir__place_offset(entry->place);
     uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
-    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+    bool named = weir__state_is_item(state);
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
+    if (state > EXTENT_PLACED || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
+        return -EBADMSG;
+    uint64_t alignment = named ? weir__tag_alignment(entry->tag) : LAYOUT_GRANULE;
+    if (alignment > LAYOUT_ALIGN_LIMIT || offset % alignment != 0)
         return -EBADMSG;
 
     *ret_extent = (struct weir_view_extent){
         .offset = offset,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
+        .alignment = named ? alignment : 0,
         .committed = state == EXTENT_LIVE,
         .held = state == EXTENT_ZOMBIE,
     };
@@ -487,7 +488,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = weir__word_load(&view->chunks[index].word);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_FILLING)
+    if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,
@@ -566,6 +567,15 @@ static int view_read_place(const struct weir_view *view, uint64_t offset, uint64
     return 0;
 }
 
+/* Before all that follows it, and after all that came before. */
+static uint64_t view_move_count(const struct weir_view *view)
+{
+    weir__fence_acquire();
+    uint64_t count = weir__word_load(&view->owner->figures.move_count);
+    weir__fence_acquire();
+    return count;
+}
+
 /* One try; -EAGAIN with *@ret_moved: it was somewhere else afterwards. */
 static int view_read_once(const struct weir_view *view, struct weir_slot slot, uint64_t offset,
                           uint64_t bytes_max, view_take_fn *take, void *context,
@@ -575,6 +585,7 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     struct weir_view_extent extent;
     struct view_entry before;
     struct view_entry after;
+    uint64_t move_count = view_move_count(view);
 
     *ret_moved = !view_entry_load(entry, &before);
     if (weir__tag_generation(before.tag) != slot.generation)
@@ -596,7 +607,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    *ret_moved = !whole || after.place != before.place || after.tag != before.tag;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag ||
+                 view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
 }
 
