@@ -93,7 +93,7 @@ struct weir_node_config {
  *                  it spills or waits; 0: 50; at most 100
  * @node_count:     0: the nodes of the machine, each with the part of the limit that
  *                  it has of the memory; 1: nodes do not matter; at most
- *                  WEIR_NODES_MAX. Fixed at create
+ *                  WEIR_NODES_MAX. Fixed at create: later 0, or the same
  * @nodes:          as many; read in the call
  *
  * soft_leave < soft < spill_leave < spill < hard_leave < 100 need not hold

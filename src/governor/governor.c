@@ -113,7 +113,10 @@ int weir_governor_set_limits(struct weir_governor *governor,
     struct weir__nodes nodes;
     int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
 
-    if (r == 0)
+    bool has_nodes = governor->nodes.count > 0 || (config != NULL && config->node_count > 1);
+
+    nodes.count = 0;
+    if (r == 0 && has_nodes)
         r = governor_read_nodes(config, &budget, &nodes);
     if (r == 0 && nodes.count != governor->nodes.count)
         r = -EINVAL;

@@ -506,7 +506,7 @@ static void *turnstile_main(void *context)
 
 static void test_no_sleeper_is_forgotten(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct turnstile turnstile = {.round_count = steps() / 4};
     pthread_t threads[THREAD_COUNT];
 
@@ -568,7 +568,7 @@ static void *race_main(void *context)
 /* Twice the same bytes at the same time: one of the two is believed in the end. */
 static void test_racing_over_refunds_heal(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 1};
     struct weir_account_config account_config = {.reserve_bytes = 5};
     struct race race = {.round_count = steps() / 2};
     uint64_t seed = harness_seed();
@@ -626,7 +626,7 @@ static void *passer_main(void *context)
 
 static void test_what_is_under_way_is_hope(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct weir_account_config fixed = {.name = "fixed"};
     struct race race = {.round_count = steps() / 2};
     uint64_t seed = harness_seed();
@@ -710,7 +710,7 @@ static void leave_once(struct weir_governor *governor, struct meeting *meeting)
 
 static void test_owners_may_leave_at_once(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct weir_account_config holder = {.transient = true};
     struct race race = {.round_count = steps() / 8};
     struct weir_governor *governor;

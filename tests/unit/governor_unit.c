@@ -34,7 +34,7 @@ static struct weir_governor *governor;
 
 static int set_up(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 1};
 
     (void)state;
     return weir_governor_create(&config, &governor);
@@ -479,7 +479,8 @@ static void test_delay_between_soft_and_hard(void **state)
 static void test_a_dwell_keeps_the_level_but_not_the_waiters(void **state)
 {
     struct weir_governor *slow;
-    struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000)};
+    struct weir_governor_config config = {
+        .bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000), .node_count = 1};
     struct weir_account_config account_config = {.transient = true};
     struct weir_account *account;
     struct weir_waiter waiter = {0};
@@ -1618,7 +1619,7 @@ static void test_leases_lie_on_their_nodes(void **state)
 /* Large enough for leases: soft is 800 MiB less some, a lease 1 MiB and more. */
 static void enlarge(void)
 {
-    struct weir_governor_config config = {.bytes_max = GIB};
+    struct weir_governor_config config = {.bytes_max = GIB, .node_count = 1};
 
     weir_governor_destroy(governor);
     assert_int_equal(weir_governor_create(&config, &governor), 0);
@@ -1835,7 +1836,7 @@ static void test_without_a_barrier_there_are_no_leases(void **state)
     (void)state;
     assert_true(child >= 0);
     if (child == 0) {
-        struct weir_governor_config config = {.bytes_max = GIB};
+        struct weir_governor_config config = {.bytes_max = GIB, .node_count = 1};
         struct weir_governor_stats stats;
         struct weir_account *account;
         enum weir_verdict verdict;
