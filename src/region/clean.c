@@ -14,7 +14,8 @@
  * stays, for it names the entry and not the place. With everything in memory
  * nothing rests, and none of this happens.
  *
- * What is pinned, under construction or too large for a buffer stays; a chunk
+ * What is pinned, under construction, confirmed by a sync or too large for a
+ * buffer stays; a chunk
  * that holds such an item is left alone until something in it is freed.
  *
  *   L1  asked_count requests of ours are under way or told
@@ -132,7 +133,7 @@ static size_t clean_gather(const struct weir_region *region, struct weir_slot *s
         if (state == EXTENT_FREE || state == EXTENT_RESTING)
             continue;
         if (state != EXTENT_LIVE || weir__entry_bytes(entry) > bytes_max ||
-            weir__fetches_are_held(region, slot))
+            weir__fetches_are_held(region, slot) || weir__sync_is_confirmed(region, slot.index))
             return 0;
         bytes += weir__entry_space(entry);
         if (bytes > bytes_max && count > 0)
@@ -149,7 +150,8 @@ static int clean_move(struct weir_region *region, struct weir_slot slot)
     const void *data;
     uint32_t target;
 
-    if (entry == NULL || weir__fetches_are_held(region, slot))
+    if (entry == NULL || weir__fetches_are_held(region, slot) ||
+        weir__sync_is_confirmed(region, slot.index))
         return 0;
 
     uint64_t bytes = weir__entry_bytes(entry);

@@ -116,6 +116,20 @@ static void pager_suspect(struct weir_region *region, uint64_t chunk)
     weir__space_wake(region, chunk);
 }
 
+void weir__pager_doubt(struct weir_region *region)
+{
+    struct weir__pager *pager = &region->pager;
+
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        pager->writes[i].doubted = pager->writes[i].ticket != 0;
+    /* The kernel may have tried to write these by itself, and told only now. */
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        weir__store_renew(region, i - 1);
+    while (region->chunks.queues[CHUNK_CLEAN].count > 0)
+        pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
+}
+
 static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
 {
     struct weir__pager *pager = &region->pager;
@@ -124,15 +138,8 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
     pager->error = error;
     pager->error_fresh = error;
     pager->retry_ns = weir__clock_ns() + PAGER_RETRY_NS;
-    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
-        pager->writes[i].doubted = pager->writes[i].ticket != 0;
-    /* The kernel may have tried to write these by itself, and told only now. */
-    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
-         i = region->chunks.table[i - 1].next)
-        weir__store_renew(region, i - 1);
+    weir__pager_doubt(region);
     pager_suspect(region, chunk);
-    while (region->chunks.queues[CHUNK_CLEAN].count > 0)
-        pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
 }
 
 static void pager_written(struct weir_region *region, uint64_t chunk)

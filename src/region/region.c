@@ -62,19 +62,24 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if (config->resident_bytes_max != 0 && config->resident_bytes_max < REGION_RESIDENT_MIN)
         return -EINVAL;
-    return config->name != NULL ? -EOPNOTSUPP : 0;
+    return 0;
 }
 
 /* Sizes that follow from the configuration. */
 static int region_set_limits(struct weir_region *region, const struct weir_region_config *config)
 {
-    uint64_t bytes_max = config->bytes_max != 0 ? config->bytes_max : REGION_BYTES_DEFAULT;
+    uint64_t found = region->named.found.bytes_max; /* 0: it was not there */
+    uint64_t bytes_max = found != 0 ? found : REGION_BYTES_DEFAULT;
     uint64_t resident =
         config->resident_bytes_max != 0 ? config->resident_bytes_max : REGION_RESIDENT_DEFAULT;
 
+    if (config->bytes_max != 0)
+        bytes_max = config->bytes_max;
+    if (weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES) < found)
+        return -EINVAL;
     bytes_max = weir__min(bytes_max, weir__sys_file_bytes_max());
     region->bytes_max = weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES);
-    if (region->bytes_max == 0)
+    if (region->bytes_max == 0 || region->bytes_max < found)
         return -EDQUOT;
     region->resident_bytes_max = resident;
 
@@ -96,13 +101,21 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
 
 static int region_open_parts(struct weir_region *region, const struct weir_region_config *config)
 {
-    int r = region_set_limits(region, config);
+    int r = config->name != NULL ? weir__named_open(region, config) : 0;
 
+    if (r < 0)
+        return r;
+    r = region_set_limits(region, config);
     if (r < 0)
         return r;
     r = weir__table_open(region);
     if (r < 0)
         return r;
+    if (region->named.report.existed) {
+        r = weir__recover_load(region);
+        if (r < 0)
+            return r;
+    }
     if (config->ring == NULL) {
         r = weir__ring_open(REGION_RING_ENTRIES, true, &region->ring);
         if (r < 0)
@@ -115,7 +128,15 @@ static int region_open_parts(struct weir_region *region, const struct weir_regio
     r = weir__store_open(region, config);
     if (r < 0)
         return r;
-    return weir__table_publish(region, config->directory);
+    if (region->named.report.existed) {
+        r = weir__recover_rebuild(region);
+        if (r < 0)
+            return r;
+    }
+    r = weir__table_publish(region, config->directory);
+    if (r < 0)
+        return r;
+    return config->name != NULL ? weir__named_publish(region) : 0;
 }
 
 int weir_region_open(const struct weir_region_config *config, struct weir_region **ret_region)
@@ -137,6 +158,9 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->cleaner.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
+    region->named.directory_fd = -1;
+    region->named.sync_fd = -1;
+    region->named.found_data_fd = -1;
     r = region_open_parts(region, config);
     if (r < 0) {
         weir_region_close(region);
@@ -173,6 +197,7 @@ void weir_region_close(struct weir_region *region)
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
+    weir__named_close(region);
     weir__table_close(region);
 
     /* What is still on the books is the tables and ourselves. */
@@ -544,11 +569,11 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
         weir__build_end(region, slot);
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
-    weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
+    weir__word_store(&entry->tag, weir__sync_freed_tag(region, slot.index));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
     if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
-        weir__space_release(region, slot.index);
+        weir__sync_release(region, slot.index);
     return 0;
 }
 
@@ -745,6 +770,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
+        .freed_bytes = region->named.freed_bytes,
         .bounded = region->store.bounded,
         .degraded = region->pager.suspect_count > 0,
         .synchronous = weir__ring_is_synchronous(region->ring),
@@ -758,6 +784,7 @@ void weir_region_audit(const struct weir_region *region)
 {
     uint64_t live_bytes = 0;
     uint64_t slot_count = 0;
+    uint64_t freed_bytes = 0;
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
@@ -771,8 +798,10 @@ void weir_region_audit(const struct weir_region *region)
         WEIR_CHECK(is_named == (weir__entry_generation(entry) % 2 == 1)); /* S1 */
         live_bytes += is_named ? weir__entry_bytes(entry) : 0;
         slot_count += is_named;
+        freed_bytes += weir__state_is_freed(state) ? weir__entry_space(entry) : 0;
     }
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
+    WEIR_CHECK(freed_bytes == region->named.freed_bytes);           /* N2 */
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */
 }

@@ -438,7 +438,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
+    if (state > EXTENT_FREED_ODD || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
@@ -448,7 +448,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
         .committed = state == EXTENT_LIVE,
-        .held = state == EXTENT_ZOMBIE,
+        .held = state == EXTENT_ZOMBIE || weir__state_is_freed(state),
     };
     if (named) {
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};

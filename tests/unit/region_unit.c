@@ -659,14 +659,6 @@ static void a_long_directory_name_is_fine(void **state)
     nothing_left(&f);
 }
 
-static void names_are_not_there_yet(void **state)
-{
-    struct weir_region_config config = {.directory = harness_tmpdir(), .name = "orders"};
-
-    (void)state;
-    assert_open_fails(&config, -EOPNOTSUPP);
-}
-
 static void the_largest_region_is_a_tebibyte(void **state)
 {
     struct weir_region_config config = {.directory = harness_tmpdir(), .bytes_max = TIB + 1};
@@ -3526,7 +3518,6 @@ int main(int argc, char **argv)
         CASE("a bad directory answers what open(2) says", a_bad_directory_says_what_open_says),
         CASE("a directory we may not write to is refused", a_directory_not_ours_is_refused),
         CASE("a directory may have a long name", a_long_directory_name_is_fine),
-        CASE("named regions are not there yet", names_are_not_there_yet),
         CASE("the largest region is one tebibyte", the_largest_region_is_a_tebibyte),
         CASE("resident_bytes_max has a least value", resident_has_a_least_value),
         CASE("very small regions work or are refused", small_regions_work_or_are_refused),
