@@ -213,7 +213,7 @@ static uint64_t recover_end(const struct weir_region *region, const struct weir_
     return item->offset + weir__entry_space(weir__region_entry(region, item->index));
 }
 
-/* Two items in one place: at most one of them is right, and its checksum may tell. */
+/* Two items in one place: at most one of them is right, and only a checksum can tell. */
 static void recover_doubt_overlaps(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
@@ -279,8 +279,8 @@ static int recover_verify(struct weir_region *region, const struct weir__found *
     uint64_t *expected = &region->slots.sums[item->index];
     uint64_t sum;
 
-    if (*expected == 0 && region->named.report.after_power_loss)
-        return -EBADMSG;
+    if (*expected == 0 && item->is_doubted)
+        return -EBADMSG; /* nothing speaks for it */
     if (*expected != 0 && !item->is_doubted)
         return 0;
     int r = recover_sum(region, item->offset, weir__entry_bytes(entry), buffer, &sum);
