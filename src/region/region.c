@@ -772,6 +772,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .growth_error_count = region->growth_error_count,
         .freed_bytes = region->named.freed_bytes,
         .bounded = region->store.bounded,
+        .direct = region->store.direct,
         .degraded = region->pager.suspect_count > 0,
         .synchronous = weir__ring_is_synchronous(region->ring),
         .movable = region->store.reserved_bytes == 0,

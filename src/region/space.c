@@ -373,6 +373,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     /* On disk its place could change before its bytes are there. */
     WEIR_CHECK(!weir__sync_is_confirmed(region, index));
 
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
