@@ -230,7 +230,16 @@ static void recover_doubt_overlaps(struct weir_region *region)
     }
 }
 
-/* V1: of those that still overlap the first in the file stays. */
+/* An empty item has the checksum of any other, and a freed one is nobody's loss. */
+static bool recover_is_weak(const struct weir_region *region, const struct weir__found *item)
+{
+    return item->is_freed || weir__entry_bytes(weir__region_entry(region, item->index)) == 0;
+}
+
+/*
+ * V1: of those that still overlap the first in the file stays, unless it is weak
+ * and the other is not. What is kept does not overlap, so only the last of it can.
+ */
 static void recover_drop_overlaps(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
@@ -239,10 +248,14 @@ static void recover_drop_overlaps(struct weir_region *region)
 
     for (uint64_t i = 0; i < named->item_count; i++) {
         struct weir__found item = named->items[i];
-        if (item.offset < end) {
+        bool overlaps = item.offset < end;
+        if (overlaps &&
+            (recover_is_weak(region, &item) || !recover_is_weak(region, &named->items[kept - 1]))) {
             recover_drop(region, &item, -EBADMSG);
             continue;
         }
+        if (overlaps)
+            recover_drop(region, &named->items[--kept], -EBADMSG);
         end = recover_end(region, &item);
         named->items[kept++] = item;
     }
@@ -341,7 +354,7 @@ static int recover_read(struct weir_region *region)
 int weir__recover_load(struct weir_region *region)
 {
     struct stat data;
-    uint64_t count;
+    uint64_t count = 0;
     int r = weir__sys_fstat(region->store.data_fd, &data);
 
     if (r == 0)

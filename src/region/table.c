@@ -214,7 +214,7 @@ static int table_begin(struct weir_region *region, const struct table_plan *plan
 int weir__table_open(struct weir_region *region)
 {
     bool existed = region->named.report.existed;
-    struct table_plan plan;
+    struct table_plan plan = {0};
     void *tables;
     void *heads;
     int r = table_open_file(region);
