@@ -165,10 +165,10 @@ static int named_create(struct weir__named *named, enum named_file file, int *re
             *ret_fd = fd;
             return 0;
         }
-        weir__sys_close(fd); /* swept in its first moment */
-        name[0] = '\0';
+        weir__sys_close(fd);
         if (r < 0 && r != -EBUSY)
-            return r;
+            return r;   /* its name is taken back by close */
+        name[0] = '\0'; /* swept in its first moment */
     }
     return -EAGAIN;
 }
