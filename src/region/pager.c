@@ -116,10 +116,13 @@ static void pager_suspect(struct weir_region *region, uint64_t chunk)
     weir__space_wake(region, chunk);
 }
 
-void weir__pager_doubt(struct weir_region *region)
+void weir__pager_doubt(struct weir_region *region, int error)
 {
     struct weir__pager *pager = &region->pager;
 
+    region->write_error_count++;
+    pager->error = error;
+    pager->retry_ns = weir__clock_ns() + PAGER_RETRY_NS;
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i].doubted = pager->writes[i].ticket != 0;
     /* The kernel may have tried to write these by itself, and told only now. */
@@ -132,13 +135,8 @@ void weir__pager_doubt(struct weir_region *region)
 
 static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
 {
-    struct weir__pager *pager = &region->pager;
-
-    region->write_error_count++;
-    pager->error = error;
-    pager->error_fresh = error;
-    pager->retry_ns = weir__clock_ns() + PAGER_RETRY_NS;
-    weir__pager_doubt(region);
+    region->pager.error_fresh = error;
+    weir__pager_doubt(region, error);
     pager_suspect(region, chunk);
 }
 

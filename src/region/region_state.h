@@ -305,8 +305,8 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
 /* Start what should be under way: write-back, drops. */
 void weir__pager_advance(struct weir_region *region);
 
-/* A write-back may have failed: all that is in memory is written again. */
-void weir__pager_doubt(struct weir_region *region);
+/* A write-back failed, nobody knows which: all that is in memory is written again. */
+void weir__pager_doubt(struct weir_region *region, int error);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);

@@ -175,10 +175,8 @@ static int sync_data(struct weir_region *region)
 {
     int r = weir__sys_fdatasync(region->named.sync_fd);
 
-    if (r < 0) {
-        region->write_error_count++;
-        weir__pager_doubt(region);
-    }
+    if (r < 0)
+        weir__pager_doubt(region, r);
     return r;
 }
 

@@ -18,6 +18,7 @@
 #include "base/random.h"
 #include "base/region_layout.h"
 
+#include "forbid.h"
 #include "named.h"
 #include "pattern.h"
 #include "process.h"
@@ -848,7 +849,7 @@ static void a_killed_owner_leaves_every_item(void **state)
   sentence, function, NULL, NULL, NULL                                                             \
  }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         CASE("two files that are ours alone, and gone after remove", two_files_that_are_ours_alone),
@@ -873,8 +874,14 @@ int main(void)
         CASE("a killed owner leaves every committed item", a_killed_owner_leaves_every_item),
     };
 
+    bool is_synchronous = argc > 1 && strcmp(argv[1], "--synchronous") == 0;
+
     if (harness_tmpdir() == NULL) {
         printf("1..0 # SKIP there is no disk to write to\n");
+        return 0;
+    }
+    if (is_synchronous && harness_forbid_io_uring() < 0) {
+        printf("1..0 # SKIP no system call can be forbidden here\n");
         return 0;
     }
     return cmocka_run_group_tests_name("region_named", tests, NULL, NULL);
