@@ -569,11 +569,16 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
         weir__build_end(region, slot);
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
-    weir__word_store(&entry->tag, weir__sync_freed_tag(region, slot.index));
+    bool is_confirmed = weir__sync_is_confirmed(region, slot.index);
+    weir__word_store(&entry->tag,
+                     is_confirmed
+                         ? weir__sync_freed_tag(region, slot.index)
+                         : weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
-        weir__sync_release(region, slot.index);
+    bool is_held = region->fetches.hold_count > 0 && weir__fetches_free(region, slot);
+    if (!is_held && !is_confirmed)
+        weir__space_release(region, slot.index);
     return 0;
 }
 

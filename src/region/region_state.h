@@ -407,7 +407,7 @@ static inline bool weir__sync_is_confirmed(const struct weir_region *region, uin
            (named->confirmed[index / 64] >> index % 64 & 1) != 0;
 }
 
-/* The tag of item @index from now on: it is freed. */
+/* The tag of the confirmed item @index from now on: it is freed. */
 uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index);
 
 /* Nobody holds the freed item @index any more: its space is free, or will be with the next sync. */

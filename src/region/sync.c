@@ -52,8 +52,7 @@ uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index)
     uint64_t tag = weir__word_load(&entry->tag);
     uint64_t bytes = weir__entry_bytes(entry);
 
-    if (WEIR_LIKELY(!weir__sync_is_confirmed(region, index)))
-        return weir__entry_tag(weir__tag_generation(tag) + 1, 0, EXTENT_ZOMBIE, bytes);
+    WEIR_ASSERT(weir__sync_is_confirmed(region, index));
     WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE); /* N3 */
     named->freed_bytes += weir__extent_space(bytes);
     return weir__entry_tag(weir__tag_generation(tag) + 1, weir__tag_owner(tag),
