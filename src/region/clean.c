@@ -42,13 +42,16 @@ static uint64_t clean_live(const struct weir_region *region)
 /* Too much rests: a quarter of what is live. */
 static bool clean_is_due(const struct weir_region *region)
 {
-    return region->resting_bytes > CLEAN_REST_MIN && region->resting_bytes > clean_live(region) / 4;
+    uint64_t resting = weir__growth_resting(region);
+
+    return resting > CLEAN_REST_MIN && resting > clean_live(region) / 4;
 }
 
 bool weir__clean_is_behind(const struct weir_region *region)
 {
-    return region->resting_bytes > 2 * CLEAN_REST_MIN &&
-           region->resting_bytes > clean_live(region) * 2 / 5;
+    uint64_t resting = weir__growth_resting(region);
+
+    return resting > 2 * CLEAN_REST_MIN && resting > clean_live(region) * 2 / 5;
 }
 
 /*
@@ -158,7 +161,8 @@ static int clean_move(struct weir_region *region, struct weir_slot slot)
     uint64_t space = weir__entry_space(entry);
     if (weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry), space))
         return 0; /* it is out already */
-    int r = weir__region_take(region, space, !region->cleaner.is_full, &target);
+    int r = weir__region_take(region, space, weir__entry_alignment(entry), !region->cleaner.is_full,
+                              &target);
     region->cleaner.is_full |= r == -ENOSPC || r == -EDQUOT;
     if (r < 0)
         return r == -EAGAIN ? r : 0;

@@ -161,6 +161,8 @@ static int named_create(struct weir__named *named, enum named_file file, int *re
             return r;
         }
         r = named_lock(fd, &is_gone);
+        if (r == 0 && !is_gone)
+            r = weir__sys_write_in_place(fd);
         if (r == 0 && !is_gone) {
             *ret_fd = fd;
             return 0;

@@ -117,9 +117,12 @@ static bool recover_is_inside(const struct weir_region *region, const struct wei
 {
     uint64_t bytes = weir__entry_bytes(entry);
     uint64_t end = weir__min(data_bytes, region->bytes_max);
+    uint64_t alignment =
+        weir__tag_alignment(weir__tag_with(weir__word_load(&entry->tag), EXTENT_LIVE));
 
     return bytes <= region->item_bytes_max && weir__entry_offset(entry) <= end &&
-           weir__entry_space(entry) <= end - weir__entry_offset(entry);
+           weir__entry_space(entry) <= end - weir__entry_offset(entry) &&
+           alignment <= LAYOUT_ALIGN_LIMIT && weir__entry_offset(entry) % alignment == 0;
 }
 
 /*
@@ -145,8 +148,8 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     const struct weir__entry *entry = weir__region_entry(region, index);
     enum weir__extent_state state = weir__entry_state(entry);
     bool is_odd = weir__entry_generation(entry) % 2 == 1;
-    bool may_be_odd = state == EXTENT_LIVE || state == EXTENT_BUILT;
-    bool may_be_even = state != EXTENT_LIVE && state <= EXTENT_FREED_ODD;
+    bool may_be_odd = weir__state_is_item(state) || weir__state_is_freed(state);
+    bool may_be_even = state <= EXTENT_ZOMBIE && state != EXTENT_LIVE;
 
     if (is_odd ? !may_be_odd : !may_be_even) {
         report->damaged_entry_count++;
@@ -156,7 +159,7 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     }
     if (weir__state_is_freed(state))
         return recover_look_at_freed(region, index, data_bytes);
-    if (!is_odd || state == EXTENT_BUILT) {
+    if (state != EXTENT_LIVE) {
         report->unfinished_slot_count += is_odd;
         recover_vacate(region, index);
         return 0;
@@ -391,9 +394,7 @@ static void recover_restore(struct weir_region *region, uint32_t index)
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t tag = weir__word_load(&entry->tag);
 
-    weir__word_store(&entry->tag,
-                     weir__entry_tag(weir__tag_generation(tag) - 1, weir__tag_owner(tag),
-                                     EXTENT_LIVE, weir__entry_bytes(entry)));
+    weir__word_store(&entry->tag, weir__tag_with(tag, EXTENT_LIVE));
     region->named.report.restored_slot_count++;
 }
 

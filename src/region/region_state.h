@@ -8,7 +8,8 @@
  *      region.c   the public calls, each in a few steps of the rooms below
  *      space      which extent an item gets, and what happens when it is freed
  *      table      the memory of the tables
- *      store      the mapped chunk store: the file, growth, and what a chunk is made of
+ *      store      the mapped chunk store: the file, and what a chunk is made of
+ *      growth     how long the file is, and where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
@@ -16,6 +17,7 @@
  *      recover    a named region is found again
  *      sync       what survives a power loss
  *
+ *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
  */
 
@@ -25,6 +27,7 @@
 #include "base/list.h"
 #include "base/region_layout.h"
 #include "base/ring.h"
+#include "region/arena.h"
 #include "region/chunk.h"
 #include "region/extent.h"
 #include "region/slot.h"
@@ -33,9 +36,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define REGION_WRITE_COUNT  4
-#define REGION_HOLD_BUCKETS 1024
-#define TABLE_ENTRY_STEP    UINT64_C(4096) /* entries by which the tables grow */
+#define REGION_WRITE_COUNT    4
+#define REGION_PREFAULT_COUNT 2
+#define REGION_HOLD_BUCKETS   1024
+#define TABLE_ENTRY_STEP      UINT64_C(4096) /* entries by which the tables grow */
 
 /* One write-back under way. */
 struct weir__write {
@@ -58,19 +62,68 @@ struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
     char *base;              /* of the mapping; fixed unless movable */
-    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t reserved_bytes; /* mapped for good; 0: movable */
     uint64_t mapped_bytes;
-    uint64_t file_bytes;  /* whole chunks; what fallocate() last agreed to */
+    uint64_t file_bytes;  /* whole chunks; what may be used of the file */
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
     bool direct;          /* fixed: direct_fd is O_DIRECT */
 };
 
+/* What of the file's length and blocks changes at the moment. */
+enum weir__growth_kind {
+    GROWTH_NONE,
+    GROWTH_EXTEND, /* blocks are reserved behind its end */
+    GROWTH_SHRINK, /* the blocks of the tail are given back, and then the tail */
+    GROWTH_PUNCH,  /* the blocks of free chunks are given back */
+    GROWTH_REFILL, /* and reserved again */
+};
+
+/* A chunk beyond the mark whose pages are made. */
+struct weir__prefault {
+    struct weir_operation operation;
+    struct weir_region *region;
+    bool is_under_way;
+};
+
+struct weir__growth {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_disk_cap cap;    /* fixed */
+    enum weir__growth_kind kind; /* of what is under way */
+    uint64_t from;               /* of that: which bytes of the file */
+    uint64_t to;
+    uint64_t end_bytes;   /* G1 */
+    uint64_t taken_bytes; /* G2 */
+    uint64_t hole_bytes;  /* G3 */
+    uint64_t hole_low;    /* no hole lies lower */
+    uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+
+    uint64_t ahead_bytes; /* room above the mark that is held ready */
+    uint64_t look_at;     /* from this mark on a put looks whether there is enough */
+    uint64_t pace_chunk;  /* of the mark, when it was last looked at */
+    uint64_t pace_ns;
+    struct weir__prefault prefaults[REGION_PREFAULT_COUNT];
+    uint32_t prefault_count;
+    bool cannot_prefault;
+
+    bool is_trimming;
+    bool cannot_punch;
+    uint64_t window_ns;   /* when mark_peak began */
+    uint64_t peak_before; /* of the mark, in the window before */
+    uint64_t peak_ever;   /* of the mark, since the tail was last given back */
+    uint64_t back_ns;     /* when something was last given back */
+    uint64_t look_ns;     /* when the look at free chunks last began */
+    uint64_t look_chunk;  /* where it is */
+    uint64_t look_free_count;
+};
+
 struct weir__pager {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
+    bool refused;           /* nobody has got room since somebody got none */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
     uint64_t suspect_count; /* chunks to be written again after an error */
@@ -81,7 +134,7 @@ struct weir__pager {
 };
 
 struct weir__fetches {
-    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
@@ -145,6 +198,7 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
+    bool wipes;                 /* fixed: what is freed is overwritten */
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
@@ -155,8 +209,10 @@ struct weir_region {
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
 
+    uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
+
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest since the tail was last given back */
+    uint64_t mark_peak;  /* highest of late */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -168,6 +224,7 @@ struct weir_region {
     struct weir__extents extents;
     struct weir__chunks chunks;
     struct weir__store store;
+    struct weir__growth growth;
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
@@ -227,14 +284,28 @@ void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
-/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+/* What an extent must have to hold @space bytes at a multiple of @alignment wherever it begins. */
+static inline uint64_t weir__space_most(uint64_t space, uint64_t alignment)
+{
+    return space + alignment - LAYOUT_GRANULE;
+}
 
-/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* Where an item would lie in the free extent @index, or at the mark for 0. */
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment);
+
+/*
+ * What is there becomes an extent of @space bytes of its own: state BUILT,
+ * generation even. What of the free extent is before and behind it stays free.
+ */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
@@ -249,6 +320,9 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);
 
+/* What lies in @offset .. mark is free and rests: the mark is there now. */
+void weir__space_cut(struct weir_region *region, uint64_t offset);
+
 /* Checksums for all items that touch @chunk and have none; all of them is in memory. */
 void weir__space_sum(struct weir_region *region, uint64_t chunk);
 
@@ -262,11 +336,8 @@ void weir__space_audit(const struct weir_region *region);
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
 void weir__store_close(struct weir_region *region);
 
-/* The file reaches @end afterwards. */
-int weir__store_grow(struct weir_region *region, uint64_t end);
-
-/* Give the empty tail of the file back. */
-void weir__store_trim(struct weir_region *region);
+/* The file is mapped up to @end afterwards; its blocks are there. */
+int weir__store_map(struct weir_region *region, uint64_t end);
 
 /* The chunk store: what a chunk in memory is made of. */
 static inline char *weir__store_address(const struct weir_region *region, uint64_t chunk)
@@ -285,6 +356,33 @@ int weir__store_zero(struct weir_region *region, uint64_t chunk);
 
 /* It could not be written: it is as new as if just stored. */
 void weir__store_renew(struct weir_region *region, uint64_t chunk);
+
+/* ---- growth.c ----------------------------------------------------------- */
+
+/* The first reservation. */
+int weir__growth_open(struct weir_region *region, const struct weir_region_config *config);
+void weir__growth_close(struct weir_region *region);
+
+/* The file reaches @end afterwards; it waits for the disk. -EAGAIN: not now. */
+int weir__growth_reach(struct weir_region *region, uint64_t end);
+
+/* Holes where @space bytes fit are reserved again; -ENOSPC: there are none. */
+int weir__growth_refill(struct weir_region *region, uint64_t space);
+
+/* Have the next room ready; once for each chunk that the mark begins. */
+void weir__growth_ahead(struct weir_region *region);
+
+/* One tick: ahead, and back to the file system. */
+void weir__growth_advance(struct weir_region *region);
+
+bool weir__growth_is_under_way(const struct weir_region *region);
+void weir__growth_audit(const struct weir_region *region);
+
+/* Free space that rests and has its blocks. */
+static inline uint64_t weir__growth_resting(const struct weir_region *region)
+{
+    return region->resting_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
 
 /* ---- pager.c ------------------------------------------------------------ */
 
@@ -307,6 +405,8 @@ void weir__pager_advance(struct weir_region *region);
 
 /* A write-back failed, nobody knows which: all that is in memory is written again. */
 void weir__pager_doubt(struct weir_region *region, int error);
+/* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
@@ -422,7 +522,7 @@ bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk);
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment, bool may_grow,
                       uint32_t *ret_index);
 
 #endif

@@ -55,8 +55,7 @@ uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index)
     WEIR_ASSERT(weir__sync_is_confirmed(region, index));
     WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE); /* N3 */
     named->freed_bytes += weir__extent_space(bytes);
-    return weir__entry_tag(weir__tag_generation(tag) + 1, weir__tag_owner(tag),
-                           weir__state_freed(named->sync_count), bytes);
+    return weir__tag_with(tag, weir__state_freed(named->sync_count));
 }
 
 void weir__sync_release(struct weir_region *region, uint32_t index)
@@ -74,8 +73,8 @@ static void sync_free(struct weir_region *region, uint32_t index)
     uint32_t generation = weir__tag_generation(tag);
 
     region->named.freed_bytes -= weir__extent_space(bytes);
-    weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_ZOMBIE, bytes));
-    if (!weir__fetches_are_held(region, (struct weir_slot){index, generation - 1}))
+    weir__word_store(&entry->tag, weir__entry_tag(generation + 1, 0, EXTENT_ZOMBIE, bytes));
+    if (!weir__fetches_are_held(region, (struct weir_slot){index, generation}))
         weir__space_release(region, index);
 }
 

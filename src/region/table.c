@@ -239,6 +239,8 @@ int weir__table_open(struct weir_region *region)
                        -1, 0, &heads);
     if (r < 0)
         return r;
+    weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTDUMP);
+    weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTFORK);
     weir__heap_account(&region->heap, (int64_t)EXTENT_HEAD_BYTES);
     table_point(region, &plan, heads);
     return existed ? 0 : table_begin(region, &plan);

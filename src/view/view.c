@@ -535,23 +535,28 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     uint32_t generation = weir__tag_generation(entry->tag);
     uint64_t offset = weir__place_offset(entry->place);
     uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
-    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+    bool named = weir__state_is_item(state);
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_FREED_ODD || named != (generation % 2 == 1))
+    bool freed = weir__state_is_freed(state);
+    if (state > EXTENT_FREED_ODD || (named || freed) != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
+        return -EBADMSG;
+    uint64_t alignment = named ? weir__tag_alignment(entry->tag) : LAYOUT_GRANULE;
+    if (alignment > LAYOUT_ALIGN_LIMIT || offset % alignment != 0)
         return -EBADMSG;
 
     *ret_extent = (struct weir_view_extent){
         .offset = offset,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
+        .alignment = named ? alignment : 0,
         .committed = state == EXTENT_LIVE,
-        .held = state == EXTENT_ZOMBIE || weir__state_is_freed(state),
+        .held = state == EXTENT_ZOMBIE || freed,
     };
     if (named) {
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
@@ -590,7 +595,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = view_chunk_word(view, index);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_FILLING)
+    if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,
@@ -693,6 +698,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
         return -ESTALE;
     if (*ret_moved)
         return -EAGAIN;
+    if (weir__state_is_freed(weir__tag_state(before.tag)))
+        return -ESTALE;
     int r = view_extent_of(view, slot.index, &before, &extent);
     if (r < 0)
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
