@@ -622,6 +622,44 @@ static void pins_and_syncs(void **state)
     close_named(&f);
 }
 
+static void alignment_is_kept(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[3];
+    const uint64_t bytes = 5000;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 0; i < 3; i++) {
+        void *data;
+        assert_int_equal(weir_region_alloc_in_place(f.region, bytes, 4096,
+                                                    (struct weir_label){i + 1, 7}, &slots[i],
+                                                    &data),
+                         0);
+        harness_fill(data, bytes, i + 1, 0);
+        if (i < 2)
+            assert_int_equal(weir_region_commit(f.region, slots[i]), 0);
+    }
+    assert_int_equal(weir_region_sync(f.region), 0);
+    assert_int_equal(weir_region_free(f.region, slots[0]), 0);
+    weir_region_audit(f.region);
+    close_named(&f);
+    lose_power(&f);
+
+    open_named(&f);
+    assert_int_equal(f.report.restored_slot_count, 1);
+    assert_int_equal(f.report.kept_slot_count, 2);
+    assert_int_equal(f.report.unfinished_slot_count, 1);
+    for (uint64_t i = 0; i < 2; i++) {
+        struct weir_slot_info info;
+        assert_int_equal(check(&f, slots[i], i + 1, bytes), 0);
+        assert_int_equal(weir_region_slot(f.region, slots[i], &info), 0);
+        assert_int_equal(info.alignment, 4096);
+    }
+    close_named(&f);
+}
+
 static void an_anonymous_region_has_no_name(void **state)
 {
     struct fixture f;
@@ -866,6 +904,7 @@ int main(int argc, char **argv)
         CASE("what sync confirmed keeps its space until the next",
              confirmed_space_waits_for_the_next_sync),
         CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),
+        CASE("what was filled in place keeps its alignment", alignment_is_kept),
         CASE("an anonymous region has nothing to sync or to report",
              an_anonymous_region_has_no_name),
         CASE("a damaged head is an error", a_damaged_head_is_an_error),
