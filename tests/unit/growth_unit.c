@@ -474,6 +474,9 @@ static void the_cap_is_edquot(void **state)
     assert_int_equal(weir_region_open(&config, &region), -EDQUOT);
     assert_null(region);
     assert_int_equal(cap.taken, 0);
+    struct weir_region_config half = {.directory = harness_tmpdir(),
+                                      .disk_cap = {.take = cap_take}};
+    assert_int_equal(weir_region_open(&half, &region), -EINVAL);
     cap.most = CHUNK_BYTES; /* less than the first reservation will do */
     assert_int_equal(weir_region_open(&config, &region), 0);
     assert_int_equal(cap.taken, CHUNK_BYTES);
