@@ -453,6 +453,50 @@ static void what_cannot_be_undone_is_undone_later(void **state)
     finish(job);
 }
 
+/* The flags of the mapping that holds @address, as smaps names them. */
+static void flags_of(const void *address, char *flags, size_t flags_bytes)
+{
+    FILE *maps = fopen("/proc/self/smaps", "re");
+    char line[4096];
+    bool is_here = false;
+
+    assert_non_null(maps);
+    flags[0] = '\0';
+    while (fgets(line, sizeof(line), maps) != NULL && flags[0] == '\0') {
+        unsigned long from;
+        unsigned long to;
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            is_here = (uintptr_t)address >= from && (uintptr_t)address < to;
+        else if (is_here && strncmp(line, "VmFlags:", 8) == 0)
+            snprintf(flags, flags_bytes, "%s", line + 8);
+    }
+    fclose(maps);
+}
+
+static void the_advice_is_kept_across_growth(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    char first[512];
+    char last[512];
+    const void *data;
+
+    (void)state;
+    assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    assert_int_equal(weir_region_at(job->region, job->slots[0], &data, NULL), 0);
+    flags_of(data, first, sizeof(first));
+    while (job->count < 40 * MIB / ITEM_BYTES)
+        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    assert_int_equal(weir_region_at(job->region, job->slots[job->count - 1], &data, NULL), 0);
+    flags_of(data, last, sizeof(last));
+    assert_string_equal(first, last);
+    assert_non_null(strstr(first, " dc")); /* not in children */
+    assert_non_null(strstr(first, " dd")); /* not in core dumps */
+    if (strstr(first, " hg") != NULL)      /* huge pages, and then nothing is read ahead */
+        assert_non_null(strstr(first, " rr"));
+    finish(job);
+}
+
 /* ---- The cap -------------------------------------------------------------- */
 
 static void the_cap_is_edquot(void **state)
@@ -901,6 +945,8 @@ int main(int argc, char **argv)
         CASE("a full disk while the ring reserves", a_full_disk_while_the_ring_reserves),
         CASE("what cannot be undone at once is undone later",
              what_cannot_be_undone_is_undone_later),
+
+        CASE("the advice is kept across growth", the_advice_is_kept_across_growth),
 
         CASE("what the cap refuses is -EDQUOT", the_cap_is_edquot),
         CASE("the cap is exact to the byte, failures included", the_cap_is_exact),
