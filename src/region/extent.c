@@ -319,6 +319,56 @@ uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space)
     return extent_treap_find(extents, space);
 }
 
+/* From the right: the longest first. */
+static uint32_t extent_treap_largest(const struct weir__extents *extents, uint32_t node,
+                                     uint32_t *ret_indices, uint32_t count, uint32_t count_max)
+{
+    if (node == 0 || count == count_max)
+        return count;
+    count = extent_treap_largest(extents, extent_link(extents, node, EXTENT_RIGHT), ret_indices,
+                                 count, count_max);
+    if (count == count_max)
+        return count;
+    ret_indices[count++] = node;
+    return extent_treap_largest(extents, extent_link(extents, node, EXTENT_LEFT), ret_indices,
+                                count, count_max);
+}
+
+static uint32_t extent_bin_largest(const struct weir__extents *extents, uint32_t bin,
+                                   uint32_t *ret_indices, uint32_t count, uint32_t count_max)
+{
+    for (uint64_t zones = extents->zone_map[bin]; zones != 0; zones &= zones - 1) {
+        uint32_t index = *extent_head(extents, bin, weir__lowest_bit(zones));
+        for (; index != 0 && count < count_max; index = extent_link(extents, index, EXTENT_RIGHT))
+            ret_indices[count++] = index;
+    }
+    return count;
+}
+
+uint64_t weir__extents_max(const struct weir__extents *extents)
+{
+    uint32_t index = 0;
+
+    return weir__extents_largest(extents, &index, 1) > 0 ? extent_bytes(extents, index) : 0;
+}
+
+uint32_t weir__extents_largest(const struct weir__extents *extents, uint32_t *ret_indices,
+                               uint32_t count_max)
+{
+    uint32_t count = extent_treap_largest(extents, extents->root, ret_indices, 0, count_max);
+
+    for (uint64_t words = extents->summary; words != 0 && count < count_max;) {
+        uint32_t word = weir__highest_bit(words);
+        for (uint64_t bins = extents->bin_map[word]; bins != 0 && count < count_max;) {
+            uint32_t bin = weir__highest_bit(bins);
+            count = extent_bin_largest(extents, word * 64 + bin, ret_indices, count, count_max);
+            bins &= ~(UINT64_C(1) << bin);
+        }
+        words &= ~(UINT64_C(1) << word);
+    }
+    return count;
+}
+
 /* ---- Audit -------------------------------------------------------------- */
 
 static void extent_audit_bin(const struct weir__extents *extents, uint32_t bin, uint64_t *count,

@@ -135,6 +135,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->owner = pthread_self();
     region->table_fd = -1;
     region->cleaner.chunk = UINT64_MAX;
+    region->compactor.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -262,8 +263,14 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
     if (region->resting_bytes > 0 && region_waits_for_cleaner(region, space))
         return -EAGAIN;
 
-    uint64_t end = region->mark_bytes + space;
     *ret_index = region_fit(region, space);
+    if (*ret_index != 0)
+        return 0;
+    bool may_move = !region->pager.writes_back || region_begins_chunk(region, 0, space);
+    if (may_move && weir__compact_make_place(region, space))
+        *ret_index = region_fit(region, space);
+
+    uint64_t end = region->mark_bytes + space;
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
@@ -741,7 +748,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .written_bytes = weir__word_load(&figures->written_bytes),
         .fetch_count = region->fetch_count,
         .read_bytes = weir__word_load(&figures->read_bytes),
-        .moved_bytes = region->cleaner.moved_bytes,
+        .moved_bytes = region->cleaner.moved_bytes + region->compactor.moved_bytes,
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,

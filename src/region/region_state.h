@@ -12,6 +12,7 @@
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      compact    holes in memory become one before the file grows
  *
  *      extent, slot, chunk   the tables they work on, pure
  */
@@ -105,6 +106,14 @@ struct weir__cleaner {
     bool is_owed;          /* puts wait until it is not behind any more */
 };
 
+/* Making room among what is in memory. */
+struct weir__compactor {
+    uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
+    uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
+    uint64_t sample;      /* where the next chunk is looked for */
+    uint64_t moved_bytes; /* ever */
+};
+
 struct weir_region {
     pthread_t owner; /* fixed: the one thread that may call us */
     struct weir__heap heap;
@@ -136,6 +145,7 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__compactor compactor;
 
     uint64_t live_bytes_peak;
     uint64_t put_count;
@@ -320,6 +330,14 @@ void weir__clean_look_again(struct weir_region *region);
 
 /* The file should rather not grow before more has been cleaned. */
 bool weir__clean_is_behind(const struct weir_region *region);
+
+/* ---- compact.c ---------------------------------------------------------- */
+
+/*
+ * Make a free extent of @space bytes out of smaller ones, by moving items that
+ * are in memory; true: there is one now, or the mark came down by as much.
+ */
+bool weir__compact_make_place(struct weir_region *region, uint64_t space);
 
 /* ---- region.c ----------------------------------------------------------- */
 
