@@ -77,6 +77,16 @@ int weir__sys_list(const char *path, int (*each)(void *context, const char *name
 /* The content of a small file of /proc or /sys, as a string. */
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
 
+/* What the kernel knows of the calling thread, since it began. */
+struct weir__usage {
+    uint64_t cpu_ns;
+    uint64_t blocked_count;   /* times it slept in the kernel */
+    uint64_t preempted_count; /* times it was made to wait for a cpu */
+    uint64_t major_fault_count;
+};
+
+void weir__sys_thread_usage(struct weir__usage *ret_usage);
+
 /* Bytes of RAM in this machine. */
 uint64_t weir__sys_ram_bytes(void);
 

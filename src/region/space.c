@@ -357,6 +357,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 
     WEIR_ASSERT(space_bytes(region, target) == space);
 
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
