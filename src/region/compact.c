@@ -34,15 +34,16 @@
 
 #include <string.h>
 
-#define COMPACT_NONE       UINT64_MAX
-#define COMPACT_SEED_COUNT 4                        /* holes that are looked at */
-#define COMPACT_LOOK_MAX   UINT64_C(256)            /* chunks of which the emptiest is taken */
-#define COMPACT_STEPS      128                      /* extents that are looked at at a time */
-#define COMPACT_ITEMS_MAX  128                      /* moved at once */
-#define COMPACT_BYTES_MAX  (UINT64_C(256) << 10)    /* moved at once (K1) */
-#define COMPACT_SPACE_MAX  (UINT64_C(1) << 20)      /* for larger items the file grows */
-#define COMPACT_FREE_MIN   (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
-#define COMPACT_FREE_SHARE 48                       /* nor below this part of what is live */
+#define COMPACT_NONE         UINT64_MAX
+#define COMPACT_SEED_COUNT   4             /* holes that are looked at */
+#define COMPACT_LOOK_MAX     UINT64_C(256) /* chunks of which the emptiest is taken */
+#define COMPACT_MIDDLE_SHARE 1   /* what a window in the middle costs more, of its length */
+#define COMPACT_STEPS        128 /* extents that are looked at at a time */
+#define COMPACT_ITEMS_MAX    128 /* moved at once */
+#define COMPACT_BYTES_MAX    (UINT64_C(256) << 10)    /* moved at once (K1) */
+#define COMPACT_SPACE_MAX    (UINT64_C(1) << 20)      /* for larger items the file grows */
+#define COMPACT_FREE_MIN     (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
+#define COMPACT_FREE_SHARE   48                       /* nor below this part of what is live */
 
 /* Extents in the order of the file: @first .. @last. */
 struct compact_window {
@@ -51,6 +52,7 @@ struct compact_window {
     uint32_t item_count;
     uint64_t bytes;
     uint64_t moved_bytes; /* of these, live */
+    bool is_at_wall;      /* it begins beside something that stays */
 };
 
 static const struct weir__entry *compact_entry(const struct weir_region *region, uint32_t index)
@@ -115,6 +117,17 @@ static void compact_shorten(const struct weir_region *region, struct compact_win
     window->bytes -= bytes;
     window->moved_bytes -= is_live ? bytes : 0;
     window->item_count -= is_live;
+    window->is_at_wall = false;
+}
+
+/*
+ * What a window costs: the bytes that are moved, and something for one in the
+ * middle of others, because it leaves two remainders where one at the edge
+ * leaves one.
+ */
+static uint64_t compact_cost(const struct compact_window *window, uint64_t space)
+{
+    return window->moved_bytes + (window->is_at_wall ? 0 : space / COMPACT_MIDDLE_SHARE);
 }
 
 static bool compact_is_better(const struct compact_window *window, uint64_t space,
@@ -122,20 +135,23 @@ static bool compact_is_better(const struct compact_window *window, uint64_t spac
 {
     return window->bytes >= space && window->item_count <= COMPACT_ITEMS_MAX &&
            window->moved_bytes <= COMPACT_BYTES_MAX &&
-           (best->first == 0 || window->moved_bytes < best->moved_bytes);
+           (best->first == 0 || compact_cost(window, space) < compact_cost(best, space));
 }
 
 /*
  * A window of @space bytes slides from @from to the right over @steps extents,
  * or until one begins at @end; where it stopped, 0: at @end. It stops early at
- * one that moves no more than @good.
+ * one that costs no more than @good.
  */
 static uint32_t compact_slide(const struct weir_region *region, uint32_t from, uint64_t end,
                               uint32_t steps, uint64_t space, uint64_t good,
                               struct compact_window *best)
 {
     uint64_t target_max = weir__extents_max(&region->extents);
-    struct compact_window window = {0};
+    uint32_t before = weir__entry_previous(compact_entry(region, from));
+    struct compact_window window = {
+        .is_at_wall = before == 0 || !compact_may_take(region, before, target_max),
+    };
     uint32_t index = from;
 
     for (; index != 0 && steps > 0; steps--) {
@@ -143,7 +159,7 @@ static uint32_t compact_slide(const struct weir_region *region, uint32_t from, u
         if (weir__entry_offset(entry) >= end)
             return 0;
         if (!compact_may_take(region, index, target_max)) {
-            window = (struct compact_window){0};
+            window = (struct compact_window){.is_at_wall = true};
             index = weir__entry_next(entry);
             continue;
         }
@@ -151,7 +167,7 @@ static uint32_t compact_slide(const struct weir_region *region, uint32_t from, u
         while (window.bytes >= space) {
             if (compact_is_better(&window, space, best))
                 *best = window;
-            if (best->first != 0 && best->moved_bytes <= good)
+            if (best->first != 0 && compact_cost(best, space) <= good)
                 return best->first;
             compact_shorten(region, &window);
         }
@@ -239,7 +255,7 @@ static struct compact_window compact_choose(struct weir_region *region, uint64_t
     uint32_t seeds[COMPACT_SEED_COUNT];
 
     compact_sweep(region, space, &best);
-    if (best.first != 0 && best.moved_bytes <= space / 4)
+    if (best.first != 0 && best.moved_bytes <= space)
         return best;
     uint32_t count = weir__extents_largest(&region->extents, seeds, COMPACT_SEED_COUNT);
     for (uint32_t i = 0; i < count; i++)
