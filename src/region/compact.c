@@ -322,14 +322,17 @@ static bool compact_prepare(struct weir_region *region, const struct compact_win
     return true;
 }
 
-static void compact_move(struct weir_region *region, uint32_t index, uint32_t target)
+static void compact_move(struct weir_region *region, uint32_t index, uint32_t target, bool is_first)
 {
     uint64_t from = weir__entry_offset(compact_entry(region, index));
     uint64_t to = weir__entry_offset(compact_entry(region, target));
     uint64_t bytes = weir__entry_bytes(compact_entry(region, index));
 
     memcpy(region->store.base + to, region->store.base + from, bytes);
-    weir__space_move(region, index, target);
+    if (is_first)
+        weir__space_move(region, index, target);
+    else
+        weir__space_move_next(region, index, target);
     region->compactor.moved_bytes += bytes;
 }
 
@@ -340,7 +343,7 @@ static bool compact_run(struct weir_region *region, const struct compact_window 
 
     for (uint32_t i = 0; i < work.item_count; i++) {
         if (is_ready)
-            compact_move(region, work.items[i], work.targets[i]);
+            compact_move(region, work.items[i], work.targets[i], i == 0);
         else if (work.targets[i] != 0)
             weir__space_release(region, work.targets[i]);
     }

@@ -31,29 +31,20 @@ _Static_assert(EXTENT_ZONE_COUNT == 64, "one word of zones per bin");
 /* ---- Links -------------------------------------------------------------- */
 
 enum extent_side {
-    EXTENT_LEFT,  /* in a list: previous */
+    EXTENT_LEFT,  /* in a list: previous; the low half */
     EXTENT_RIGHT, /* in a list: next */
 };
 
 static uint32_t extent_link(const struct weir__extents *extents, uint32_t index,
                             enum extent_side side)
 {
-    uint64_t links = weir__word_load(&extents->entries[index].key);
-
-    return side == EXTENT_LEFT ? (uint32_t)links : (uint32_t)(links >> 32);
+    return weir__half_load(&extents->entries[index].key, side);
 }
 
 static void extent_link_set(struct weir__extents *extents, uint32_t index, enum extent_side side,
                             uint32_t to)
 {
-    uint64_t *key = &extents->entries[index].key;
-    uint64_t links = weir__word_load(key);
-
-    if (side == EXTENT_LEFT)
-        links = (links & ~UINT64_C(0xffffffff)) | to;
-    else
-        links = (links & UINT64_C(0xffffffff)) | (uint64_t)to << 32;
-    weir__word_store(key, links);
+    weir__half_store(&extents->entries[index].key, side, to);
 }
 
 static void extent_links_set(struct weir__extents *extents, uint32_t index, uint32_t left,

@@ -208,6 +208,9 @@ void weir__space_release(struct weir_region *region, uint32_t index);
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
+/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
+
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);

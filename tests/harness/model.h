@@ -83,6 +83,7 @@ enum model_event {
     MODEL_SAW_GROWTH,
     MODEL_SAW_SHRINKING,
     MODEL_SAW_HOLES,
+    MODEL_SAW_MOVES,
     MODEL_EVENT_COUNT,
 };
 
@@ -102,6 +103,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_GROWTH] = "the file grew",
     [MODEL_SAW_SHRINKING] = "the file shrank",
     [MODEL_SAW_HOLES] = "there were free extents",
+    [MODEL_SAW_MOVES] = "items in memory were moved",
 };
 
 struct model_item {
@@ -410,6 +412,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_SHRINKING]++;
     if (stats.free_extent_count > 0)
         model->events[MODEL_SAW_HOLES]++;
+    if (stats.resident_bytes_max == UINT64_MAX && stats.moved_bytes > 0)
+        model->events[MODEL_SAW_MOVES]++;
     model->file_bytes = stats.file_bytes;
 }
 

@@ -70,10 +70,16 @@ static const struct weather stress_weathers[] = {
         .size_max = 1024,
         .size_max_later = 16384,
         .live_max = 8 * MIB,
+        .build_max = MIB,
         .share = 10,
         .weights = {[MODEL_PUT] = 100,
                     [MODEL_FREE] = 40,
                     [MODEL_AT] = 20,
+                    [MODEL_PIN] = 5,
+                    [MODEL_UNPIN] = 6,
+                    [MODEL_BUILD] = 1,
+                    [MODEL_WRITE] = 4,
+                    [MODEL_COMMIT] = 1,
                     [MODEL_POLL] = 5,
                     [MODEL_WALK] = 1},
     },
@@ -308,11 +314,13 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
     model_close(&model, seed % 4 != 0);
     clock_gettime(CLOCK_MONOTONIC, &end);
     printf("# %-14s %8" PRIu64 " steps %6.2f s  put %" PRIu64 " MiB written %" PRIu64
-           " read %" PRIu64 " MiB, live peak %" PRIu64 " mark %" PRIu64 " file %" PRIu64 " MiB\n",
+           " read %" PRIu64 " moved %" PRIu64 " MiB, live peak %" PRIu64 " mark %" PRIu64
+           " file %" PRIu64 " MiB\n",
            weather->name, steps,
            (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9,
            stats.put_bytes >> 20, stats.written_bytes >> 20, stats.read_bytes >> 20,
-           stats.live_bytes_peak >> 20, stats.mark_bytes >> 20, stats.file_bytes >> 20);
+           stats.moved_bytes >> 20, stats.live_bytes_peak >> 20, stats.mark_bytes >> 20,
+           stats.file_bytes >> 20);
     fflush(stdout);
     return 0;
 }
