@@ -389,6 +389,25 @@ void weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, i
     io_uring_prep_read(weir__ring_sqe(ring, operation), fd, buffer, bytes, offset);
 }
 
+void weir__ring_write(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                      const void *buffer, uint32_t bytes, uint64_t offset)
+{
+    if (ring->synchronous) {
+        int r = weir__sys_pwrite_all(fd, buffer, bytes, offset);
+        ring_complete_later(ring, operation, r < 0 ? r : (int)bytes);
+        return;
+    }
+    io_uring_prep_write(weir__ring_sqe(ring, operation), fd, buffer, bytes, offset);
+}
+
+void weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation)
+{
+    if (ring->synchronous)
+        ring_complete_later(ring, operation, 0);
+    else
+        io_uring_prep_nop(weir__ring_sqe(ring, operation));
+}
+
 void weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
                            uint64_t offset, uint32_t bytes)
 {

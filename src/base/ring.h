@@ -93,6 +93,12 @@ void weir__ring_cancel_all(struct weir_ring *ring);
 
 void weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd, void *buffer,
                      uint32_t bytes, uint64_t offset);
+void weir__ring_write(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                      const void *buffer, uint32_t bytes, uint64_t offset);
+
+/* Nothing: completes with 0 at the next reap. */
+void weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation);
+
 void weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
                            uint64_t offset, uint32_t bytes);
 void weir__ring_fdatasync(struct weir_ring *ring, struct weir_operation *operation, int fd);

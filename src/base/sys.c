@@ -72,6 +72,16 @@ int weir__sys_open_unnamed(const char *directory, int *ret_fd)
     return r;
 }
 
+int weir__sys_make_directory(const char *path)
+{
+    return mkdir(path, 0700) < 0 ? -errno : 0;
+}
+
+void weir__sys_remove_directory(const char *path)
+{
+    (void)rmdir(path);
+}
+
 int weir__sys_reopen(int fd, int flags, int *ret_fd)
 {
     char path[64];

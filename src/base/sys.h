@@ -18,6 +18,10 @@
 /* An unnamed file in @directory: O_TMPFILE, or created and unlinked at once. */
 int weir__sys_open_unnamed(const char *directory, int *ret_fd);
 
+/* One directory, for its owner only; -EEXIST: something is there already. */
+int weir__sys_make_directory(const char *path);
+void weir__sys_remove_directory(const char *path); /* if it is empty */
+
 /* A second description of the same file with these open(2) flags. */
 int weir__sys_reopen(int fd, int flags, int *ret_fd);
 

@@ -275,16 +275,18 @@ struct compact_work {
 };
 
 /* A place outside of the window that is in memory; 0: none. */
-static uint32_t compact_take(struct weir_region *region, uint64_t space)
+static uint32_t compact_take(struct weir_region *region, uint32_t index)
 {
-    uint32_t target = weir__space_find(region, space);
+    uint64_t space = weir__entry_space(compact_entry(region, index));
+    uint64_t alignment = weir__entry_alignment(compact_entry(region, index));
+    uint32_t target = weir__space_find(region, space, alignment);
 
     if (target == 0)
         return 0;
-    uint64_t offset = weir__entry_offset(compact_entry(region, target));
+    uint64_t offset = weir__space_place(region, target, alignment);
     if (weir__chunks_fresh(&region->chunks, offset, space) > 0)
         return 0;
-    return weir__space_take(region, target, space);
+    return weir__space_take(region, target, space, alignment);
 }
 
 /* Holes of the window leave the index, so that no item is moved to one of them. */
@@ -303,7 +305,7 @@ static bool compact_prepare(struct weir_region *region, const struct compact_win
         is_last = index == window->last;
         if (weir__entry_state(entry) == EXTENT_FREE) {
             work->holes[work->hole_count++] =
-                weir__space_take(region, index, weir__entry_space(entry));
+                weir__space_take(region, index, weir__entry_space(entry), LAYOUT_GRANULE);
         } else if (work->item_count < COMPACT_ITEMS_MAX) {
             work->targets[work->item_count] = 0;
             work->items[work->item_count++] = index;
@@ -314,8 +316,7 @@ static bool compact_prepare(struct weir_region *region, const struct compact_win
     } while (!is_last);
 
     for (uint32_t i = 0; i < work->item_count; i++) {
-        uint64_t space = weir__entry_space(compact_entry(region, work->items[i]));
-        work->targets[i] = compact_take(region, space);
+        work->targets[i] = compact_take(region, work->items[i]);
         if (work->targets[i] == 0)
             return false;
     }
@@ -356,7 +357,8 @@ bool weir__compact_make_place(struct weir_region *region, uint64_t space)
 {
     if (space > COMPACT_SPACE_MAX || !compact_is_due(region))
         return false;
-    if (weir__table_ready(region, region->spare_min + COMPACT_ITEMS_MAX) < 0)
+    /* An aligned target may cut a hole in three. */
+    if (weir__table_ready(region, region->spare_min + 2 * COMPACT_ITEMS_MAX) < 0)
         return false;
 
     struct compact_window window = compact_choose(region, space);

@@ -24,6 +24,10 @@ for tool in qemu-system-x86_64 busybox cpio mkfs.ext4 dpkg-deb; do
     command -v $tool >/dev/null || pass_over "no $tool: tools/packages.sh build test long"
 done
 
+for program; do
+    shift
+    set -- "$@" "$(realpath "$program")"
+done
 mkdir -p "$work"
 cd "$work"
 
