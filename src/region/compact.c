@@ -37,9 +37,10 @@
 #define COMPACT_NONE         UINT64_MAX
 #define COMPACT_SEED_COUNT   4             /* holes that are looked at */
 #define COMPACT_LOOK_MAX     UINT64_C(256) /* chunks of which the emptiest is taken */
-#define COMPACT_MIDDLE_SHARE 1   /* what a window in the middle costs more, of its length */
-#define COMPACT_STEPS        128 /* extents that are looked at at a time */
-#define COMPACT_ITEMS_MAX    128 /* moved at once */
+#define COMPACT_MIDDLE_SHARE 1 /* what a window in the middle costs more, of its length */
+#define COMPACT_SWEEP_BYTES  (UINT64_C(64) << 10)
+#define COMPACT_STEPS        128                      /* extents that are looked at at a time */
+#define COMPACT_ITEMS_MAX    128                      /* moved at once */
 #define COMPACT_BYTES_MAX    (UINT64_C(256) << 10)    /* moved at once (K1) */
 #define COMPACT_SPACE_MAX    (UINT64_C(1) << 20)      /* for larger items the file grows */
 #define COMPACT_FREE_MIN     (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
@@ -134,7 +135,7 @@ static bool compact_is_better(const struct compact_window *window, uint64_t spac
                               const struct compact_window *best)
 {
     return window->bytes >= space && window->item_count <= COMPACT_ITEMS_MAX &&
-           window->moved_bytes <= COMPACT_BYTES_MAX &&
+           window->moved_bytes <= weir__min(space, COMPACT_BYTES_MAX) &&
            (best->first == 0 || compact_cost(window, space) < compact_cost(best, space));
 }
 
@@ -254,8 +255,10 @@ static struct compact_window compact_choose(struct weir_region *region, uint64_t
     struct compact_window best = {0};
     uint32_t seeds[COMPACT_SEED_COUNT];
 
-    compact_sweep(region, space, &best);
-    if (best.first != 0 && best.moved_bytes <= space)
+    /* A larger item may look further, in proportion to what its put costs anyway. */
+    for (uint64_t i = 0; i <= space / COMPACT_SWEEP_BYTES && best.first == 0; i++)
+        compact_sweep(region, space, &best);
+    if (best.first != 0)
         return best;
     uint32_t count = weir__extents_largest(&region->extents, seeds, COMPACT_SEED_COUNT);
     for (uint32_t i = 0; i < count; i++)
@@ -362,5 +365,5 @@ bool weir__compact_make_place(struct weir_region *region, uint64_t space)
         return false;
 
     struct compact_window window = compact_choose(region, space);
-    return window.first != 0 && window.moved_bytes <= space && compact_run(region, &window);
+    return window.first != 0 && compact_run(region, &window);
 }
