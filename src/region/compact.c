@@ -7,24 +7,31 @@
  *      | live |           free            | live |     a and b lie elsewhere
  *
  * Best fit leaves holes that are too small for what comes, and more of them when
- * sizes shift. So before a chunk is begun that has no memory yet, a place is
- * made: around one of the largest holes, as many neighbours as are needed are
- * moved to holes that fit them, all of them or none. What a put moves is at most
- * as much as it brings: the price of a put is bounded by its own size, and no
- * chunk has to be emptied as a whole.
+ * sizes shift. So before the mark moves, a place is made: a row of neighbours,
+ * holes and items, is cleared by moving its items to holes that fit them, all of
+ * them or none. What a put moves is at most as much as it brings: its price is
+ * bounded by its own size, and no chunk has to be emptied as a whole.
  *
- *      candidates   the largest holes, a few of them; no index is kept for this
- *      window       extents in the order of the file, the cheapest row of them
- *                   that holds the hole and is long enough
+ *      window       the cheapest row of extents that is long enough
+ *      wall         what no window can hold: items that are pinned or under
+ *                   construction, or longer than any hole; chunks that may not
+ *                   be stored to
  *      targets      best fit, taken for all before the first byte is moved, while
  *                   the holes of the window stand in no index
  *
- * With little free there is nothing to be gained, and the file grows. What is
- * pinned, lent or under construction stays, and the window ends there; so it
- * does at chunks that may not be stored to. That makes it free of I/O: cold
- * chunks are the cleaner's.
+ * A window beside a wall leaves one remainder, one in the middle two, and what
+ * is too short for the sizes that come is lost until they change again: so the
+ * one in the middle costs its whole length more.
  *
- *   K1  what is moved in one call is at most COMPACT_BYTES_MAX
+ * Windows are looked for in one chunk after the other, in a round, from where
+ * the last look ended, some extents at a time; only then around the largest
+ * holes. No index is kept for this: put and free pay nothing.
+ *
+ * With little free there is nothing to be gained, and the file grows. Nothing
+ * here waits for I/O: cold chunks are the cleaner's.
+ *
+ *   K1  what is moved in one call is at most COMPACT_BYTES_MAX, and at most the
+ *       space that is asked for
  *   K2  an item is moved only if all of its window can be
  */
 #include "region/region_state.h"
@@ -34,17 +41,16 @@
 
 #include <string.h>
 
-#define COMPACT_NONE         UINT64_MAX
-#define COMPACT_SEED_COUNT   4             /* holes that are looked at */
-#define COMPACT_LOOK_MAX     UINT64_C(256) /* chunks of which the emptiest is taken */
-#define COMPACT_MIDDLE_SHARE 1 /* what a window in the middle costs more, of its length */
-#define COMPACT_SWEEP_BYTES  (UINT64_C(64) << 10)
-#define COMPACT_STEPS        128                      /* extents that are looked at at a time */
-#define COMPACT_ITEMS_MAX    128                      /* moved at once */
-#define COMPACT_BYTES_MAX    (UINT64_C(256) << 10)    /* moved at once (K1) */
-#define COMPACT_SPACE_MAX    (UINT64_C(1) << 20)      /* for larger items the file grows */
-#define COMPACT_FREE_MIN     (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
-#define COMPACT_FREE_SHARE   48                       /* nor below this part of what is live */
+#define COMPACT_NONE        UINT64_MAX
+#define COMPACT_STEPS       128                      /* extents that are looked at at a time */
+#define COMPACT_LOOK_MAX    UINT64_C(256)            /* chunks that are passed over at a time */
+#define COMPACT_SWEEP_BYTES (UINT64_C(64) << 10)     /* for so many more there is one more look */
+#define COMPACT_SEED_COUNT  4                        /* of the largest holes */
+#define COMPACT_ITEMS_MAX   128                      /* moved at once */
+#define COMPACT_BYTES_MAX   (UINT64_C(256) << 10)    /* moved at once (K1) */
+#define COMPACT_SPACE_MAX   (UINT64_C(1) << 20)      /* for larger items the file grows */
+#define COMPACT_FREE_MIN    (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
+#define COMPACT_FREE_SHARE  48                       /* nor below this part of what is live */
 
 /* Extents in the order of the file: @first .. @last. */
 struct compact_window {
@@ -121,14 +127,10 @@ static void compact_shorten(const struct weir_region *region, struct compact_win
     window->is_at_wall = false;
 }
 
-/*
- * What a window costs: the bytes that are moved, and something for one in the
- * middle of others, because it leaves two remainders where one at the edge
- * leaves one.
- */
+/* The bytes that are moved, and for a window in the middle of others its length. */
 static uint64_t compact_cost(const struct compact_window *window, uint64_t space)
 {
-    return window->moved_bytes + (window->is_at_wall ? 0 : space / COMPACT_MIDDLE_SHARE);
+    return window->moved_bytes + (window->is_at_wall ? 0 : space);
 }
 
 static bool compact_is_better(const struct compact_window *window, uint64_t space,
@@ -180,23 +182,22 @@ static uint32_t compact_slide(const struct weir_region *region, uint32_t from, u
 /* ---- Where to look ------------------------------------------------------ */
 
 /*
- * The next chunk in the order of the file, and in a round, that is emptier than
+ * The next chunk in the order of the file, and in a round, that is no fuller than
  * the average; a chunk where nothing was found is so left alone for a round.
  */
 static uint64_t compact_next_chunk(struct weir_region *region)
 {
     struct weir__compactor *compactor = &region->compactor;
     uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
-    uint64_t live_bytes = compact_live(region);
-    uint64_t chunk = compactor->sample;
+    uint64_t full_count = (region->mark_bytes - region->resting_bytes) / LAYOUT_CHUNK_BYTES + 1;
+    uint64_t live_max = weir__min(compact_live(region) / full_count, LAYOUT_CHUNK_BYTES - 1);
 
     for (uint64_t left = weir__min(chunk_count, COMPACT_LOOK_MAX); left > 0; left--) {
-        chunk = chunk < chunk_count ? chunk : 0;
-        compactor->sample = chunk + 1;
+        uint64_t chunk = compactor->next_chunk < chunk_count ? compactor->next_chunk : 0;
+        compactor->next_chunk = chunk + 1;
         if (weir__chunk_state(&region->chunks, chunk) == CHUNK_DIRTY &&
-            weir__chunk_live(&region->chunks, chunk) <= live_bytes / chunk_count)
+            weir__chunk_live(&region->chunks, chunk) <= live_max)
             return chunk;
-        chunk++;
     }
     return COMPACT_NONE;
 }
@@ -212,6 +213,7 @@ static uint32_t compact_cursor(const struct weir_region *region)
     return is_there ? compactor->cursor : region->chunks.table[compactor->chunk].first;
 }
 
+/* A look at the next extents; what is no dearer than the average of the chunk is taken. */
 static void compact_sweep(struct weir_region *region, uint64_t space, struct compact_window *best)
 {
     struct weir__compactor *compactor = &region->compactor;

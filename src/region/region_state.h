@@ -164,7 +164,7 @@ struct weir__cleaner {
 struct weir__compactor {
     uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
     uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
-    uint64_t sample;      /* where the next chunk is looked for */
+    uint64_t next_chunk;  /* where it looks for another */
     uint64_t moved_bytes; /* ever */
 };
 
