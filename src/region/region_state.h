@@ -13,6 +13,7 @@
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      compact    holes in memory become one before the file grows
  *      named      the files of a named region: lock, creation, leftovers
  *      recover    a named region is found again
  *      sync       what survives a power loss
@@ -193,6 +194,14 @@ struct weir__named {
     uint64_t freed_bytes;     /* space of confirmed items freed since */
 };
 
+/* Making room among what is in memory. */
+struct weir__compactor {
+    uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
+    uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
+    uint64_t next_chunk;  /* where it looks for another */
+    uint64_t moved_bytes; /* ever */
+};
+
 struct weir_region {
     pthread_t owner; /* fixed: the one thread that may call us */
     struct weir__heap heap;
@@ -228,6 +237,7 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__compactor compactor;
     struct weir__named named;
 
     uint64_t live_bytes_peak;
@@ -316,6 +326,9 @@ void weir__space_adopt(struct weir_region *region, uint32_t index);
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
+/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
+
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);
@@ -376,6 +389,12 @@ void weir__growth_ahead(struct weir_region *region);
 void weir__growth_advance(struct weir_region *region);
 
 bool weir__growth_is_under_way(const struct weir_region *region);
+
+/* Whether blocks are being freed: other changes of the file's blocks would wait for it. */
+static inline bool weir__growth_gives_back(const struct weir_region *region)
+{
+    return region->growth.kind == GROWTH_SHRINK || region->growth.kind == GROWTH_PUNCH;
+}
 void weir__growth_audit(const struct weir_region *region);
 
 /* Free space that rests and has its blocks. */
@@ -471,6 +490,14 @@ void weir__clean_look_again(struct weir_region *region);
 
 /* The file should rather not grow before more has been cleaned. */
 bool weir__clean_is_behind(const struct weir_region *region);
+
+/* ---- compact.c ---------------------------------------------------------- */
+
+/*
+ * Make a free extent of @space bytes out of smaller ones, by moving items that
+ * are in memory; true: there is one now, or the mark came down by as much.
+ */
+bool weir__compact_make_place(struct weir_region *region, uint64_t space);
 
 /* ---- named.c ------------------------------------------------------------ */
 
