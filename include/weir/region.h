@@ -84,7 +84,8 @@ struct weir_region;
  * @wipes:               what is freed is overwritten: at once where it lies in
  *                       memory and may be stored to, else when its chunk is
  *                       brought back, or given up with its last item; the file
- *                       at close. A disk may keep what it was told to forget.
+ *                       at close, unless it has a name. A disk may keep what it
+ *                       was told to forget.
  */
 struct weir_region_config {
     const char *directory;

@@ -21,9 +21,10 @@ static inline int harness_lock(int fd)
 
 static inline int harness_named_open(const char *directory, const char *file)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX + NAME_MAX + 2];
 
-    snprintf(path, sizeof(path), "%s/%s", directory, file);
+    if (snprintf(path, sizeof(path), "%s/%s", directory, file) >= (int)sizeof(path))
+        abort();
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) {
         perror(path);
@@ -57,7 +58,8 @@ static inline void harness_named_header(const char *directory, const char *name,
 {
     char file[NAME_MAX + 1];
 
-    snprintf(file, sizeof(file), "%s" LAYOUT_TABLE_SUFFIX, name);
+    if (snprintf(file, sizeof(file), "%s" LAYOUT_TABLE_SUFFIX, name) >= (int)sizeof(file))
+        abort();
     harness_named_read(directory, file, 0, ret_header, sizeof(*ret_header));
 }
 
@@ -71,7 +73,8 @@ static inline void harness_named_set_header(const char *directory, const char *n
     copy.fixed_sum =
         XXH3_64bits((const char *)&copy.version, offsetof(struct weir__header, fixed_sum) -
                                                      offsetof(struct weir__header, version));
-    snprintf(file, sizeof(file), "%s" LAYOUT_TABLE_SUFFIX, name);
+    if (snprintf(file, sizeof(file), "%s" LAYOUT_TABLE_SUFFIX, name) >= (int)sizeof(file))
+        abort();
     harness_named_write(directory, file, 0, &copy, sizeof(copy));
 }
 

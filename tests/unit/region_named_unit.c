@@ -668,6 +668,29 @@ static void alignment_is_kept(void **state)
     }
 }
 
+static void wiping_leaves_what_lives(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[ITEM_COUNT];
+    struct weir_region *second;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.wipes = true;
+    assert_int_equal(open_with(&f, config), 0);
+    put_many(&f, slots);
+    /* Nor does somebody wipe it who was refused. */
+    assert_int_equal(weir_region_open(&config, &second), -EBUSY);
+    close_named(&f);
+    struct weir_region_config smaller = config;
+    smaller.bytes_max = 32 * MIB;
+    assert_int_equal(weir_region_open(&smaller, &second), -EINVAL);
+    assert_int_equal(open_with(&f, config), 0);
+    check_many(&f, slots);
+    close_named(&f);
+}
+
 static void an_anonymous_region_has_no_name(void **state)
 {
     struct fixture f;
@@ -913,6 +936,7 @@ int main(int argc, char **argv)
              confirmed_space_waits_for_the_next_sync),
         CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),
         CASE("what was filled in place keeps its alignment", alignment_is_kept),
+        CASE("wiping leaves what lives", wiping_leaves_what_lives),
         CASE("an anonymous region has nothing to sync or to report",
              an_anonymous_region_has_no_name),
         CASE("a damaged head is an error", a_damaged_head_is_an_error),
