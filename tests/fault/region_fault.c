@@ -16,11 +16,9 @@
 #include <weir/region.h>
 
 #include "base/clock.h"
-#include "base/ring.h"
-#include "base/sys.h"
 
-#include "heap_fault.h"
 #include "pattern.h"
+#include "seam.h"
 #include "tmpdir.h"
 
 #include <errno.h>
@@ -30,54 +28,24 @@
 #define MIB       (KIB << 10)
 #define ITEMS_MAX 10240
 
-static bool zeroing_fails;
-static bool filling_fails;
-static bool writing_fails;
-static bool growing_fails;
-static uint64_t bad_offset = UINT64_MAX; /* reads of this byte of the file fail */
-
-int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-void __real_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset);
-void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset);
-void __real_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice);
-void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice);
-
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+static bool is_zeroing(const struct seam_use *use, void *context)
 {
-    if (zeroing_fails && (mode & FALLOC_FL_ZERO_RANGE) != 0)
-        return -EOPNOTSUPP;
-    if (growing_fails && mode == 0 && bytes % (2 * MIB) == 0) /* the tables grow by less */
-        return -ENOSPC;
-    return __real_weir__sys_fallocate(fd, mode, offset, bytes);
+    (void)context;
+    return (use->mode & FALLOC_FL_ZERO_RANGE) != 0;
 }
 
-void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset)
+/* The tables grow by less. */
+static bool is_growing(const struct seam_use *use, void *context)
 {
-    bool is_bad = bad_offset >= offset && bad_offset < offset + bytes;
-
-    __real_weir__ring_read(ring, operation, is_bad ? -1 : fd, buffer, bytes, offset);
+    (void)context;
+    return use->mode == 0 && use->bytes % (2 * MIB) == 0;
 }
 
-void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice)
+static bool covers(const struct seam_use *use, void *context)
 {
-    __real_weir__ring_madvise(ring, operation, address, bytes, filling_fails ? -1 : advice);
-}
+    uint64_t offset = *(const uint64_t *)context;
 
-void __real_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes)
-{
-    __real_weir__ring_sync_range(ring, operation, writing_fails ? -1 : fd, offset, bytes);
+    return offset >= use->offset && offset < use->offset + use->bytes;
 }
 
 /* ---- Steps ---------------------------------------------------------------- */
@@ -163,10 +131,11 @@ static void an_alloc_without_memory(void **state)
     for (uint64_t at = 1; fired; at++) {
         struct weir_region_stats before = figures(job);
         struct weir_slot slot = {4711, 4712};
-        heap_fault_arm(at, false);
+        seam_reset();
+        seam_fail(SEAM_ANY_HEAP, at);
         int r = weir_region_alloc(job->region, 1000, (struct weir_label){1, 1}, &slot);
-        fired = heap_fault_fired;
-        heap_fault_arm(0, false);
+        fired = seam_fired() > 0;
+        seam_lift();
         weir_region_audit(job->region);
         if (r == 0) {
             assert_false(fired);
@@ -193,7 +162,10 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
         start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
 
     (void)state;
-    zeroing_fails = true;
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                .times = SEAM_FOR_GOOD,
+                                .error = EOPNOTSUPP,
+                                .matches = is_zeroing});
     for (int round = 0; round < 4; round++) {
         /* Four chunks in memory, more than is left dirty, none of them full. */
         job->count = 0;
@@ -210,7 +182,7 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
             assert_true(weir_region_wait(job->region, 1000000) >= 0);
         weir_region_audit(job->region);
     }
-    zeroing_fails = false;
+    seam_lift();
     finish(job);
 }
 
@@ -227,21 +199,22 @@ static void a_suspect_chunk_at_the_mark(void **state)
         finish(job);
         return; /* nothing goes cold here */
     }
-    writing_fails = true;
+    seam_fail_on(SEAM_ring_sync_range, 1);
+    seam_fail_on(SEAM_ring_fdatasync, 1);
     while ((r = put(job, 60 * KIB)) == 0)
         assert_true(job->count < 200);
-    assert_int_equal(r, -EBADF);
+    assert_int_equal(r, -EIO);
     assert_true(figures(job).degraded);
     for (size_t i = 10; i < job->count; i++) /* what is left ends inside the chunk that failed */
         assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
     job->count = 10;
     weir_region_audit(job->region);
 
-    writing_fails = false;
+    seam_lift();
     for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
         assert_true(weir__clock_ns() - since < UINT64_C(10000000000)); /* tries have their time */
         r = weir_region_wait(job->region, 1000000);
-        assert_true(r >= 0 || r == -EBADF);
+        assert_true(r >= 0 || r == -EIO);
     }
     weir_region_audit(job->region);
     while (job->count < 500) {
@@ -277,6 +250,7 @@ static void one_bad_place_harms_no_neighbour(void **state)
 {
     struct job *job = start((struct weir_region_config){.resident_bytes_max = 16 * MIB});
     struct answers answers = {0};
+    uint64_t bad_offset = 20 * 16 * KIB + 100; /* items lie one after the other */
 
     (void)state;
     if (!figures(job).bounded) {
@@ -285,13 +259,14 @@ static void one_bad_place_harms_no_neighbour(void **state)
     }
     while (job->count < 64 || is_resident(job, 63))
         assert_int_equal(put(job, 16 * KIB), 0);
-    bad_offset = 20 * 16 * KIB + 100; /* items lie one after the other */
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_read, .times = SEAM_FOR_GOOD, .matches = covers, .context = &bad_offset});
     assert_int_equal(weir_region_fetch(job->region, job->slots, 64, answered, &answers), 0);
     for (int tries = 0; answers.count < 64; tries++) {
         assert_true(tries < 10000);
         assert_true(weir_region_wait(job->region, 10000000) >= 0);
     }
-    bad_offset = UINT64_MAX;
+    seam_lift();
     assert_int_equal(answers.errors, 1);
     assert_int_equal(answers.bad.index, job->slots[20].index);
     for (size_t i = 0; i < 64; i++)
@@ -318,13 +293,14 @@ static void a_chunk_that_cannot_come_back(void **state)
     assert_int_equal(r, -EDQUOT);
     for (size_t i = 0; i < job->count; i += 2)
         assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
-    filling_fails = true;
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_madvise, .times = SEAM_FOR_GOOD, .error = EINVAL});
     for (int i = 0; i < 1000 && (r = put(job, 600 * KIB)) != -EDQUOT; i++) {
         int p = weir_region_wait(job->region, 1000000);
         assert_true(p >= 0 || p == -EINVAL || p == -EIO);
     }
     assert_int_equal(r, -EDQUOT); /* and not -EAGAIN for ever */
-    filling_fails = false;
+    seam_lift();
     weir_region_audit(job->region);
     for (size_t i = 1; i < 40; i += 2)
         assert_whole(job, i, 600 * KIB);
@@ -350,7 +326,8 @@ static void cleaning_on_a_full_disk(void **state)
     }
     while (job->count < 6000)
         assert_int_equal(put(job, 4000), 0);
-    growing_fails = true;
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fallocate, .times = SEAM_FOR_GOOD, .matches = is_growing});
     while ((r = put(job, 4000)) == 0)
         ;
     assert_int_equal(r, -ENOSPC);
@@ -360,7 +337,7 @@ static void cleaning_on_a_full_disk(void **state)
             assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
     for (int i = 0; i < 200; i++)
         assert_true(weir_region_wait(job->region, 1000000) >= 0);
-    growing_fails = false;
+    seam_lift();
     weir_region_audit(job->region);
     print_message("# %llu growths failed, %llu bytes moved\n",
                   (unsigned long long)(figures(job).growth_error_count - before),
@@ -428,19 +405,16 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
-        {"an alloc without memory has changed nothing", an_alloc_without_memory, NULL, NULL, NULL},
-        {"emptied chunks that cannot be zeroed are used again",
-         emptied_chunks_that_cannot_be_zeroed, NULL, NULL, NULL},
-        {"a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark, NULL, NULL,
-         NULL},
-        {"one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour, NULL,
-         NULL, NULL},
-        {"a chunk that cannot be brought back is not asked for for ever",
-         a_chunk_that_cannot_come_back, NULL, NULL, NULL},
-        {"on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk, NULL, NULL,
-         NULL},
-        {"a fetch comes beside a cleaner without room", a_fetch_beside_a_cleaner_without_room, NULL,
-         NULL, NULL},
+        SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
+        SEAM_TEST("emptied chunks that cannot be zeroed are used again",
+                  emptied_chunks_that_cannot_be_zeroed),
+        SEAM_TEST("a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark),
+        SEAM_TEST("one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour),
+        SEAM_TEST("a chunk that cannot be brought back is not asked for for ever",
+                  a_chunk_that_cannot_come_back),
+        SEAM_TEST("on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk),
+        SEAM_TEST("a fetch comes beside a cleaner without room",
+                  a_fetch_beside_a_cleaner_without_room),
     };
 
     if (argc > 1)
