@@ -15,8 +15,10 @@
 
 #include <weir/region.h>
 
+#include "base/bits.h"
 #include "base/clock.h"
 
+#include "model.h"
 #include "pattern.h"
 #include "seam.h"
 #include "tmpdir.h"
@@ -402,9 +404,310 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
     finish(job);
 }
 
+/* ---- Everything, one after the other ------------------------------------------ */
+
+/*
+ * A life of a region: items of all sizes until most are cold, one in pieces,
+ * fetches, pins, reads, frees until chunks are moved out of and the tail goes
+ * back. Under one fault the model (harness/model.h) takes what the kernel says for
+ * an answer; once that is lifted everything must be whole, and work again.
+ */
+struct life {
+    void (*pass)(struct model *model);
+    uint64_t bytes_max;
+    bool ring_is_shared;
+    bool ends_under_fault; /* it is closed before the fault is lifted */
+};
+
+static void life_puts(struct model *model, int count, uint64_t size_max)
+{
+    for (int i = 0; i < count; i++) {
+        uint64_t a = weir__random(&model->random);
+        uint64_t bytes = i % 2 == 0 ? a % size_max : a % 6000;
+        if (model_put(model, bytes, (uint16_t)(i % 4)) < 0)
+            model_wait(model);
+        if (i % 16 == 0)
+            model_poll(model);
+    }
+}
+
+static void life_build(struct model *model)
+{
+    size_t before = model->item_count;
+
+    model_build(model, 700000, 9);
+    if (model->item_count == before)
+        return;
+    struct weir_slot slot = model->items[before].slot;
+    for (int tries = 0; tries < 20; tries++) {
+        struct model_item *item = model_find(model, slot);
+        if (item->written == item->bytes)
+            break;
+        model_write(model, item, 200000);
+        if (tries % 3 == 2)
+            model_wait(model);
+    }
+    if (model_find(model, slot)->written == 700000)
+        model_commit(model, model_find(model, slot));
+}
+
+static void life_ask(struct model *model)
+{
+    for (int i = 0; i < 8; i++) {
+        uint64_t a = weir__random(&model->random);
+        model_fetch(model, a, 1 + (size_t)(a % 24));
+        struct model_item *item = model_pick(model, a / 32);
+        if (item != NULL && !item->unfinished)
+            model_fetch_into(model, item, a / 64, a / 128);
+        if (item != NULL && i % 2 == 0)
+            model_check_read(model, item, 0, item->bytes);
+        if (i % 2 == 1)
+            model_wait(model);
+        item = model_pick(model, a / 8);
+        if (item != NULL && model->pin_count < 8)
+            model_pin_item(model, item);
+        model_poll(model);
+    }
+    model_unpin_all(model);
+}
+
+/* All but each @keep-th go. */
+static void life_frees(struct model *model, uint64_t keep)
+{
+    for (size_t i = model->item_count; i-- > 0;)
+        if (model->items[i].label.key % keep != 0)
+            model_free_item(model, &model->items[i]);
+    for (int i = 0; i < 4; i++)
+        model_wait(model);
+    weir_region_audit(model->region);
+}
+
+static void life_fill(struct model *model)
+{
+    uint64_t first = model->put_count;
+
+    /* Too large to be moved. */
+    for (int refusals = 0; refusals < 3 && model->put_count < first + 60;)
+        if (model_put(model, 700 * KIB, 5) < 0) {
+            refusals++;
+            model_wait(model);
+        }
+    for (size_t i = model->item_count; i-- > 0;)
+        if (model->items[i].label.owner == 5 && model->items[i].label.key % 2 == 0)
+            model_free_item(model, &model->items[i]);
+    for (int i = 0; i < 12; i++)
+        if (model_put(model, 650 * KIB, 5) < 0)
+            model_wait(model);
+    weir_region_audit(model->region);
+}
+
+/* So much comes and goes that the file is cut again. */
+static void life_flood(struct model *model)
+{
+    for (int i = 0; i < 26; i++)
+        if (model_put(model, 900 * KIB, 6) < 0)
+            model_wait(model);
+    model_free_owner(model, 6);
+    for (int i = 0; i < 6; i++)
+        model_wait(model);
+    weir_region_audit(model->region);
+}
+
+/* As bad as before it will not be again: all that lives is whole, and goes on living. */
+static void life_recovers(struct model *model)
+{
+    struct weir_region_stats stats;
+    uint64_t since = weir__clock_ns();
+    size_t count;
+
+    for (;;) { /* what failed is written again after a while */
+        model_wait(model);
+        weir_region_stats(model->region, &stats);
+        if (!stats.degraded)
+            break;
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+    }
+    model_settle(model);
+    model_unpin_all(model);
+    model_poll(model); /* what is left to be told, before it counts */
+    model_poll(model);
+    model->suffers = false;
+    model_check_all(model);
+    for (size_t i = 0; i < model->item_count; i++)
+        model_check_read(model, &model->items[i], 0, model->items[i].bytes);
+    model_fetch(model, 1, 64);
+    model_settle(model);
+    count = model->item_count;
+    for (int tries = 0; model->item_count == count; tries++) {
+        assert_true(tries < 100);
+        if (model_put(model, 5000, 1) < 0)
+            model_wait(model);
+    }
+    weir_region_stats(model->region, &stats);
+    assert_true(stats.disk_bytes <= stats.file_bytes + 64 * KIB); /* what failed is undone */
+}
+
+/* Sparse chunks: items are moved out of them. */
+static void pass_cold(struct model *model)
+{
+    life_puts(model, 600, 60000);
+    life_build(model);
+    life_ask(model);
+    life_frees(model, 2);
+    life_ask(model);
+    life_puts(model, 200, 60000);
+    life_ask(model);
+}
+
+/* The file is cut, and holes must be brought back. */
+static void pass_full(struct model *model)
+{
+    life_puts(model, 40, 60000);
+    life_flood(model);
+    life_build(model);
+    life_fill(model);
+    life_ask(model);
+}
+
+static void live(void *context)
+{
+    const struct life *life = context;
+    struct weir_region_config config = {
+        .directory = harness_tmpdir(),
+        .bytes_initial = 2 * MIB,
+        .bytes_max = life->bytes_max,
+        .resident_bytes_max = 8 * MIB,
+    };
+    struct model *model = calloc(1, sizeof(*model));
+
+    *model = (struct model){
+        .random = 1,
+        .seed = 1,
+        .size_max = 60000,
+        .live_max = UINT64_MAX,
+        .build_max = UINT64_MAX,
+        .suffers = true,
+        .has_suffered = true,
+    };
+    int r = model_open(model, config, life->ring_is_shared);
+    if (r < 0) {
+        assert_true(model_is_fault(model, r));
+        assert_true(seam_fired() > 0);
+        assert_int_equal(model->charged, 0);
+        free(model);
+        return;
+    }
+    life->pass(model);
+    model_check_all(model);
+    if (life->ends_under_fault) {
+        model_close(model, false);
+    } else {
+        seam_lift();
+        life_recovers(model);
+        model->suffers = false;
+        model_close(model, true);
+    }
+    free(model);
+}
+
+static uint64_t stride_factor = 1; /* 0: each single use */
+
+/* A life, what goes wrong in it, and how far apart are the uses that are tried. */
+struct ordeal {
+    struct life life;
+    struct seam_rule rule;
+    uint64_t stride;
+};
+
+static void each_use(void **state)
+{
+    const struct ordeal *ordeal = *state;
+    struct life life = ordeal->life;
+    uint64_t since = weir__clock_ns();
+    uint64_t count =
+        seam_each(ordeal->rule, weir__max(ordeal->stride * stride_factor, 1), live, &life);
+
+    print_message("# %" PRIu64 " runs, %" PRIu64 " ms\n", count,
+                  (weir__clock_ns() - since) / 1000000);
+    assert_true(count > 0);
+}
+
+#define COLD(...)                                                                                  \
+ {                                                                                                 \
+  .pass = pass_cold, .bytes_max = 64 * MIB, __VA_ARGS__                                            \
+ }
+#define FULL(...)                                                                                  \
+ {                                                                                                 \
+  .pass = pass_full, .bytes_max = 28 * MIB, __VA_ARGS__                                            \
+ }
+#define ONCE(kind)                                                                                 \
+ {                                                                                                 \
+  .call = (kind)                                                                                   \
+ }
+#define FOR_GOOD(kind)                                                                             \
+ {                                                                                                 \
+  .call = (kind), .times = SEAM_FOR_GOOD                                                           \
+ }
+
+static const struct ordeal call_once = {COLD(), ONCE(SEAM_ANY_CALL), 7};
+static const struct ordeal call_for_good = {COLD(), FOR_GOOD(SEAM_ANY_CALL), 7};
+static const struct ordeal call_to_the_end = {COLD(.ends_under_fault = true),
+                                              FOR_GOOD(SEAM_ANY_CALL), 17};
+static const struct ordeal call_once_full = {FULL(), ONCE(SEAM_ANY_CALL), 61};
+static const struct ordeal call_for_good_full = {FULL(), FOR_GOOD(SEAM_ANY_CALL), 61};
+static const struct ordeal call_shared = {COLD(.ring_is_shared = true), FOR_GOOD(SEAM_ANY_CALL),
+                                          17};
+static const struct ordeal call_cut = {
+    COLD(), {.call = SEAM_ANY_CALL, .how = SEAM_CUT, .times = SEAM_FOR_GOOD}, 17};
+static const struct ordeal operation_once = {COLD(), ONCE(SEAM_ANY_OPERATION), 5};
+static const struct ordeal operation_for_good = {COLD(), FOR_GOOD(SEAM_ANY_OPERATION), 7};
+static const struct ordeal operation_to_the_end = {COLD(.ends_under_fault = true),
+                                                   FOR_GOOD(SEAM_ANY_OPERATION), 11};
+static const struct ordeal operation_once_full = {FULL(), ONCE(SEAM_ANY_OPERATION), 11};
+static const struct ordeal operation_for_good_full = {FULL(), FOR_GOOD(SEAM_ANY_OPERATION), 17};
+static const struct ordeal operation_shared = {COLD(.ring_is_shared = true),
+                                               FOR_GOOD(SEAM_ANY_OPERATION), 11};
+static const struct ordeal read_cut = {COLD(), {.call = SEAM_ring_read, .how = SEAM_CUT}, 7};
+static const struct ordeal read_cut_for_good = {
+    COLD(), {.call = SEAM_ring_read, .how = SEAM_CUT, .times = SEAM_FOR_GOOD}, 11};
+static const struct ordeal late = {
+    COLD(), {.call = SEAM_ANY_OPERATION, .how = SEAM_DELAY, .reaps = 50}, 11};
+static const struct ordeal all_late = {
+    FULL(),
+    {.call = SEAM_ANY_OPERATION, .how = SEAM_DELAY, .reaps = 3, .times = SEAM_FOR_GOOD},
+    23};
+static const struct ordeal held = {COLD(), {.call = SEAM_ANY_OPERATION, .how = SEAM_HOLD}, 11};
+static const struct ordeal all_held = {
+    COLD(), {.call = SEAM_ANY_OPERATION, .how = SEAM_HOLD, .times = SEAM_FOR_GOOD}, 23};
+static const struct ordeal heap_once = {COLD(), ONCE(SEAM_ANY_HEAP), 61};
+static const struct ordeal heap_for_good = {COLD(), FOR_GOOD(SEAM_ANY_HEAP), 61};
+static const struct ordeal heap_full = {FULL(), FOR_GOOD(SEAM_ANY_HEAP), 61};
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
+        SEAM_TEST_OF("a call that fails once", each_use, &call_once),
+        SEAM_TEST_OF("a call that fails for good", each_use, &call_for_good),
+        SEAM_TEST_OF("a call that fails to the end", each_use, &call_to_the_end),
+        SEAM_TEST_OF("full, a call that fails once", each_use, &call_once_full),
+        SEAM_TEST_OF("full, a call that fails for good", each_use, &call_for_good_full),
+        SEAM_TEST_OF("shared, a call that fails for good", each_use, &call_shared),
+        SEAM_TEST_OF("a call that is cut", each_use, &call_cut),
+        SEAM_TEST_OF("op once", each_use, &operation_once),
+        SEAM_TEST_OF("op for good", each_use, &operation_for_good),
+        SEAM_TEST_OF("op to the end", each_use, &operation_to_the_end),
+        SEAM_TEST_OF("op full once", each_use, &operation_once_full),
+        SEAM_TEST_OF("op full for good", each_use, &operation_for_good_full),
+        SEAM_TEST_OF("op shared", each_use, &operation_shared),
+        SEAM_TEST_OF("read cut", each_use, &read_cut),
+        SEAM_TEST_OF("read cut for good", each_use, &read_cut_for_good),
+        SEAM_TEST_OF("late", each_use, &late),
+        SEAM_TEST_OF("all late", each_use, &all_late),
+        SEAM_TEST_OF("held", each_use, &held),
+        SEAM_TEST_OF("all held", each_use, &all_held),
+        SEAM_TEST_OF("heap once", each_use, &heap_once),
+        SEAM_TEST_OF("heap for good", each_use, &heap_for_good),
+        SEAM_TEST_OF("heap full", each_use, &heap_full),
         SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
         SEAM_TEST("emptied chunks that cannot be zeroed are used again",
                   emptied_chunks_that_cannot_be_zeroed),
@@ -417,6 +720,11 @@ int main(int argc, char **argv)
                   a_fetch_beside_a_cleaner_without_room),
     };
 
+    if (argc > 1 && strcmp(argv[1], "--long") == 0) {
+        stride_factor = 0;
+        argc--;
+        argv++;
+    }
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     if (harness_tmpdir() == NULL) {

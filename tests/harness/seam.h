@@ -123,9 +123,12 @@ const char *seam_name(enum seam_call call);
 /* A teardown for cmocka: says which run of seam_each() was not finished, and disarms. */
 int seam_teardown(void **state);
 
-#define SEAM_TEST(sentence, function)                                                              \
+#define SEAM_TEST(sentence, function) SEAM_TEST_OF(sentence, function, NULL)
+
+/* @what is where *state points. */
+#define SEAM_TEST_OF(sentence, function, what)                                                     \
  {                                                                                                 \
-  sentence, function, NULL, seam_teardown, NULL                                                    \
+  sentence, function, NULL, seam_teardown, (void *)(uintptr_t)(what)                               \
  }
 
 #endif
