@@ -59,6 +59,7 @@ struct weir__store {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;           /* fixed */
+    bool overhangs;         /* the file is longer: a failed growth could not be undone */
     bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */

@@ -132,7 +132,16 @@ static void store_reserve(struct weir__store *store, uint64_t bytes_max)
 
 /* ---- Growth ------------------------------------------------------------- */
 
-/* ext4 keeps what it got of a failed fallocate(), and the disk full with it: undone at once. */
+/*
+ * ext4 keeps what it got of a failed fallocate(), and the disk full with it: undone
+ * at once. A disk that refuses that too (it is read-only by now) keeps blocks beyond
+ * file_bytes that nobody uses, until it lets them go.
+ */
+static void store_undo_growth(struct weir__store *store)
+{
+    store->overhangs = weir__sys_ftruncate(store->data_fd, store->file_bytes) < 0;
+}
+
 static int store_extend_file(struct weir__store *store, uint64_t end)
 {
     uint64_t free_bytes;
@@ -146,10 +155,8 @@ static int store_extend_file(struct weir__store *store, uint64_t end)
         return -ENOSPC;
 
     r = weir__sys_fallocate(store->data_fd, 0, store->file_bytes, end - store->file_bytes);
-    if (r < 0) {
-        int undone = weir__sys_ftruncate(store->data_fd, store->file_bytes);
-        WEIR_CHECK(undone == 0);
-    }
+    if (r < 0)
+        store_undo_growth(store);
     return r;
 }
 
@@ -172,8 +179,7 @@ static int store_grow_to(struct weir_region *region, uint64_t end)
         return r;
     r = store_map(store, end);
     if (r < 0) {
-        int undone = weir__sys_ftruncate(store->data_fd, store->file_bytes);
-        WEIR_CHECK(undone == 0);
+        store_undo_growth(store);
         return r;
     }
     for (uint64_t chunk = weir__chunk_of(store->file_bytes); chunk < weir__chunk_of(end); chunk++)
@@ -208,6 +214,8 @@ void weir__store_trim(struct weir_region *region)
     struct weir__store *store = &region->store;
     uint64_t end = weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES) + STORE_KEEP_BYTES;
 
+    if (store->overhangs)
+        store_undo_growth(store);
     if (region->mark_peak - region->mark_bytes < STORE_TRIM_BYTES ||
         store->file_bytes < end + STORE_TRIM_BYTES)
         return;

@@ -543,6 +543,7 @@ static void life_recovers(struct model *model)
         if (model_put(model, 5000, 1) < 0)
             model_wait(model);
     }
+    model_poll(model);
     weir_region_stats(model->region, &stats);
     assert_true(stats.disk_bytes <= stats.file_bytes + 64 * KIB); /* what failed is undone */
 }
