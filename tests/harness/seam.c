@@ -76,6 +76,7 @@ struct seam_standin {
     int32_t result;
     uint32_t flags;
     uint32_t reaps_left;
+    uint64_t epoch; /* held only as long as it is the same */
     bool counted;
     bool held;
     bool due; /* the reap that is under way delivers it */
@@ -89,7 +90,8 @@ static struct {
     uint64_t run_fired; /* of these, the rule of seam_each() */
     uint64_t used[SEAM_CALL_COUNT];
     struct weir__list waiting;
-    char run[256]; /* the run of seam_each() that is under way; empty: none */
+    uint64_t epoch; /* how often all was released */
+    char run[256];  /* the run of seam_each() that is under way; empty: none */
 } seam = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .waiting = {&seam.waiting, &seam.waiting},
@@ -179,6 +181,7 @@ uint64_t seam_used(enum seam_call call)
 void seam_release(void)
 {
     pthread_mutex_lock(&seam.lock);
+    seam.epoch++;
     WEIR_LIST_FOREACH (link, &seam.waiting) {
         struct seam_standin *standin = WEIR_CONTAINER_OF(link, struct seam_standin, link);
         standin->held = false;
@@ -292,6 +295,10 @@ uint64_t __wrap_weir__sys_ram_bytes(void)
 static void seam_wait_here(struct seam_standin *standin)
 {
     pthread_mutex_lock(&seam.lock);
+    if (standin->epoch != seam.epoch) {
+        standin->held = false;
+        standin->reaps_left = 0;
+    }
     weir__list_append(&seam.waiting, &standin->link);
     pthread_mutex_unlock(&seam.lock);
 }
@@ -330,12 +337,16 @@ static struct weir_operation *seam_standin(struct weir_ring *ring, struct weir_o
     struct seam_standin *standin = malloc(sizeof(*standin));
 
     WEIR_CHECK(standin != NULL);
+    pthread_mutex_lock(&seam.lock);
+    uint64_t epoch = seam.epoch;
+    pthread_mutex_unlock(&seam.lock);
     *standin = (struct seam_standin){
         .operation = {seam_came},
         .theirs = theirs,
         .ring = ring,
         .rule = *rule,
         .buffer = buffer,
+        .epoch = epoch,
         .counted = true,
     };
     return &standin->operation;
