@@ -521,6 +521,49 @@ static void life_flood(struct model *model)
     weir_region_audit(model->region);
 }
 
+struct homecoming {
+    struct model *model;
+    size_t count;
+};
+
+static void came_home(void *context, struct weir_slot slot, int result)
+{
+    struct homecoming *homecoming = context;
+    const struct model_item *item = model_find(homecoming->model, slot);
+
+    homecoming->count++;
+    MODEL_EQUAL(homecoming->model, result, 0);
+    model_check_at(homecoming->model, item);
+}
+
+/* Each item is asked for and compared; some by a read of their own. */
+static void life_comes_home(struct model *model)
+{
+    struct homecoming homecoming = {.model = model};
+    struct weir_slot slots[64];
+    size_t asked = 0;
+    size_t count = 0;
+
+    for (size_t i = 0; i < model->item_count; i++) {
+        const struct model_item *item = &model->items[i];
+        if (i % 16 == 0 || item->bytes > model->fixed.fetch_bytes_max)
+            model_check_read(model, item, 0, item->bytes);
+        if (!item->unfinished && item->bytes <= model->fixed.fetch_bytes_max)
+            slots[count++] = item->slot;
+        if (count < 64 && i + 1 < model->item_count)
+            continue;
+        if (count > 0)
+            assert_int_equal(weir_region_fetch(model->region, slots, count, came_home, &homecoming),
+                             0);
+        asked += count;
+        count = 0;
+        for (int tries = 0; homecoming.count < asked; tries++) {
+            assert_true(tries < MODEL_TRIES_MAX);
+            model_wait(model);
+        }
+    }
+}
+
 /* As bad as before it will not be again: all that lives is whole, and goes on living. */
 static void life_recovers(struct model *model)
 {
@@ -541,10 +584,7 @@ static void life_recovers(struct model *model)
     model_poll(model);
     model->suffers = false;
     model_check_all(model);
-    for (size_t i = 0; i < model->item_count; i++)
-        model_check_read(model, &model->items[i], 0, model->items[i].bytes);
-    model_fetch(model, 1, 64);
-    model_settle(model);
+    life_comes_home(model);
     count = model->item_count;
     for (int tries = 0; model->item_count == count; tries++) {
         assert_true(tries < 100);
