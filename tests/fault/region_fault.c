@@ -731,6 +731,103 @@ static void a_growth_that_cannot_be_undone(void **state)
     finish(job);
 }
 
+/* Until all that failed has been written; tries have their time. */
+static void recover(struct job *job)
+{
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        int r = weir_region_wait(job->region, 1000000);
+        assert_true(r >= 0 || r == -EIO);
+    }
+    weir_region_audit(job->region);
+}
+
+/* An item goes on where a chunk was written already, and has to be once more. */
+static void a_suspect_chunk_under_construction(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+    unsigned char *data = malloc(3 * MIB);
+    struct weir_slot slot;
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        free(data);
+        finish(job);
+        return; /* nothing is written */
+    }
+    harness_fill(data, 3 * MIB, 4711, 0);
+    assert_int_equal(weir_region_alloc(job->region, 3 * MIB, (struct weir_label){4711, 2}, &slot),
+                     0);
+    seam_reset();
+    while (seam_used(SEAM_ring_sync_range) + seam_used(SEAM_ring_fdatasync) == 0)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10000 && figures(job).written_bytes == 0; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(weir_region_write(job->region, slot, 0, data, 2 * MIB), 0);
+    seam_fail(SEAM_ring_sync_range, 1);
+    seam_fail(SEAM_ring_fdatasync, 1);
+    while (seam_fired() == 0 && job->count < 300)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10000 && figures(job).write_error_count == 0; i++)
+        (void)!weir_region_wait(job->region, 1000000);
+    assert_true(figures(job).degraded);
+    recover(job);
+    while ((r = weir_region_write(job->region, slot, 2 * MIB, data + 2 * MIB, MIB)) == -EAGAIN)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(r, 0);
+    assert_int_equal(weir_region_commit(job->region, slot), 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    memset(data, 0, 3 * MIB);
+    size_t seen;
+    assert_int_equal(weir_region_read(job->region, slot, 0, data, 3 * MIB, &seen), 0);
+    assert_int_equal(harness_differs_at(data, 3 * MIB, 4711, 0), 3 * MIB);
+    free(data);
+    finish(job);
+}
+
+static bool sees_a_drop(const struct seam_use *use, void *context)
+{
+    *(uint64_t *)context += use->mode == POSIX_FADV_DONTNEED;
+    return false;
+}
+
+/* The kernel tells of a failed write once, and not always to the range that failed. */
+static void nothing_goes_while_in_doubt(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+    uint64_t drops = 0;
+    int r;
+
+    (void)state;
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_fadvise, .matches = sees_a_drop, .context = &drops});
+    while (job->count < 500 && drops < 4) {
+        r = put(job, 60 * KIB);
+        assert_true(r == 0);
+    }
+    seam_fail(SEAM_ring_sync_range, 1);
+    seam_fail(SEAM_ring_fdatasync, 1);
+    while (!figures(job).degraded && job->count < 800) {
+        r = put(job, 60 * KIB);
+        assert_true(r == 0 || r == -EIO);
+    }
+    assert_int_equal(figures(job).degraded, seam_fired() > 0);
+    uint64_t before = drops;
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_int_equal(drops, before);
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        (void)!put(job, 60 * KIB); /* asks for room */
+        (void)!weir_region_wait(job->region, 1000000);
+    }
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
 struct freeing {
     struct job *job;
     size_t count;
@@ -836,6 +933,9 @@ int main(int argc, char **argv)
         EACH("at bytes_max without memory all stays as it is", 101, full, .call = SEAM_ANY_HEAP,
              FOR_GOOD),
         SEAM_TEST("a growth that cannot be undone is undone later", a_growth_that_cannot_be_undone),
+        SEAM_TEST("a suspect chunk is written although it is built in",
+                  a_suspect_chunk_under_construction),
+        SEAM_TEST("nothing is dropped while a write is in doubt", nothing_goes_while_in_doubt),
         SEAM_TEST("freed after its read failed is stale", freed_after_its_read_failed),
         SEAM_TEST("close goes on after a reap that failed", close_after_a_reap_that_failed),
         SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
