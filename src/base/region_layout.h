@@ -19,7 +19,10 @@
  *
  *      owner, put     payload; place, span, key; fence; tag with odd generation
  *      owner, free    tag with even generation; fence; payload may change
- *      reader         tag, place; payload; fence; tag, place again: equal?
+ *      owner, move    payload at the new place; move_count; fence; place
+ *      reader         move_count; tag, place; payload; fence; tag, place again:
+ *                     equal? move_count: at most one more, as it takes two moves
+ *                     to leave a place and come back to it
  *
  * An entry is one extent, live or free:
  *
@@ -66,6 +69,7 @@ struct weir__figures {
     uint64_t entry_count; /* entries 1 .. entry_count were ever used */
     uint64_t bounded;
     uint64_t degraded;
+    uint64_t move_count; /* of items that changed places; counted before each does */
 };
 
 struct weir__header {

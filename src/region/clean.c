@@ -197,7 +197,7 @@ static void clean_take_told(struct weir_region *region)
     while (weir__fetches_next_own(region, &slot)) {
         int r = has_room ? clean_move(region, slot) : 0;
         if (r == -EAGAIN) {
-            weir__store_advance(region);
+            weir__pager_advance(region);
             if (region->chunks.queues[CHUNK_WRITING].count > 0)
                 return;
             has_room = false;
@@ -227,7 +227,7 @@ bool weir__clean_advance(struct weir_region *region, bool urgent)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
-    if (!region->store.writes_back)
+    if (!region->pager.writes_back)
         return false;
 
     bool had_batch = cleaner->asked_count > 0;
@@ -238,7 +238,7 @@ bool weir__clean_advance(struct weir_region *region, bool urgent)
         cleaner->chunk = CLEAN_NONE; /* emptied, or brought back by somebody else */
     if (cleaner->chunk != CLEAN_NONE && had_batch && cleaner->moved_count == 0)
         clean_leave(region);
-    if (region->store.suspect_count > 0 || clean_is_cramped(region))
+    if (region->pager.suspect_count > 0 || clean_is_cramped(region))
         return false;
     if (cleaner->chunk == CLEAN_NONE && (urgent || clean_is_due(region)))
         cleaner->chunk = clean_choose(region);

@@ -8,9 +8,9 @@
  * An item gets the smallest free extent that holds it, else the mark moves right
  * over it. Its entry in the table tells where it lies; the slot handle names the
  * entry and its generation. Free extents are kept by space, what of the file is
- * in memory by store, what is brought back for a while by fetch, what is moved
- * out of sparse chunks by clean: here are the public calls, the tables' memory,
- * and the checks at the door.
+ * in memory by pager, what is brought back for a while by fetch, what is moved
+ * out of sparse chunks by clean: here are the public calls and the checks at the
+ * door.
  *
  * A put becomes visible to views with one store: payload and words first, then
  * the tag with an odd generation. A free is the reverse.
@@ -35,7 +35,6 @@
 #define REGION_RESIDENT_DEFAULT  (UINT64_C(64) << 20)
 #define REGION_RESIDENT_MIN      (UINT64_C(8) << 20)
 #define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
-#define REGION_ENTRY_STEP        UINT64_C(4096) /* entries by which the tables grow */
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
 #define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
@@ -48,201 +47,6 @@
 static bool region_is_mine(const struct weir_region *region)
 {
     return pthread_equal(region->owner, pthread_self());
-}
-
-/* ---- Tables --------------------------------------------------------------- */
-
-struct region_tables {
-    uint64_t chunk_count;
-    uint64_t entry_count;
-    uint64_t entry_offset;
-    uint64_t sum_offset;
-    uint64_t vacant_offset;
-    uint64_t bytes;
-};
-
-static struct region_tables region_plan(uint64_t bytes_max, uint64_t entry_count)
-{
-    uint64_t page_bytes = LAYOUT_HEADER_BYTES;
-    struct region_tables plan = {
-        .chunk_count = bytes_max / LAYOUT_CHUNK_BYTES,
-        .entry_count = entry_count,
-    };
-
-    plan.entry_offset = LAYOUT_HEADER_BYTES +
-                        weir__round_up(plan.chunk_count * sizeof(struct weir__chunk), page_bytes);
-    plan.sum_offset =
-        plan.entry_offset +
-        weir__round_up((plan.entry_count + 1) * sizeof(struct weir__entry), page_bytes);
-    plan.vacant_offset =
-        plan.sum_offset + weir__round_up((plan.entry_count + 1) * sizeof(uint64_t), page_bytes);
-    plan.bytes =
-        plan.vacant_offset + weir__round_up((plan.entry_count + 1) * sizeof(uint32_t), page_bytes);
-    return plan;
-}
-
-static int region_extend_table(struct weir_region *region, uint64_t offset, uint64_t bytes_from,
-                               uint64_t bytes_to)
-{
-    if (bytes_to <= bytes_from)
-        return 0;
-    return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
-}
-
-int weir__region_tables_ready(struct weir_region *region, uint64_t spare)
-{
-    struct weir__slots *slots = &region->slots;
-    const struct weir__header *header = region->header;
-
-    if (WEIR_LIKELY(weir__slots_spare(slots) >= spare))
-        return 0;
-    if (slots->ready_count == slots->count_max)
-        return -EDQUOT;
-
-    uint64_t from = (uint64_t)slots->ready_count + 1;
-    uint64_t step = weir__round_up(weir__max(spare, REGION_ENTRY_STEP), REGION_ENTRY_STEP);
-    uint64_t to = weir__min(from + step, (uint64_t)slots->count_max + 1);
-    int r = region_extend_table(region, header->entry_offset, from * sizeof(struct weir__entry),
-                                to * sizeof(struct weir__entry));
-    if (r == 0)
-        r = region_extend_table(region, header->sum_offset, from * sizeof(uint64_t),
-                                to * sizeof(uint64_t));
-    if (r == 0)
-        r = region_extend_table(region, header->vacant_offset, from * sizeof(uint32_t),
-                                to * sizeof(uint32_t));
-    if (r < 0)
-        return r == -ENOSPC ? -ENOMEM : r;
-
-    slots->ready_count = (uint32_t)(to - 1);
-    weir__heap_account(&region->heap,
-                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
-                                                sizeof(uint32_t))));
-    return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
-}
-
-/* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
-static int region_map_tables(struct weir_region *region, struct region_tables *ret_plan,
-                             void **ret_tables)
-{
-    /* An extent takes a granule at least. */
-    uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
-    int r = -ENOMEM;
-
-    for (; entry_count >= region->spare_min + REGION_ENTRY_STEP && r < 0; entry_count /= 2) {
-        *ret_plan = region_plan(region->bytes_max, entry_count);
-        if (ret_plan->bytes > weir__sys_file_bytes_max())
-            continue;
-        r = weir__sys_ftruncate(region->table_fd, ret_plan->bytes);
-        if (r == 0)
-            r = weir__sys_mmap(NULL, ret_plan->bytes, PROT_READ | PROT_WRITE,
-                               MAP_SHARED | MAP_NORESERVE, region->table_fd, 0, ret_tables);
-    }
-    return r;
-}
-
-static int region_open_tables(struct weir_region *region)
-{
-    struct region_tables plan;
-    void *tables;
-    void *heads;
-    int r = weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
-
-    if (r < 0)
-        return r;
-    r = region_map_tables(region, &plan, &tables);
-    if (r < 0)
-        return r;
-    region->header = tables;
-    region->table_bytes = plan.bytes;
-    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
-    if (r < 0)
-        return r;
-    weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
-    weir__sys_madvise(tables, plan.bytes, MADV_DONTFORK);
-    r = weir__sys_fallocate(region->table_fd, 0, 0, plan.entry_offset);
-    if (r < 0)
-        return r == -ENOSPC ? -ENOMEM : r;
-    r = weir__sys_mmap(NULL, EXTENT_HEAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                       -1, 0, &heads);
-    if (r < 0)
-        return r;
-    weir__heap_account(&region->heap, (int64_t)(plan.entry_offset + EXTENT_HEAD_BYTES));
-
-    char *base = tables;
-    region->slots = (struct weir__slots){
-        .entries = (struct weir__entry *)(void *)(base + plan.entry_offset),
-        .sums = (uint64_t *)(void *)(base + plan.sum_offset),
-        .vacant = (uint32_t *)(void *)(base + plan.vacant_offset),
-        .count_max = (uint32_t)plan.entry_count,
-        .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
-    };
-    region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
-    region->chunks.count_max = plan.chunk_count;
-    weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
-    *region->header = (struct weir__header){
-        .version = LAYOUT_VERSION,
-        .header_bytes = (uint32_t)LAYOUT_HEADER_BYTES,
-        .bytes_max = region->bytes_max,
-        .resident_bytes_max = region->resident_bytes_max,
-        .chunk_count_max = plan.chunk_count,
-        .entry_count_max = plan.entry_count,
-        .chunk_offset = LAYOUT_HEADER_BYTES,
-        .entry_offset = plan.entry_offset,
-        .sum_offset = plan.sum_offset,
-        .vacant_offset = plan.vacant_offset,
-    };
-    return weir__region_tables_ready(region, region->spare_min);
-}
-
-static void region_close_tables(struct weir_region *region)
-{
-    if (region->extents.heads != NULL)
-        weir__sys_munmap(region->extents.heads, EXTENT_HEAD_BYTES);
-    weir__sys_munmap(region->header, region->table_bytes);
-    weir__sys_close(region->table_fd);
-}
-
-/* From here on views may look; the magic is stored last. */
-static int region_publish(struct weir_region *region, const char *directory)
-{
-    struct weir__header *header = region->header;
-    struct stat data;
-    int r = weir__sys_fstat(region->store.data_fd, &data);
-
-    if (r < 0)
-        return r;
-    header->data_device = data.st_dev;
-    header->data_inode = data.st_ino;
-    header->pid = getpid();
-    header->table_fd = region->table_fd;
-    header->data_fd = region->store.data_fd;
-    size_t length = strnlen(directory, sizeof(header->directory) - 1);
-    memcpy(header->directory, directory, length);
-    header->directory[length] = '\0';
-
-    const char *from = (const char *)&header->version;
-    header->fixed_sum = XXH3_64bits(from, (size_t)((const char *)&header->fixed_sum - from));
-    __atomic_store_n(&header->magic, LAYOUT_MAGIC, __ATOMIC_RELEASE);
-    return 0;
-}
-
-/* Figures that views read and that nobody else keeps; once a tick. */
-static void region_publish_figures(struct weir_region *region)
-{
-    struct weir__figures *figures = weir__region_figures(region);
-    const struct weir__chunks *chunks = &region->chunks;
-
-    weir__word_store(&figures->mark_bytes, region->mark_bytes);
-    weir__word_store(&figures->free_bytes, region->extents.free_bytes + region->resting_bytes);
-    weir__word_store(&figures->resident_bytes, chunks->resident_count * LAYOUT_CHUNK_BYTES);
-    weir__word_store(&figures->dirty_bytes, (uint64_t)(chunks->queues[CHUNK_DIRTY].count +
-                                                       chunks->queues[CHUNK_WRITING].count) *
-                                                LAYOUT_CHUNK_BYTES);
-    weir__word_store(&figures->metadata_bytes, region->heap.bytes);
-    weir__word_store(&figures->free_extent_count,
-                     region->extents.free_count + region->resting_count);
-    weir__word_store(&figures->entry_count, region->slots.used_count);
-    weir__word_store(&figures->degraded, region->store.suspect_count > 0);
 }
 
 /* ---- Lifecycle ------------------------------------------------------------ */
@@ -296,7 +100,7 @@ static int region_open_parts(struct weir_region *region, const struct weir_regio
 
     if (r < 0)
         return r;
-    r = region_open_tables(region);
+    r = weir__table_open(region);
     if (r < 0)
         return r;
     if (config->ring == NULL) {
@@ -307,10 +111,11 @@ static int region_open_parts(struct weir_region *region, const struct weir_regio
     } else {
         region->ring = config->ring;
     }
+    weir__pager_init(region);
     r = weir__store_open(region, config);
     if (r < 0)
         return r;
-    return region_publish(region, config->directory);
+    return weir__table_publish(region, config->directory);
 }
 
 int weir_region_open(const struct weir_region_config *config, struct weir_region **ret_region)
@@ -337,7 +142,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
         weir_region_close(region);
         return r;
     }
-    region_publish_figures(region);
+    weir__table_publish_figures(region);
     *ret_region = region;
     return 0;
 }
@@ -345,12 +150,12 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
 /* Buffers and pages that the kernel works on must outlive its work. */
 static void region_quiesce(struct weir_region *region)
 {
-    struct weir__store *store = &region->store;
+    const struct weir__pager *pager = &region->pager;
     uint32_t failures = 0;
 
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            store->revival.is_under_way)) {
+            pager->revival.is_under_way)) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         failures = r < 0 ? failures + 1 : 0;
         WEIR_CHECK(failures < REGION_WAIT_COUNT); /* nobody knows what is still written to */
@@ -370,7 +175,7 @@ void weir_region_close(struct weir_region *region)
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
-    region_close_tables(region);
+    weir__table_close(region);
 
     /* What is still on the books is the tables and ourselves. */
     struct weir__heap heap = region->heap;
@@ -390,9 +195,9 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
 {
     uint64_t fresh = weir__chunks_fresh(&region->chunks, offset, space);
 
-    if (fresh == 0 || weir__store_make_room(region, fresh))
+    if (fresh == 0 || weir__pager_make_room(region, fresh))
         return 0;
-    return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
+    return region->pager.suspect_count > 0 ? region->pager.error : -EAGAIN;
 }
 
 /*
@@ -404,7 +209,7 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
 {
     if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
         return;
-    weir__store_advance(region);
+    weir__pager_advance(region);
     weir__clean_advance(region, false);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
@@ -420,7 +225,7 @@ static uint32_t region_fit(const struct weir_region *region, uint64_t space)
     uint32_t index = weir__space_find(region, space);
     uint64_t left = -region->mark_bytes % LAYOUT_CHUNK_BYTES;
 
-    if (index == 0 || left < space || !region->store.writes_back)
+    if (index == 0 || left < space || !region->pager.writes_back)
         return index;
     uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
     return weir__chunks_fresh(&region->chunks, offset, space) > 0 ? 0 : index;
@@ -471,7 +276,7 @@ static int region_place(struct weir_region *region, uint64_t space, uint32_t *re
                     REGION_CLEAN_BYTES / 2;
     if (can_move && weir__clean_advance(region, true))
         return -EAGAIN;
-    if (!weir__store_revive(region, space))
+    if (!weir__pager_revive(region, space))
         return r;
     /* A clean chunk is back at once, a cold one must be read. */
     *ret_index = weir__space_find(region, space);
@@ -500,7 +305,7 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
                        uint32_t *ret_index)
 {
     uint32_t index = 0;
-    int r = weir__region_tables_ready(region, region->spare_min);
+    int r = weir__table_ready(region, region->spare_min);
 
     if (r == 0)
         r = region_place(region, space, &index);
@@ -511,7 +316,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
                       uint32_t *ret_index)
 {
     uint64_t end = region->mark_bytes + space;
-    int r = weir__region_tables_ready(region, region->spare_min);
+    int r = weir__table_ready(region, region->spare_min);
 
     if (r < 0)
         return r;
@@ -533,7 +338,7 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
         return false;
 
     weir__clean_advance(region, false);
-    weir__store_advance(region);
+    weir__pager_advance(region);
     weir__fetches_start(region);
     bool is_idle = weir__ring_in_flight(region->ring) == 0;
     *waits += is_idle ? REGION_IDLE_WEIGHT : 1;
@@ -641,11 +446,11 @@ static int region_admit_part(struct weir_region *region, uint64_t offset, uint64
     uint64_t chunk = weir__chunk_of(offset);
 
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
-        weir__store_revive_chunk(region, chunk);
+        weir__pager_revive_chunk(region, chunk);
     if (region->chunks.table[chunk].unfillable != 0)
         return -EIO;
     if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
-        return region->store.suspect_count > 0 ? region->store.error : -EAGAIN;
+        return region->pager.suspect_count > 0 ? region->pager.error : -EAGAIN;
     return region_admit(region, offset, bytes);
 }
 
@@ -864,11 +669,11 @@ static int region_tick(struct weir_region *region, int completions)
         return completions;
     completions += weir__fetches_advance(region);
     weir__clean_advance(region, false);
-    weir__store_advance(region);
+    weir__pager_advance(region);
     weir__store_trim(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
-    (void)!weir__region_tables_ready(region, region->spare_min + REGION_ENTRY_STEP / 4);
-    region_publish_figures(region);
+    (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
+    weir__table_publish_figures(region);
 
     if (region->owns_ring) {
         int r = weir__ring_submit(region->ring);
@@ -876,8 +681,8 @@ static int region_tick(struct weir_region *region, int completions)
             return r;
     }
 
-    int error = region->store.error_fresh;
-    region->store.error_fresh = 0;
+    int error = region->pager.error_fresh;
+    region->pager.error_fresh = 0;
     return error < 0 ? error : completions;
 }
 
@@ -943,7 +748,8 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
         .bounded = region->store.bounded,
-        .degraded = region->store.suspect_count > 0,
+        .direct = region->store.direct,
+        .degraded = region->pager.suspect_count > 0,
         .synchronous = weir__ring_is_synchronous(region->ring),
         .movable = region->store.reserved_bytes == 0,
     };

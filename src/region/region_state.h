@@ -7,7 +7,9 @@
  *
  *      region.c   the public calls, each in a few steps of the rooms below
  *      space      which extent an item gets, and what happens when it is freed
- *      store      the file: growth, write-back, drop; the seam for other stores
+ *      table      the memory of the tables
+ *      store      the mapped chunk store: the file, growth, and what a chunk is made of
+ *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *
@@ -30,6 +32,7 @@
 
 #define REGION_WRITE_COUNT  4
 #define REGION_HOLD_BUCKETS 1024
+#define TABLE_ENTRY_STEP    UINT64_C(4096) /* entries by which the tables grow */
 
 /* One write-back under way. */
 struct weir__write {
@@ -54,12 +57,16 @@ struct weir__store {
     char *base;              /* of the mapping; fixed unless movable */
     uint64_t reserved_bytes; /* address space held; 0: movable */
     uint64_t mapped_bytes;
-    uint64_t file_bytes;    /* whole chunks; what fallocate() last agreed to */
-    uint64_t floor_bytes;   /* fixed */
+    uint64_t file_bytes;  /* whole chunks; what fallocate() last agreed to */
+    uint64_t floor_bytes; /* fixed */
+    bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
+    bool bounded;         /* fixed */
+    bool direct;          /* fixed: direct_fd is O_DIRECT */
+    bool overhangs;       /* the file is longer: a failed growth could not be undone */
+};
+
+struct weir__pager {
     bool writes_back;       /* fixed: not everything may stay resident */
-    bool syncs_file;        /* fixed: ranged write-back does nothing here, fdatasync does */
-    bool bounded;           /* fixed */
-    bool overhangs;         /* the file is longer: a failed growth could not be undone */
     bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
     uint64_t ticket_last;   /* of the last write-back submitted */
@@ -128,6 +135,7 @@ struct weir_region {
     struct weir__extents extents;
     struct weir__chunks chunks;
     struct weir__store store;
+    struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
 
@@ -159,6 +167,20 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
     return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
                                                    weir__extent_space(bytes));
 }
+
+/* ---- table.c ------------------------------------------------------------ */
+
+int weir__table_open(struct weir_region *region);
+void weir__table_close(struct weir_region *region);
+
+/* Whether entries can be taken for a split; grows the tables if it must. */
+int weir__table_ready(struct weir_region *region, uint64_t spare);
+
+/* From here on views may look. */
+int weir__table_publish(struct weir_region *region, const char *directory);
+
+/* Figures that views read and that nobody else keeps; once a tick. */
+void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
@@ -197,23 +219,48 @@ void weir__store_close(struct weir_region *region);
 /* The file reaches @end afterwards. */
 int weir__store_grow(struct weir_region *region, uint64_t end);
 
-/* Make room in memory for @chunk_count more chunks; false: not now. */
-bool weir__store_make_room(struct weir_region *region, uint64_t chunk_count);
-
-/* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
-void weir__store_empty(struct weir_region *region, uint64_t chunk);
-
-/* A chunk with a hole of @space bytes is brought back; false: there is none. */
-bool weir__store_revive(struct weir_region *region, uint64_t space);
-
-/* @chunk, which may not be stored to now, is brought back if that is possible. */
-void weir__store_revive_chunk(struct weir_region *region, uint64_t chunk);
-
-/* Start what should be under way: write-back, drops. */
-void weir__store_advance(struct weir_region *region);
-
 /* Give the empty tail of the file back. */
 void weir__store_trim(struct weir_region *region);
+
+/* The chunk store: what a chunk in memory is made of. */
+static inline char *weir__store_address(const struct weir_region *region, uint64_t chunk)
+{
+    return region->store.base + chunk * LAYOUT_CHUNK_BYTES;
+}
+
+/* Start to write it out, or to bring it back so that it can be stored to. */
+void weir__store_write(struct weir_region *region, struct weir_operation *operation,
+                       uint64_t chunk);
+void weir__store_fill(struct weir_region *region, struct weir_operation *operation, uint64_t chunk);
+
+/* Its memory is given up: it is on disk, or (zero) what is in it is nobody's. */
+int weir__store_drop(struct weir_region *region, uint64_t chunk);
+int weir__store_zero(struct weir_region *region, uint64_t chunk);
+
+/* It could not be written: it is as new as if just stored. */
+void weir__store_renew(struct weir_region *region, uint64_t chunk);
+
+/* ---- pager.c ------------------------------------------------------------ */
+
+void weir__pager_init(struct weir_region *region);
+
+/* Make room in memory for @chunk_count more chunks; false: not now. */
+bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
+
+/* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
+void weir__pager_empty(struct weir_region *region, uint64_t chunk);
+
+/* A chunk with a hole of @space bytes is brought back; false: there is none. */
+bool weir__pager_revive(struct weir_region *region, uint64_t space);
+
+/* @chunk, which may not be stored to now, is brought back if that is possible. */
+void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
+
+/* Start what should be under way: write-back, drops. */
+void weir__pager_advance(struct weir_region *region);
+
+/* @chunk leaves the file: it need not be written again. */
+void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
 
 /* ---- fetch.c ------------------------------------------------------------ */
 
@@ -277,9 +324,6 @@ void weir__clean_look_again(struct weir_region *region);
 bool weir__clean_is_behind(const struct weir_region *region);
 
 /* ---- region.c ----------------------------------------------------------- */
-
-/* Whether entries can be taken for a split; grows the tables if it must. */
-int weir__region_tables_ready(struct weir_region *region, uint64_t spare);
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
 int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,

@@ -234,7 +234,7 @@ static void space_release_many(struct weir_region *region, uint32_t index)
     }
     for (uint64_t chunk = weir__chunk_of(offset); chunk <= weir__chunk_of(end - 1); chunk++)
         if (weir__chunk_live(&region->chunks, chunk) == 0)
-            weir__store_empty(region, chunk);
+            weir__pager_empty(region, chunk);
 }
 
 void weir__space_release(struct weir_region *region, uint32_t index)
@@ -250,7 +250,7 @@ void weir__space_release(struct weir_region *region, uint32_t index)
         uint64_t chunk = weir__chunk_of(offset);
         space_add(region, index, space_kind(region, offset));
         if (WEIR_UNLIKELY(weir__chunk_live(&region->chunks, chunk) == 0))
-            weir__store_empty(region, chunk);
+            weir__pager_empty(region, chunk);
     } else {
         space_release_many(region, index);
     }
@@ -357,6 +357,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 
     WEIR_ASSERT(space_bytes(region, target) == space);
 
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();

@@ -16,12 +16,9 @@
  *   I2  the tables lie inside the mapping and do not overlap
  *   I3  an index reaches a table only after view_index_is_valid()
  *   I4  an answer is given only between two equal loads of tag and place, with
- *       a fence on either side; the payload is read in between
+ *       a fence on either side; the payload is read in between, and the owner
+ *       has not moved two items meanwhile: one may be ours, away and back
  *   I5  reading a cold chunk leaves no page of it behind
- *
- * One thing the two loads cannot see: an item that moved away and back while it
- * was copied, and whose first place held something else in between. That takes
- * two moves of the same item within one copy; weir_view_verify() would see it.
  *
  * The data file is found by number in the owner's table of descriptors, so its
  * device and inode are compared before it is opened for reading: opening a
@@ -566,6 +563,15 @@ static int view_read_place(const struct weir_view *view, uint64_t offset, uint64
     return 0;
 }
 
+/* Before all that follows it, and after all that came before. */
+static uint64_t view_move_count(const struct weir_view *view)
+{
+    weir__fence_acquire();
+    uint64_t count = weir__word_load(&view->owner->figures.move_count);
+    weir__fence_acquire();
+    return count;
+}
+
 /* One try; -EAGAIN with *@ret_moved: it was somewhere else afterwards. */
 static int view_read_once(const struct weir_view *view, struct weir_slot slot, uint64_t offset,
                           uint64_t bytes_max, view_take_fn *take, void *context,
@@ -575,6 +581,7 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     struct weir_view_extent extent;
     struct view_entry before;
     struct view_entry after;
+    uint64_t move_count = view_move_count(view);
 
     *ret_moved = !view_entry_load(entry, &before);
     if (weir__tag_generation(before.tag) != slot.generation)
@@ -596,7 +603,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    *ret_moved = !whole || after.place != before.place || after.tag != before.tag;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag ||
+                 view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
 }
 

@@ -180,8 +180,8 @@ static void run(void *context)
 static bool is_no_lifeline(const struct seam_use *use, void *context)
 {
     (void)context;
-    return use->call != SEAM_ring_sleep && use->call != SEAM_ring_reap &&
-           use->call != SEAM_ring_wait &&
+    return use->call != SEAM_ring_sleep && use->call != SEAM_ring_reap_some &&
+           use->call != SEAM_ring_reap && use->call != SEAM_ring_wait &&
            (use->call != SEAM_ring_read || use->bytes != sizeof(uint64_t));
 }
 

@@ -78,6 +78,7 @@ struct seam_standin {
     uint32_t reaps_left;
     uint64_t epoch; /* held only as long as it is the same */
     bool counted;
+    bool halves; /* of SEAM_CUT: the whole is done, and half of it told */
     bool held;
     bool due; /* the reap that is under way delivers it */
 };
@@ -314,7 +315,7 @@ static void seam_came(struct weir_operation *operation, int32_t result, uint32_t
         theirs->complete(theirs, result, flags);
         return;
     }
-    if (rule->how == SEAM_CUT && result > 1) {
+    if (standin->halves && result > 1) {
         if (standin->buffer != NULL)
             memset((char *)standin->buffer + result / 2, SEAM_JUNK, (size_t)(result - result / 2));
         result /= 2;
@@ -419,12 +420,12 @@ static struct seam_standin *seam_take_due(const struct weir_ring *ring)
 }
 
 /* What they start from their completions waits for the next reap. */
-static int seam_deliver(const struct weir_ring *ring)
+static int seam_deliver(const struct weir_ring *ring, uint32_t count_max)
 {
     struct seam_standin *standin;
     int count = 0;
 
-    while ((standin = seam_take_due(ring)) != NULL) {
+    while ((uint32_t)count < count_max && (standin = seam_take_due(ring)) != NULL) {
         struct seam_standin copy = *standin;
         free(standin);
         copy.theirs->complete(copy.theirs, copy.result, copy.flags);
@@ -457,10 +458,11 @@ void __wrap_weir__ring_cancel_all(struct weir_ring *ring)
         __real_weir__ring_cancel_all(ring);
         seam_release();
         seam_tick(ring);
-        seam_deliver(ring);
+        seam_deliver(ring, UINT32_MAX);
     } while (__wrap_weir__ring_in_flight(ring) > 0);
 }
 
+/* The kernel's go first, and count. */
 int __wrap_weir__ring_reap(struct weir_ring *ring)
 {
     struct seam_use use = {.call = SEAM_ring_reap, .ring = ring, .fd = -1};
@@ -470,7 +472,19 @@ int __wrap_weir__ring_reap(struct weir_ring *ring)
         return -rule.error;
     seam_tick(ring);
     int count = __real_weir__ring_reap(ring);
-    return count < 0 ? count : count + seam_deliver(ring);
+    return count < 0 ? count : count + seam_deliver(ring, UINT32_MAX);
+}
+
+int __wrap_weir__ring_reap_some(struct weir_ring *ring, uint32_t count_max)
+{
+    struct seam_use use = {.call = SEAM_ring_reap_some, .ring = ring, .fd = -1};
+    struct seam_rule rule;
+
+    if (seam_strikes(&use, &rule))
+        return -rule.error;
+    seam_tick(ring);
+    int count = __real_weir__ring_reap_some(ring, count_max);
+    return count < 0 ? count : count + seam_deliver(ring, count_max - (uint32_t)count);
 }
 
 /* With something waiting here the kernel is not waited for, or not for long. */
@@ -500,7 +514,7 @@ int __wrap_weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns)
         return -rule.error;
     seam_tick(ring);
     int count = __real_weir__ring_wait(ring, seam_nap(ring, timeout_ns));
-    return count < 0 ? count : count + seam_deliver(ring);
+    return count < 0 ? count : count + seam_deliver(ring, UINT32_MAX);
 }
 
 /* ---- Operations --------------------------------------------------------------- */
@@ -513,10 +527,14 @@ static struct weir_operation *seam_operation(const struct seam_use *use,
 
     if (!seam_strikes(use, &rule))
         return theirs;
-    if (rule.how != SEAM_FAIL)
-        return seam_standin(use->ring, theirs, &rule, buffer);
-    seam_refuse(use->ring, theirs, &rule, true);
-    return NULL;
+    if (rule.how == SEAM_FAIL) {
+        seam_refuse(use->ring, theirs, &rule, true);
+        return NULL;
+    }
+    struct weir_operation *operation = seam_standin(use->ring, theirs, &rule, buffer);
+    WEIR_CONTAINER_OF(operation, struct seam_standin, operation)->halves =
+        rule.how == SEAM_CUT && buffer != NULL;
+    return operation;
 }
 
 void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
@@ -528,6 +546,45 @@ void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *opera
     operation = seam_operation(&use, operation, buffer);
     if (operation != NULL)
         __real_weir__ring_read(ring, operation, fd, buffer, bytes, offset);
+}
+
+/* The first half is written. */
+static void seam_write_half(const struct seam_use *use, struct weir_operation *operation,
+                            const void *buffer)
+{
+    uint32_t half = (uint32_t)use->bytes / 2;
+
+    if (half >= 4096) /* as O_DIRECT would */
+        half -= half % 4096;
+    __real_weir__ring_write(use->ring, operation, use->fd, buffer, half, use->offset);
+}
+
+void __wrap_weir__ring_write(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                             const void *buffer, uint32_t bytes, uint64_t offset)
+{
+    struct seam_use use = {
+        .call = SEAM_ring_write, .ring = ring, .fd = fd, .offset = offset, .bytes = bytes};
+    struct seam_rule rule;
+
+    if (!seam_strikes(&use, &rule)) {
+        __real_weir__ring_write(ring, operation, fd, buffer, bytes, offset);
+    } else if (rule.how == SEAM_FAIL) {
+        seam_refuse(ring, operation, &rule, true);
+    } else if (rule.how == SEAM_CUT) {
+        seam_write_half(&use, operation, buffer);
+    } else {
+        operation = seam_standin(ring, operation, &rule, NULL);
+        __real_weir__ring_write(ring, operation, fd, buffer, bytes, offset);
+    }
+}
+
+void __wrap_weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation)
+{
+    struct seam_use use = {.call = SEAM_ring_nop, .ring = ring, .fd = -1};
+
+    operation = seam_operation(&use, operation, NULL);
+    if (operation != NULL)
+        __real_weir__ring_nop(ring, operation);
 }
 
 void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
@@ -583,6 +640,7 @@ struct io_uring_sqe *__wrap_weir__ring_sqe(struct weir_ring *ring, struct weir_o
     if (!seam_strikes(&use, &rule))
         return __real_weir__ring_sqe(ring, operation);
     operation = seam_standin(ring, operation, &rule, NULL);
+    WEIR_CONTAINER_OF(operation, struct seam_standin, operation)->halves = rule.how == SEAM_CUT;
     if (rule.how == SEAM_FAIL)
         operation->complete = seam_refused;
     return __real_weir__ring_sqe(ring, operation);

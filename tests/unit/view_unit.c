@@ -913,6 +913,7 @@ static void *race_owner(void *context)
             first = (first + 1) % RACE_PLACES;
             count--;
             memcpy(made->data + place, made->data + old, bytes);
+            weir__word_add(&made->header->figures.move_count, 1);
             weir__fence_release();
             weir__word_store(&entry->place, weir__entry_place(place, bytes));
             weir__fence();

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pager - which chunks are in memory: written, dropped, brought back
+ *
+ *      FRESH --store--> DIRTY --> WRITING --> CLEAN --> COLD
+ *                         ^                     |         |
+ *                         +------ wanted again -+- FILLING+
+ *
+ * Write-back and drop are two steps. The kernel tells of a failed write once,
+ * and not always to the range that failed; so a clean chunk is dropped only when
+ * all write-backs that were under way when it became clean have succeeded. After
+ * an error everything that is still in memory is dirtied again, and nothing is
+ * dropped until all of that has been written.
+ *
+ *   T1  a chunk in state WRITING has exactly one write under way
+ *   T2  no store goes to a chunk that is WRITING, CLEAN, COLD or FILLING
+ *   T3  while suspect_count > 0 nothing is dropped
+ */
+#include "region/region_state.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/clock.h"
+
+#include <errno.h>
+
+#define PAGER_FULL_BYTES (LAYOUT_CHUNK_BYTES / 8 * 7)
+#define PAGER_RETRY_NS   UINT64_C(100000000)
+#define PAGER_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
+#define PAGER_HOLE_TRIES 8
+
+/* ---- Dropping ----------------------------------------------------------- */
+
+static uint64_t pager_oldest_ticket(const struct weir__pager *pager)
+{
+    uint64_t oldest = UINT64_MAX;
+
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager->writes[i].ticket != 0)
+            oldest = weir__min(oldest, pager->writes[i].ticket);
+    return oldest;
+}
+
+static bool pager_drop_one(struct weir_region *region)
+{
+    struct weir__pager *pager = &region->pager;
+    uint64_t oldest = pager_oldest_ticket(pager);
+
+    if (pager->suspect_count > 0) /* T3 */
+        return false;
+    for (uint32_t i = region->chunks.queues[CHUNK_CLEAN].head; i != 0;
+         i = region->chunks.table[i - 1].next) {
+        if (region->chunks.table[i - 1].ticket >= oldest)
+            return false;
+        if (weir__chunk_pins(&region->chunks, i - 1) > 0)
+            continue;
+        if (weir__store_drop(region, i - 1) < 0)
+            return false;
+        weir__chunk_turn(&region->chunks, i - 1, CHUNK_COLD);
+        return true;
+    }
+    return false;
+}
+
+bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
+{
+    while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
+        if (!pager_drop_one(region)) {
+            region->pager.wanted = true;
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Its memory goes without being written; where blocks cannot be zeroed it rests. */
+void weir__pager_empty(struct weir_region *region, uint64_t chunk)
+{
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+
+    if (state != CHUNK_CLEAN && state != CHUNK_COLD)
+        return;
+    if (weir__chunk_pins(&region->chunks, chunk) > 0)
+        return;
+    if (weir__store_zero(region, chunk) < 0)
+        return; /* it rests until it is revived */
+    region->pager.cannot_zero = false;
+    region->chunks.table[chunk].unfillable = 0;
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
+    weir__space_wake(region, chunk);
+}
+
+/* ---- Write-back --------------------------------------------------------- */
+
+static bool pager_is_suspect(const struct weir_region *region, uint64_t chunk)
+{
+    return region->chunks.table[chunk].ticket == PAGER_SUSPECT;
+}
+
+void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk)
+{
+    if (!pager_is_suspect(region, chunk))
+        return;
+    region->chunks.table[chunk].ticket = 0;
+    if (--region->pager.suspect_count == 0)
+        region->pager.error = 0;
+}
+
+static void pager_suspect(struct weir_region *region, uint64_t chunk)
+{
+    weir__store_renew(region, chunk);
+    if (!pager_is_suspect(region, chunk))
+        region->pager.suspect_count++;
+    region->chunks.table[chunk].ticket = PAGER_SUSPECT;
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
+    weir__space_wake(region, chunk);
+}
+
+static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
+{
+    struct weir__pager *pager = &region->pager;
+
+    region->write_error_count++;
+    pager->error = error;
+    pager->error_fresh = error;
+    pager->retry_ns = weir__clock_ns() + PAGER_RETRY_NS;
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        pager->writes[i].doubted = pager->writes[i].ticket != 0;
+    /* The kernel may have tried to write these by itself, and told only now. */
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        weir__store_renew(region, i - 1);
+    pager_suspect(region, chunk);
+    while (region->chunks.queues[CHUNK_CLEAN].count > 0)
+        pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
+}
+
+static void pager_written(struct weir_region *region, uint64_t chunk)
+{
+    const struct weir__pager *pager = &region->pager;
+
+    weir__word_add(&weir__region_figures(region)->written_bytes, LAYOUT_CHUNK_BYTES);
+    weir__pager_forget_suspect(region, chunk);
+    region->chunks.table[chunk].ticket = pager->ticket_last;
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_CLEAN);
+    weir__clean_look_again(region);
+    if (weir__chunk_live(&region->chunks, chunk) == 0)
+        weir__pager_empty(region, chunk);
+}
+
+static void pager_write_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__write *write = WEIR_CONTAINER_OF(operation, struct weir__write, operation);
+    struct weir_region *region = write->region;
+
+    (void)flags;
+    WEIR_ASSERT(weir__chunk_state(&region->chunks, write->chunk) == CHUNK_WRITING); /* T1 */
+    write->ticket = 0;
+    if (result < 0)
+        pager_failed(region, write->chunk, result);
+    else if (write->doubted)
+        pager_suspect(region, write->chunk);
+    else
+        pager_written(region, write->chunk);
+}
+
+/* What is above the mark belongs to no extent that could rest: it is never written. */
+static bool pager_is_above_mark(const struct weir_region *region, uint64_t chunk)
+{
+    return chunk * LAYOUT_CHUNK_BYTES >= region->mark_bytes;
+}
+
+/* What is left of the chunk of the mark becomes an extent, that it may rest like any other. */
+static void pager_raise_mark(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+
+    WEIR_ASSERT(!pager_is_above_mark(region, chunk));
+
+    if (end > region->mark_bytes)
+        weir__space_release(region, weir__space_bump(region, end - region->mark_bytes));
+}
+
+static void pager_write(struct weir_region *region, struct weir__write *write, uint64_t chunk)
+{
+    struct weir__pager *pager = &region->pager;
+
+    weir__space_sum(region, chunk);
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_WRITING);
+    pager_raise_mark(region, chunk);
+    weir__space_rest(region, chunk);
+    write->chunk = chunk;
+    write->ticket = ++pager->ticket_last;
+    write->doubted = false;
+    weir__store_write(region, &write->operation, chunk);
+}
+
+/*
+ * The chunk of the mark is being filled. But a suspect one is written all the
+ * same: puts may need new chunks, and get none before nothing is suspect.
+ */
+static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
+{
+    if (pager_is_suspect(region, chunk))
+        return true;
+    if (pager_is_above_mark(region, chunk))
+        return !region->pager.cannot_zero;
+    return (chunk + 1) * LAYOUT_CHUNK_BYTES <= region->mark_bytes;
+}
+
+/*
+ * The chunk to write next; false: none. In order of age those that are nearly
+ * full; or none of that, what dies in memory need never be written. For somebody
+ * who waits the fullest: its free space rests from then on.
+ */
+static bool pager_choose(const struct weir_region *region, bool urgent, uint64_t *ret_chunk)
+{
+    uint64_t best_live = 0;
+    bool found = false;
+
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next) {
+        uint64_t live = weir__chunk_live(&region->chunks, i - 1);
+        bool is_open = region->chunks.table[i - 1].open > 0;
+        if (!pager_may_write(region, i - 1))
+            continue;
+        if (!is_open &&
+            (live >= PAGER_FULL_BYTES || live == 0 || pager_is_suspect(region, i - 1))) {
+            *ret_chunk = i - 1;
+            return true;
+        }
+        /* One with open items only if there is no other; but who builds may take his time. */
+        live = is_open ? 1 : live;
+        if ((urgent || pager_is_suspect(region, i - 1)) && live >= best_live) {
+            *ret_chunk = i - 1;
+            best_live = live;
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* A dirty chunk in which nothing is live gives its memory up without being written. */
+static bool pager_forget(struct weir_region *region, uint64_t chunk)
+{
+    struct weir__pager *pager = &region->pager;
+
+    int r = weir__store_zero(region, chunk);
+
+    pager->cannot_zero = r < 0;
+    if (r < 0 && !pager_is_above_mark(region, chunk))
+        return false;
+    /* Above the mark it stays as it is and is stored to next: what it holds is nobody's. */
+    weir__pager_forget_suspect(region, chunk);
+    region->chunks.table[chunk].ticket = 0;
+    if (r == 0)
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
+    return true;
+}
+
+static struct weir__write *pager_idle_write(struct weir__pager *pager)
+{
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager->writes[i].ticket == 0)
+            return &pager->writes[i];
+    return NULL;
+}
+
+static bool pager_should_write(const struct weir_region *region)
+{
+    const struct weir__pager *pager = &region->pager;
+
+    if (pager->suspect_count > 0)
+        return weir__clock_ns() >= pager->retry_ns;
+    uint64_t target = weir__max(region->chunks.resident_max / 2, 2);
+    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count > target;
+}
+
+void weir__pager_advance(struct weir_region *region)
+{
+    struct weir__pager *pager = &region->pager;
+    struct weir__write *write;
+    uint64_t chunk;
+
+    if (!pager->writes_back)
+        return;
+
+    /* One write per pass is enough for somebody who waits; more follow with the next dirty chunk. */
+    while ((write = pager_idle_write(pager)) != NULL && pager_should_write(region)) {
+        if (weir__table_ready(region, region->spare_min) < 0)
+            break;
+        bool urgent = pager->wanted && region->chunks.queues[CHUNK_WRITING].count == 0;
+        if (!pager_choose(region, urgent, &chunk))
+            break;
+        pager->wanted = false;
+        if (weir__chunk_live(&region->chunks, chunk) == 0 && pager_forget(region, chunk))
+            continue;
+        pager_write(region, write, chunk);
+    }
+
+    if (region->chunks.resident_count >= region->chunks.resident_max)
+        pager_drop_one(region);
+}
+
+/* ---- Revival ------------------------------------------------------------ */
+
+static void pager_revived(struct weir_region *region, uint64_t chunk)
+{
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
+    weir__space_wake(region, chunk);
+}
+
+static void pager_revival_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__revival *revival = WEIR_CONTAINER_OF(operation, struct weir__revival, operation);
+    struct weir_region *region = revival->region;
+
+    (void)flags;
+    revival->is_under_way = false;
+    WEIR_ASSERT(weir__chunk_state(&region->chunks, revival->chunk) == CHUNK_FILLING);
+    if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
+        region->read_error_count++;
+        region->pager.error_fresh = result == -EFAULT ? -EIO : result;
+        region->chunks.table[revival->chunk].unfillable =
+            result != -EAGAIN && result != -EINTR && result != -ENOMEM;
+        weir__store_drop(region, revival->chunk);
+        weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
+        if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
+            weir__pager_empty(region, revival->chunk);
+        return;
+    }
+    pager_revived(region, revival->chunk);
+}
+
+void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
+{
+    struct weir__revival *revival = &region->pager.revival;
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+
+    if (state == CHUNK_CLEAN) {
+        pager_revived(region, chunk);
+        return;
+    }
+    if (state != CHUNK_COLD || revival->is_under_way ||
+        region->chunks.table[chunk].unfillable != 0 || !weir__pager_make_room(region, 1))
+        return;
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_FILLING);
+    revival->chunk = chunk;
+    revival->is_under_way = true;
+    weir__store_fill(region, &revival->operation, chunk);
+}
+
+bool weir__pager_revive(struct weir_region *region, uint64_t space)
+{
+    uint64_t file_chunks = weir__chunk_of(region->store.file_bytes);
+    uint64_t ceiling = UINT64_MAX; /* each try takes a fuller chunk than the one before */
+
+    if (region->resting_bytes < space)
+        return false;
+    if (region->pager.revival.is_under_way)
+        return true;
+    for (uint32_t tries = 0; tries < PAGER_HOLE_TRIES; tries++) {
+        uint64_t best = UINT64_MAX;
+        uint64_t best_free = 0;
+        for (uint64_t chunk = 0; chunk < file_chunks; chunk++) {
+            enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+            uint64_t free_bytes = LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk);
+            if (state != CHUNK_CLEAN && state != CHUNK_COLD)
+                continue;
+            if (region->chunks.table[chunk].unfillable != 0)
+                continue;
+            if (free_bytes > best_free && free_bytes < ceiling) {
+                best = chunk;
+                best_free = free_bytes;
+            }
+        }
+        if (best == UINT64_MAX || best_free < space)
+            return false;
+        if (weir__space_has_hole(region, best, space)) {
+            weir__pager_revive_chunk(region, best);
+            return true;
+        }
+        ceiling = best_free;
+    }
+    return false;
+}
+
+/* ---- Lifecycle ---------------------------------------------------------- */
+
+void weir__pager_init(struct weir_region *region)
+{
+    struct weir__pager *pager = &region->pager;
+
+    pager->writes_back = region->chunks.resident_max < weir__chunk_of(region->bytes_max);
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        pager->writes[i] = (struct weir__write){
+            .operation = {pager_write_complete},
+            .region = region,
+        };
+    pager->revival = (struct weir__revival){
+        .operation = {pager_revival_complete},
+        .region = region,
+    };
+}
