@@ -264,6 +264,15 @@ static void never_before(void **state)
     weir__ring_fdatasync(job->ring, &job->answers[2].operation, job->fd);
     weir__ring_cancel_all(job->ring);
     assert_int_equal(job->answers[2].count, 1);
+
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_ring_fdatasync, .how = SEAM_HOLD, .error = EIO});
+    weir__ring_fdatasync(job->ring, &job->answers[3].operation, job->fd);
+    while (seam_held() == 0)
+        assert_true(weir__ring_wait(job->ring, 100000000) >= 0);
+    seam_release();
+    assert_int_equal(weir__ring_reap(job->ring), 1);
+    assert_int_equal(job->answers[3].result, -EIO);
     finish(job);
 }
 

@@ -18,6 +18,7 @@
 #include "base/bits.h"
 #include "base/clock.h"
 
+#include "forbid.h"
 #include "model.h"
 #include "pattern.h"
 #include "seam.h"
@@ -832,6 +833,71 @@ static void nothing_goes_while_in_doubt(void **state)
     finish(job);
 }
 
+/* What is written and dropped, chunk by chunk. */
+struct watch {
+    uint64_t written[64];
+    uint64_t before[64]; /* when a write failed */
+    bool has_failed;
+    uint64_t early_drops; /* of what was in memory then and has not been written since */
+};
+
+static bool sees_a_write(const struct seam_use *use, void *context)
+{
+    ((struct watch *)context)->written[use->offset / (2 * MIB)]++;
+    return false;
+}
+
+static bool sees_an_early_drop(const struct seam_use *use, void *context)
+{
+    struct watch *watch = context;
+    uint64_t chunk = use->offset / (2 * MIB);
+
+    watch->early_drops += watch->has_failed && watch->before[chunk] > 0 &&
+                          watch->written[chunk] == watch->before[chunk];
+    return false;
+}
+
+/* Clean ones, and one that is still under way, may be what the error was about. */
+static void a_failed_write_casts_doubt_on_others(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 32 * MIB});
+    struct watch watch = {0};
+
+    (void)state;
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_sync_range, .matches = sees_a_write, .context = &watch});
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fadvise, .matches = sees_an_early_drop, .context = &watch});
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .how = SEAM_HOLD, .error = EIO});
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .at = 2, .how = SEAM_HOLD});
+    for (int i = 0; i < 10000 && (seam_held() < 2 || figures(job).written_bytes < 4 * MIB); i++)
+        if (job->count < 350)
+            assert_int_equal(put(job, 60 * KIB), 0);
+        else
+            assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    if (seam_held() < 2) {
+        finish(job);
+        return; /* whole files are written here, or nothing is */
+    }
+    assert_true(figures(job).written_bytes >= 4 * MIB);
+    memcpy(watch.before, watch.written, sizeof(watch.before));
+    watch.has_failed = true;
+    seam_release();
+    for (int i = 0; i < 10000 && figures(job).write_error_count == 0; i++)
+        (void)!weir_region_wait(job->region, 1000000);
+    assert_true(figures(job).degraded);
+    recover(job);
+    while (job->count < 700)
+        if (put(job, 60 * KIB) < 0)
+            (void)!weir_region_wait(job->region, 1000000);
+    assert_int_equal(watch.early_drops, 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    seam_lift();
+    finish(job);
+}
+
 struct freeing {
     struct job *job;
     size_t count;
@@ -940,6 +1006,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a suspect chunk is written although it is built in",
                   a_suspect_chunk_under_construction),
         SEAM_TEST("nothing is dropped while a write is in doubt", nothing_goes_while_in_doubt),
+        SEAM_TEST("what was under way or clean when a write failed is written again",
+                  a_failed_write_casts_doubt_on_others),
         SEAM_TEST("freed after its read failed is stale", freed_after_its_read_failed),
         SEAM_TEST("close goes on after a reap that failed", close_after_a_reap_that_failed),
         SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
@@ -954,10 +1022,10 @@ int main(int argc, char **argv)
                   a_fetch_beside_a_cleaner_without_room),
     };
 
-    if (argc > 1 && strcmp(argv[1], "--long") == 0) {
-        each_single_use = true;
-        argc--;
-        argv++;
+    for (; argc > 1 && argv[1][0] == '-'; argc--, argv++) {
+        each_single_use |= strcmp(argv[1], "--long") == 0;
+        if (strcmp(argv[1], "--synchronous") == 0 && harness_forbid_io_uring() < 0)
+            return 77;
     }
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

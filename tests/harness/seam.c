@@ -131,7 +131,7 @@ static bool seam_strikes(const struct seam_use *use, struct seam_rule *ret_rule)
             continue;
         strikes = true;
         *ret_rule = *rule;
-        if (ret_rule->error == 0)
+        if (ret_rule->error == 0 && (rule->how == SEAM_FAIL || rule->how == SEAM_CUT))
             ret_rule->error = seam_table[use->call].error;
         seam.fired++;
         seam.run_fired += armed->is_of_run;
@@ -325,7 +325,7 @@ static void seam_came(struct weir_operation *operation, int32_t result, uint32_t
         theirs->complete(theirs, result, flags);
         return;
     }
-    standin->result = result;
+    standin->result = rule->error != 0 ? -rule->error : result;
     standin->flags = flags;
     standin->held = rule->how == SEAM_HOLD;
     standin->reaps_left = rule->reaps;

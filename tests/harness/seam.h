@@ -74,7 +74,7 @@ struct seam_rule {
     uint64_t at;         /* of its uses the at-th from now on; 0: the first */
     uint64_t times;      /* and so many; 0: one; SEAM_FOR_GOOD: until it is lifted */
     enum seam_how how;
-    int error;      /* positive; 0: what the call says usually */
+    int error;      /* positive; 0: what the call says usually; late: what it really says */
     uint32_t reaps; /* of SEAM_DELAY */
     /* Uses that it answers false for are not counted. NULL: all of them are. */
     bool (*matches)(const struct seam_use *use, void *context);
