@@ -837,6 +837,7 @@ static void nothing_goes_while_in_doubt(void **state)
 struct watch {
     uint64_t written[64];
     uint64_t before[64]; /* when a write failed */
+    uint64_t drops;
     bool has_failed;
     uint64_t early_drops; /* of what was in memory then and has not been written since */
 };
@@ -847,11 +848,12 @@ static bool sees_a_write(const struct seam_use *use, void *context)
     return false;
 }
 
-static bool sees_an_early_drop(const struct seam_use *use, void *context)
+static bool sees_drops_of_chunks(const struct seam_use *use, void *context)
 {
     struct watch *watch = context;
     uint64_t chunk = use->offset / (2 * MIB);
 
+    watch->drops++;
     watch->early_drops += watch->has_failed && watch->before[chunk] > 0 &&
                           watch->written[chunk] == watch->before[chunk];
     return false;
@@ -863,12 +865,13 @@ static void a_failed_write_casts_doubt_on_others(void **state)
     struct job *job =
         start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 32 * MIB});
     struct watch watch = {0};
+    int r;
 
     (void)state;
     seam_arm((struct seam_rule){
         .call = SEAM_ring_sync_range, .matches = sees_a_write, .context = &watch});
     seam_arm((struct seam_rule){
-        .call = SEAM_sys_fadvise, .matches = sees_an_early_drop, .context = &watch});
+        .call = SEAM_sys_fadvise, .matches = sees_drops_of_chunks, .context = &watch});
     seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .how = SEAM_HOLD, .error = EIO});
     seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .at = 2, .how = SEAM_HOLD});
     for (int i = 0; i < 10000 && (seam_held() < 2 || figures(job).written_bytes < 4 * MIB); i++)
@@ -881,6 +884,12 @@ static void a_failed_write_casts_doubt_on_others(void **state)
         return; /* whole files are written here, or nothing is */
     }
     assert_true(figures(job).written_bytes >= 4 * MIB);
+    watch.drops = 0; /* open tries whether they work */
+    while ((r = put(job, 60 * KIB)) == 0)
+        assert_true(job->count < 600);
+    assert_int_equal(
+        r, -EAGAIN); /* there is no room, and no clean chunk is older than the first write */
+    assert_int_equal(watch.drops, 0);
     memcpy(watch.before, watch.written, sizeof(watch.before));
     watch.has_failed = true;
     seam_release();
@@ -888,7 +897,7 @@ static void a_failed_write_casts_doubt_on_others(void **state)
         (void)!weir_region_wait(job->region, 1000000);
     assert_true(figures(job).degraded);
     recover(job);
-    while (job->count < 700)
+    while (job->count < 900)
         if (put(job, 60 * KIB) < 0)
             (void)!weir_region_wait(job->region, 1000000);
     assert_int_equal(watch.early_drops, 0);
