@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * region_fault - a region to which memory, zeroing or single reads are refused
+ * region_fault - a region to which the kernel says no
  *
- * The N-th allocation fails, or one kind of request to the kernel does. What was
+ * Kernel calls, ring operations and allocations go wrong (harness/seam.h): the
+ * N-th of them, once and for good, while a region lives through all that can be
+ * asked of it; and some of them on purpose, where something was wrong once. What was
  * refused is answered by its error code and has changed nothing; what was there
  * before is whole; and nothing else is harmed, nor waits for ever.
+ *
+ *      region_fault [--long] [--synchronous] [CASE]
+ *
+ * --long tries each single use, --synchronous does without io_uring.
  */
 #include <setjmp.h>
 #include <stdarg.h>
