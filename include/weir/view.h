@@ -106,6 +106,7 @@ struct weir_view_extent {
     uint64_t offset;
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
+    uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
     bool committed;
     bool held;   /* freed while pinned: no slot any more, the space not free yet */
     bool summed; /* its checksum is known: it was written back at least once */

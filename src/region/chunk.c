@@ -15,6 +15,8 @@
  *   C2  a chunk is in the queue of its state if that is DIRTY, WRITING or CLEAN
  *   C3  live bytes of a chunk are those of live extents that lie in it
  *   C4  pinned_count counts the chunks that have pins
+ *   C5  a chunk in which something is filled in place is DIRTY and pinned until
+ *       that ends; placed_count counts these chunks
  */
 #include "region/chunk.h"
 
@@ -75,6 +77,7 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
 
     WEIR_ASSERT(chunk < chunks->count_max);
     WEIR_ASSERT(state != before);
+    WEIR_CHECK(chunks->table[chunk].placed == 0); /* C5 */
 
     if (chunk_is_queued(before))
         chunk_queue_remove(chunks, &chunks->queues[before], chunk);
@@ -137,6 +140,33 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
     }
 }
 
+void weir__chunks_place(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    weir__chunks_pin(chunks, offset, space);
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
+        WEIR_ASSERT(weir__chunk_state(chunks, i) == CHUNK_DIRTY); /* C5 */
+        chunks->placed_count += chunks->table[i].placed++ == 0;
+    }
+}
+
+void weir__chunks_unplace(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
+        WEIR_ASSERT(chunks->table[i].placed > 0);
+        chunks->placed_count -= --chunks->table[i].placed == 0;
+    }
+    weir__chunks_unpin(chunks, offset, space);
+}
+
+uint64_t weir__chunks_unplaced(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
+        count += chunks->table[i].placed == 0;
+    return count;
+}
+
 bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,
                                     uint64_t space)
 {
@@ -179,6 +209,7 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
     uint64_t counts[CHUNK_STATE_COUNT] = {0};
     uint64_t resident = 0;
     uint64_t pinned = 0;
+    uint64_t placed = 0;
 
     for (uint64_t i = 0; i < file_chunks; i++) {
         enum weir__chunk_state state = weir__chunk_state(chunks, i);
@@ -187,11 +218,19 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         counts[state]++;
         resident += chunk_is_counted(state);
         pinned += weir__chunk_pins(chunks, i) > 0;
+        placed += chunks->table[i].placed > 0;
+        if (chunks->table[i].placed > 0) {
+            WEIR_CHECK(state == CHUNK_DIRTY); /* C5 */
+            WEIR_CHECK(weir__chunk_pins(chunks, i) >= chunks->table[i].placed);
+        }
+        if (chunks->table[i].doubted != 0)
+            WEIR_CHECK(chunks->table[i].placed > 0);
     }
     for (uint64_t i = file_chunks; i < chunks->count_max; i++)
         WEIR_CHECK(weir__chunk_state(chunks, i) == CHUNK_NONE);
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */
     WEIR_CHECK(pinned == chunks->pinned_count);     /* C4 */
+    WEIR_CHECK(placed == chunks->placed_count);     /* C5 */
 
     for (uint32_t state = 0; state < CHUNK_STATE_COUNT; state++) {
         uint64_t queued = 0;

@@ -38,6 +38,7 @@ struct weir__chunks {
     uint64_t resident_max;                              /* fixed; in chunks */
     uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
     uint64_t pinned_count;                              /* C4 */
+    uint64_t placed_count;                              /* C5 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
 };
 
@@ -110,6 +111,16 @@ static inline void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t o
 /* All chunks of [offset, offset + space) get a pin more, or less. */
 void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/*
+ * An item in [offset, offset + space) is filled in place by its owner, or is not
+ * any more: meanwhile its chunks are pinned and stay DIRTY (C5).
+ */
+void weir__chunks_place(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_unplace(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* How many chunks of [offset, offset + space) have nothing in place yet. */
+uint64_t weir__chunks_unplaced(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 
 /* Whether all of [offset, offset + space) is in memory; may be stored to. */
 bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,

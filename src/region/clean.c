@@ -156,7 +156,8 @@ static int clean_move(struct weir_region *region, struct weir_slot slot)
     uint64_t space = weir__entry_space(entry);
     if (weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry), space))
         return 0; /* it is out already */
-    int r = weir__region_take(region, space, !region->cleaner.is_full, &target);
+    int r = weir__region_take(region, space, weir__entry_alignment(entry), !region->cleaner.is_full,
+                              &target);
     region->cleaner.is_full |= r == -ENOSPC || r == -EDQUOT;
     if (r < 0)
         return r == -EAGAIN ? r : 0;

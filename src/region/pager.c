@@ -15,6 +15,7 @@
  *   T1  a chunk in state WRITING has exactly one write under way
  *   T2  no store goes to a chunk that is WRITING, CLEAN, COLD or FILLING
  *   T3  while suspect_count > 0 nothing is dropped
+ *   T4  a chunk in which an item is filled in place is neither written nor renewed
  */
 #include "region/region_state.h"
 
@@ -67,9 +68,11 @@ bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
     while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
         if (!pager_drop_one(region)) {
             region->pager.wanted = true;
+            region->pager.refused = true;
             return false;
         }
     }
+    region->pager.refused = false;
     return true;
 }
 
@@ -128,8 +131,12 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
         pager->writes[i].doubted = pager->writes[i].ticket != 0;
     /* The kernel may have tried to write these by itself, and told only now. */
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
-         i = region->chunks.table[i - 1].next)
-        weir__store_renew(region, i - 1);
+         i = region->chunks.table[i - 1].next) {
+        if (region->chunks.table[i - 1].placed > 0) /* T4 */
+            region->chunks.table[i - 1].doubted = 1;
+        else
+            weir__store_renew(region, i - 1);
+    }
     pager_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
@@ -162,6 +169,18 @@ static void pager_write_complete(struct weir_operation *operation, int32_t resul
         pager_suspect(region, write->chunk);
     else
         pager_written(region, write->chunk);
+}
+
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space)
+{
+    weir__chunks_unplace(&region->chunks, offset, space);
+    for (uint64_t i = weir__chunk_of(offset); i <= weir__chunk_of(offset + space - 1); i++) {
+        struct weir__chunk *entry = &region->chunks.table[i];
+        if (entry->placed > 0 || entry->doubted == 0)
+            continue;
+        entry->doubted = 0;
+        weir__store_renew(region, i);
+    }
 }
 
 /* What is above the mark belongs to no extent that could rest: it is never written. */
@@ -201,11 +220,29 @@ static void pager_write(struct weir_region *region, struct weir__write *write, u
  */
 static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
 {
+    if (region->chunks.table[chunk].placed > 0) /* T4 */
+        return false;
     if (pager_is_suspect(region, chunk))
         return true;
     if (pager_is_above_mark(region, chunk))
         return !region->pager.cannot_zero;
     return (chunk + 1) * LAYOUT_CHUNK_BYTES <= region->mark_bytes;
+}
+
+/*
+ * The chunk of the mark, half full as it may be: when all others are pinned or
+ * filled in place, an item that does not fit in it would never get another.
+ */
+static bool pager_may_write_mark(const struct weir_region *region, uint64_t *ret_chunk)
+{
+    uint64_t chunk = weir__chunk_of(region->mark_bytes);
+
+    if (!region->pager.refused || region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
+        weir__chunk_state(&region->chunks, chunk) != CHUNK_DIRTY ||
+        weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0)
+        return false;
+    *ret_chunk = chunk;
+    return true;
 }
 
 /*
@@ -237,6 +274,8 @@ static bool pager_choose(const struct weir_region *region, bool urgent, uint64_t
             found = true;
         }
     }
+    if (!found && urgent)
+        found = pager_may_write_mark(region, ret_chunk);
     return found;
 }
 

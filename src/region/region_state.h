@@ -13,6 +13,7 @@
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *
+ *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
  */
 
@@ -22,6 +23,7 @@
 #include "base/list.h"
 #include "base/region_layout.h"
 #include "base/ring.h"
+#include "region/arena.h"
 #include "region/chunk.h"
 #include "region/extent.h"
 #include "region/slot.h"
@@ -69,6 +71,7 @@ struct weir__pager {
     bool writes_back;       /* fixed: not everything may stay resident */
     bool cannot_zero;       /* blocks were not made unwritten when last asked */
     bool wanted;            /* somebody waits for room: write back beyond the target */
+    bool refused;           /* nobody has got room since somebody got none */
     uint64_t ticket_last;   /* of the last write-back submitted */
     uint64_t retry_ns;      /* after an error: not before */
     uint64_t suspect_count; /* chunks to be written again after an error */
@@ -79,7 +82,7 @@ struct weir__pager {
 };
 
 struct weir__fetches {
-    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
@@ -112,6 +115,7 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
+    bool wipes;                 /* fixed: what is freed is overwritten */
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
@@ -121,6 +125,8 @@ struct weir_region {
     uint64_t item_bytes_max;
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
+
+    uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
     uint64_t mark_bytes; /* R1 */
     uint64_t mark_peak;  /* highest since the tail was last given back */
@@ -184,14 +190,28 @@ void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
-/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+/* What an extent must have to hold @space bytes at a multiple of @alignment wherever it begins. */
+static inline uint64_t weir__space_most(uint64_t space, uint64_t alignment)
+{
+    return space + alignment - LAYOUT_GRANULE;
+}
 
-/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* Where an item would lie in the free extent @index, or at the mark for 0. */
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment);
+
+/*
+ * What is there becomes an extent of @space bytes of its own: state BUILT,
+ * generation even. What of the free extent is before and behind it stays free.
+ */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
@@ -258,6 +278,9 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
 
 /* Start what should be under way: write-back, drops. */
 void weir__pager_advance(struct weir_region *region);
+
+/* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
@@ -326,7 +349,7 @@ bool weir__clean_is_behind(const struct weir_region *region);
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment, bool may_grow,
                       uint32_t *ret_index);
 
 #endif

@@ -266,9 +266,9 @@ void weir__store_fill(struct weir_region *region, struct weir_operation *operati
  */
 void weir__store_renew(struct weir_region *region, uint64_t chunk)
 {
-    struct weir__heap *heap = &region->fetches.heap;
+    struct weir__arena *arena = &region->fetches.arena;
     char *address = weir__store_address(region, chunk);
-    char *copy = weir__heap_alloc(heap, LAYOUT_CHUNK_BYTES);
+    char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
     bool is_fresh = false;
 
     if (copy != NULL) {
@@ -276,7 +276,7 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
         is_fresh = weir__store_zero(region, chunk) == 0;
         if (is_fresh)
             memcpy(address, copy, LAYOUT_CHUNK_BYTES);
-        weir__heap_free(heap, copy, LAYOUT_CHUNK_BYTES);
+        weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
     }
     for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES && !is_fresh; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
@@ -378,11 +378,22 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
     return store_probe(region);
 }
 
+/* The file has no name, but may lie in a descriptor of somebody else, and its blocks on the disk. */
+static void store_wipe(const struct weir__store *store)
+{
+    if (weir__sys_fallocate(store->data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0,
+                            store->file_bytes) == 0)
+        return;
+    (void)!weir__sys_ftruncate(store->data_fd, 0);
+}
+
 void weir__store_close(struct weir_region *region)
 {
     struct weir__store *store = &region->store;
     uint64_t bytes = store->reserved_bytes > 0 ? store->reserved_bytes : store->mapped_bytes;
 
+    if (region->wipes && store->file_bytes > 0)
+        store_wipe(store);
     if (bytes > 0)
         weir__sys_munmap(store->base, bytes);
     weir__sys_close(store->direct_fd);

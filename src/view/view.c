@@ -429,21 +429,25 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     uint32_t generation = weir__tag_generation(entry->tag);
     uint64_t offset = weir__place_offset(entry->place);
     uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
-    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+    bool named = weir__state_is_item(state);
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
+    if (state > EXTENT_PLACED || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
+        return -EBADMSG;
+    uint64_t alignment = named ? weir__tag_alignment(entry->tag) : LAYOUT_GRANULE;
+    if (alignment > LAYOUT_ALIGN_LIMIT || offset % alignment != 0)
         return -EBADMSG;
 
     *ret_extent = (struct weir_view_extent){
         .offset = offset,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
+        .alignment = named ? alignment : 0,
         .committed = state == EXTENT_LIVE,
         .held = state == EXTENT_ZOMBIE,
     };
