@@ -37,7 +37,7 @@
  *          changed nothing: not the region, not its ret_ arguments.
  *
  *          -EINVAL   an argument is outside its stated range
- *          -EDQUOT   the region is at bytes_max or at slots_max
+ *          -EDQUOT   the region is at bytes_max, at slots_max, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
  *          -ESTALE   the slot was freed earlier
@@ -57,7 +57,8 @@ struct weir_region;
 
 /*
  * struct weir_region_config - how a region is opened
- * @directory:           where the file lives; required
+ * @directory:           where the file lives; required. Of a directory of which only a
+ *                       descriptor is known: "/proc/self/fd/<descriptor>"
  * @name:                NULL: anonymous, nothing is left of it after a crash.
  *                       Named regions are not there yet: -EOPNOTSUPP.
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
@@ -67,6 +68,8 @@ struct weir_region;
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
+ * @disk_cap:            who is asked before the file grows; what is refused is
+ *                       -EDQUOT
  * @memory_backed:       accept a directory on tmpfs, where every byte is memory
  * @wipes:               what is freed is overwritten: at once where it lies in
  *                       memory and may be stored to, else when its chunk is
@@ -84,6 +87,7 @@ struct weir_region_config {
     struct weir_books books;
     bool memory_backed;
     bool wipes;
+    struct weir_disk_cap disk_cap;
     uint64_t reserved[8];
 };
 
@@ -96,9 +100,10 @@ struct weir_region_config {
  *
  * Cost:    some milliseconds and one chunk of I/O.
  *
- * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE is too small), -ENOMEM,
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
- *         reserve blocks), or what open(2) says.
+ *         reserve blocks or copies them when they are written: btrfs does not, it
+ *         is told), or what open(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -174,6 +179,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struc
  * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
  * must not wait for room before it has committed or freed. The same is true of a
  * region that is degraded: it stays so while such a chunk is to be written again.
+ * Nor are sparse chunks cleaned while fewer than three are left unheld.
  *
  * Cost:    as weir_region_put(), without the copy.
  *

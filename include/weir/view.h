@@ -34,6 +34,7 @@ enum weir_chunk_state {
     WEIR_CHUNK_CLEAN,   /* in memory and on disk */
     WEIR_CHUNK_COLD,    /* on disk only */
     WEIR_CHUNK_FILLING, /* on disk, being brought back into memory */
+    WEIR_CHUNK_HOLE,    /* nothing in it, and its blocks were given back to the file system */
 };
 
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)

@@ -118,7 +118,8 @@ struct weir__chunk {
     uint32_t open;       /* items under construction whose next piece goes here */
     uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
     uint32_t left_live;  /* what was live when the cleaner gave up on it */
-    uint32_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint16_t idle;       /* looks in a row that found nothing live in it */
     uint32_t placed;     /* items that are filled in place: it stays as it is */
     uint32_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
 };

@@ -7,6 +7,8 @@
  *        ^          ^                                      |             |
  *        |          +-- revive ----------------------------+---FILLING <-+
  *        +-- nothing live in it any more: zeroed, blocks kept
+ *        |
+ *        +-- HOLE: its blocks were given back; reserved again
  *
  * 2 MiB because the kernel drops whole folios only, and the largest are 2 MiB:
  * smaller or unaligned steps leave most of the page cache where it was.
@@ -17,6 +19,8 @@
  *   C4  pinned_count counts the chunks that have pins
  *   C5  a chunk in which something is filled in place is DIRTY and pinned until
  *       that ends; placed_count counts these chunks
+ *   C6  fresh_count and hole_count count the chunks in these states; nothing is
+ *       live in a hole
  */
 #include "region/chunk.h"
 
@@ -87,6 +91,10 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
         chunks->resident_count--;
     if (chunk_is_counted(state))
         chunks->resident_count++;
+    chunks->fresh_count -= before == CHUNK_FRESH;
+    chunks->fresh_count += state == CHUNK_FRESH;
+    chunks->hole_count -= before == CHUNK_HOLE;
+    chunks->hole_count += state == CHUNK_HOLE;
     weir__word_store(
         word, weir__chunk_word(weir__chunk_word_live(value), weir__chunk_word_pins(value), state));
 }
@@ -215,6 +223,8 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         enum weir__chunk_state state = weir__chunk_state(chunks, i);
         WEIR_CHECK(state != CHUNK_NONE && state < CHUNK_STATE_COUNT);
         WEIR_CHECK(weir__chunk_live(chunks, i) <= LAYOUT_CHUNK_BYTES);
+        if (state == CHUNK_HOLE)
+            WEIR_CHECK(weir__chunk_live(chunks, i) == 0); /* C6 */
         counts[state]++;
         resident += chunk_is_counted(state);
         pinned += weir__chunk_pins(chunks, i) > 0;
@@ -231,6 +241,8 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */
     WEIR_CHECK(pinned == chunks->pinned_count);     /* C4 */
     WEIR_CHECK(placed == chunks->placed_count);     /* C5 */
+    WEIR_CHECK(counts[CHUNK_FRESH] == chunks->fresh_count);
+    WEIR_CHECK(counts[CHUNK_HOLE] == chunks->hole_count); /* C6 */
 
     for (uint32_t state = 0; state < CHUNK_STATE_COUNT; state++) {
         uint64_t queued = 0;

@@ -22,6 +22,7 @@ enum weir__chunk_state {
     CHUNK_CLEAN,   /* in memory and on disk */
     CHUNK_COLD,    /* on disk only */
     CHUNK_FILLING, /* on disk, being brought back to be stored to */
+    CHUNK_HOLE,    /* nothing in it, no memory, no blocks: reserved again before it is stored to */
     CHUNK_STATE_COUNT,
 };
 
@@ -39,6 +40,8 @@ struct weir__chunks {
     uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
     uint64_t pinned_count;                              /* C4 */
     uint64_t placed_count;                              /* C5 */
+    uint64_t fresh_count;                               /* C6 */
+    uint64_t hole_count;                                /* C6 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
 };
 

@@ -41,13 +41,16 @@ static uint64_t clean_live(const struct weir_region *region)
 /* Too much rests: a quarter of what is live. */
 static bool clean_is_due(const struct weir_region *region)
 {
-    return region->resting_bytes > CLEAN_REST_MIN && region->resting_bytes > clean_live(region) / 4;
+    uint64_t resting = weir__growth_resting(region);
+
+    return resting > CLEAN_REST_MIN && resting > clean_live(region) / 4;
 }
 
 bool weir__clean_is_behind(const struct weir_region *region)
 {
-    return region->resting_bytes > 2 * CLEAN_REST_MIN &&
-           region->resting_bytes > clean_live(region) * 2 / 5;
+    uint64_t resting = weir__growth_resting(region);
+
+    return resting > 2 * CLEAN_REST_MIN && resting > clean_live(region) * 2 / 5;
 }
 
 /*

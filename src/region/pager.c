@@ -394,7 +394,7 @@ bool weir__pager_revive(struct weir_region *region, uint64_t space)
     uint64_t file_chunks = weir__chunk_of(region->store.file_bytes);
     uint64_t ceiling = UINT64_MAX; /* each try takes a fuller chunk than the one before */
 
-    if (region->resting_bytes < space)
+    if (weir__growth_resting(region) < space)
         return false;
     if (region->pager.revival.is_under_way)
         return true;

@@ -22,6 +22,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/fence.h"
 #include "base/sys.h"
 #include "region/region_state.h"
@@ -44,8 +45,9 @@
 #define REGION_PREFETCH_MAX      2048 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
-#define REGION_IDLE_WEIGHT       20
-#define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
+#define REGION_REAP_FAILURES     1000                   /* one after the other, at close */
+#define REGION_PATIENCE_NS       UINT64_C(100000000000) /* of one call; a disk may be that slow */
+#define REGION_IDLE_COUNT        50
 
 /* What somebody asks for. */
 struct region_need {
@@ -169,10 +171,10 @@ static void region_quiesce(struct weir_region *region)
 
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            pager->revival.is_under_way)) {
+            pager->revival.is_under_way || weir__growth_is_under_way(region))) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         failures = r < 0 ? failures + 1 : 0;
-        WEIR_CHECK(failures < REGION_WAIT_COUNT); /* nobody knows what is still written to */
+        WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
     }
 }
 
@@ -216,13 +218,15 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
 
 /*
  * Bytes were stored; if that brought chunks into memory, older ones may have to
- * be written. Not before the bytes are there: what is sealed is stored to no
- * more.
+ * be written, and if the mark began another chunk, the next may have to be made
+ * ready. Not before the bytes are there: what is sealed is stored to no more.
  */
 static void region_stored(struct weir_region *region, uint64_t resident_before)
 {
-    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
+                    region->mark_bytes < region->growth.look_at))
         return;
+    weir__growth_ahead(region);
     weir__pager_advance(region);
     weir__clean_advance(region, false);
     if (region->owns_ring)
@@ -285,11 +289,24 @@ static bool region_waits_for_cleaner(struct weir_region *region, const struct re
     return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
 }
 
+/* Room where there was none: in a hole whose blocks are reserved again, or behind the file. */
+static int region_grow(struct weir_region *region, const struct region_need *need,
+                       uint32_t *ret_index)
+{
+    if (region->chunks.hole_count > 0 &&
+        weir__growth_refill(region, weir__space_most(need->space, need->alignment)) == 0) {
+        *ret_index = region_fit(region, need);
+        if (*ret_index != 0)
+            return 0;
+    }
+    return weir__growth_reach(region, weir__space_place(region, 0, need->alignment) + need->space);
+}
+
 /* Where it goes: a free extent, or 0 for the mark; the file reaches there. */
 static int region_place(struct weir_region *region, const struct region_need *need,
                         uint32_t *ret_index)
 {
-    if (region->resting_bytes > 0 && region_waits_for_cleaner(region, need))
+    if (weir__growth_resting(region) > 0 && region_waits_for_cleaner(region, need))
         return -EAGAIN;
 
     uint64_t end = weir__space_place(region, 0, need->alignment) + need->space;
@@ -297,7 +314,7 @@ static int region_place(struct weir_region *region, const struct region_need *ne
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
-    int r = weir__store_grow(region, end);
+    int r = region_grow(region, need, ret_index);
     if (r != -EDQUOT && r != -ENOSPC)
         return r;
     bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
@@ -358,36 +375,47 @@ int weir__region_take(struct weir_region *region, uint64_t space, uint64_t align
         return r;
     uint32_t index = region_fit(region, &need);
     if (index == 0 && end > region->store.file_bytes)
-        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
+        r = may_grow ? region_grow(region, &need, &index) : -ENOSPC;
     return r < 0 ? r : region_take_at(region, index, &need, ret_index);
 }
 
+/* How long one call has waited for room. */
+struct region_patience {
+    uint64_t until_ns; /* 0: not yet */
+    uint32_t idle_count;
+};
+
 /*
  * After -EAGAIN, for a region with its own ring: get on with what stands in the
- * way; false: it has been tried often enough. Where nothing is under way the
- * next try may find what was just done without the ring, or nothing can be done:
- * so such tries count more.
+ * way; false: it has been tried long enough. Where nothing is under way the next
+ * try may find what was just done without the ring, or nothing can be done: so
+ * such tries are counted.
  */
-static bool region_wait_room(struct weir_region *region, uint32_t *waits)
+static bool region_wait_room(struct weir_region *region, struct region_patience *patience)
 {
-    if (!region->owns_ring || *waits > REGION_WAIT_COUNT)
+    if (!region->owns_ring || patience->idle_count > REGION_IDLE_COUNT)
+        return false;
+    uint64_t now_ns = weir__clock_ns();
+    if (patience->until_ns == 0)
+        patience->until_ns = now_ns + REGION_PATIENCE_NS;
+    if (now_ns > patience->until_ns)
         return false;
 
     weir__clean_advance(region, false);
     weir__pager_advance(region);
     weir__fetches_start(region);
     bool is_idle = weir__ring_in_flight(region->ring) == 0;
-    *waits += is_idle ? REGION_IDLE_WEIGHT : 1;
+    patience->idle_count += is_idle;
     return is_idle || weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
 }
 
 static int region_take_or_wait(struct weir_region *region, const struct region_need *need,
                                uint32_t *ret_index)
 {
-    uint32_t waits = 0;
+    struct region_patience patience = {0, 0};
     int r = region_take(region, need, ret_index);
 
-    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &waits))
+    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &patience))
         r = region_take(region, need, ret_index);
     return r;
 }
@@ -546,10 +574,10 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
                              const char *data, uint64_t bytes)
 {
     uint64_t resident;
-    uint32_t waits = 0;
+    struct region_patience patience = {0, 0};
     int r = region_admit_part(region, at, bytes);
 
-    while (r == -EAGAIN && region_wait_room(region, &waits))
+    while (r == -EAGAIN && region_wait_room(region, &patience))
         r = region_admit_part(region, at, bytes);
     if (r < 0)
         return r;
@@ -762,7 +790,7 @@ static int region_tick(struct weir_region *region, int completions)
     completions += weir__fetches_advance(region);
     weir__clean_advance(region, false);
     weir__pager_advance(region);
-    weir__store_trim(region);
+    weir__growth_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
@@ -859,6 +887,7 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
     weir__extents_audit(&region->extents);
     weir__space_audit(region);
+    weir__growth_audit(region);
     weir__chunks_audit(&region->chunks, weir__chunk_of(region->store.file_bytes));
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         const struct weir__entry *entry = weir__region_entry(region, index);

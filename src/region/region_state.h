@@ -8,7 +8,8 @@
  *      region.c   the public calls, each in a few steps of the rooms below
  *      space      which extent an item gets, and what happens when it is freed
  *      table      the memory of the tables
- *      store      the mapped chunk store: the file, growth, and what a chunk is made of
+ *      store      the mapped chunk store: the file, and what a chunk is made of
+ *      growth     how long the file is, and where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
@@ -32,9 +33,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define REGION_WRITE_COUNT  4
-#define REGION_HOLD_BUCKETS 1024
-#define TABLE_ENTRY_STEP    UINT64_C(4096) /* entries by which the tables grow */
+#define REGION_WRITE_COUNT    4
+#define REGION_PREFAULT_COUNT 2
+#define REGION_HOLD_BUCKETS   1024
+#define TABLE_ENTRY_STEP      UINT64_C(4096) /* entries by which the tables grow */
 
 /* One write-back under way. */
 struct weir__write {
@@ -57,14 +59,61 @@ struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
     char *base;              /* of the mapping; fixed unless movable */
-    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t reserved_bytes; /* mapped for good; 0: movable */
     uint64_t mapped_bytes;
-    uint64_t file_bytes;  /* whole chunks; what fallocate() last agreed to */
+    uint64_t file_bytes;  /* whole chunks; what may be used of the file */
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
     bool direct;          /* fixed: direct_fd is O_DIRECT */
-    bool overhangs;       /* the file is longer: a failed growth could not be undone */
+};
+
+/* What of the file's length and blocks changes at the moment. */
+enum weir__growth_kind {
+    GROWTH_NONE,
+    GROWTH_EXTEND, /* blocks are reserved behind its end */
+    GROWTH_SHRINK, /* the blocks of the tail are given back, and then the tail */
+    GROWTH_PUNCH,  /* the blocks of free chunks are given back */
+    GROWTH_REFILL, /* and reserved again */
+};
+
+/* A chunk beyond the mark whose pages are made. */
+struct weir__prefault {
+    struct weir_operation operation;
+    struct weir_region *region;
+    bool is_under_way;
+};
+
+struct weir__growth {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_disk_cap cap;    /* fixed */
+    enum weir__growth_kind kind; /* of what is under way */
+    uint64_t from;               /* of that: which bytes of the file */
+    uint64_t to;
+    uint64_t end_bytes;   /* G1 */
+    uint64_t taken_bytes; /* G2 */
+    uint64_t hole_bytes;  /* G3 */
+    uint64_t hole_low;    /* no hole lies lower */
+    uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+
+    uint64_t ahead_bytes; /* room above the mark that is held ready */
+    uint64_t look_at;     /* from this mark on a put looks whether there is enough */
+    uint64_t pace_chunk;  /* of the mark, when it was last looked at */
+    uint64_t pace_ns;
+    struct weir__prefault prefaults[REGION_PREFAULT_COUNT];
+    uint32_t prefault_count;
+    bool cannot_prefault;
+
+    bool is_trimming;
+    bool cannot_punch;
+    uint64_t window_ns;   /* when mark_peak began */
+    uint64_t peak_before; /* of the mark, in the window before */
+    uint64_t peak_ever;   /* of the mark, since the tail was last given back */
+    uint64_t back_ns;     /* when something was last given back */
+    uint64_t look_ns;     /* when the look at free chunks last began */
+    uint64_t look_chunk;  /* where it is */
+    uint64_t look_free_count;
 };
 
 struct weir__pager {
@@ -129,7 +178,7 @@ struct weir_region {
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest since the tail was last given back */
+    uint64_t mark_peak;  /* highest of late */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -141,6 +190,7 @@ struct weir_region {
     struct weir__extents extents;
     struct weir__chunks chunks;
     struct weir__store store;
+    struct weir__growth growth;
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
@@ -223,6 +273,9 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);
 
+/* What lies in @offset .. mark is free and rests: the mark is there now. */
+void weir__space_cut(struct weir_region *region, uint64_t offset);
+
 /* Checksums for all items that touch @chunk and have none; all of them is in memory. */
 void weir__space_sum(struct weir_region *region, uint64_t chunk);
 
@@ -236,11 +289,8 @@ void weir__space_audit(const struct weir_region *region);
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
 void weir__store_close(struct weir_region *region);
 
-/* The file reaches @end afterwards. */
-int weir__store_grow(struct weir_region *region, uint64_t end);
-
-/* Give the empty tail of the file back. */
-void weir__store_trim(struct weir_region *region);
+/* The file is mapped up to @end afterwards; its blocks are there. */
+int weir__store_map(struct weir_region *region, uint64_t end);
 
 /* The chunk store: what a chunk in memory is made of. */
 static inline char *weir__store_address(const struct weir_region *region, uint64_t chunk)
@@ -259,6 +309,33 @@ int weir__store_zero(struct weir_region *region, uint64_t chunk);
 
 /* It could not be written: it is as new as if just stored. */
 void weir__store_renew(struct weir_region *region, uint64_t chunk);
+
+/* ---- growth.c ----------------------------------------------------------- */
+
+/* The first reservation. */
+int weir__growth_open(struct weir_region *region, const struct weir_region_config *config);
+void weir__growth_close(struct weir_region *region);
+
+/* The file reaches @end afterwards; it waits for the disk. -EAGAIN: not now. */
+int weir__growth_reach(struct weir_region *region, uint64_t end);
+
+/* Holes where @space bytes fit are reserved again; -ENOSPC: there are none. */
+int weir__growth_refill(struct weir_region *region, uint64_t space);
+
+/* Have the next room ready; once for each chunk that the mark begins. */
+void weir__growth_ahead(struct weir_region *region);
+
+/* One tick: ahead, and back to the file system. */
+void weir__growth_advance(struct weir_region *region);
+
+bool weir__growth_is_under_way(const struct weir_region *region);
+void weir__growth_audit(const struct weir_region *region);
+
+/* Free space that rests and has its blocks. */
+static inline uint64_t weir__growth_resting(const struct weir_region *region)
+{
+    return region->resting_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
 
 /* ---- pager.c ------------------------------------------------------------ */
 

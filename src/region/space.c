@@ -317,6 +317,23 @@ void weir__space_wake(struct weir_region *region, uint64_t chunk)
     space_lower_mark(region);
 }
 
+void weir__space_cut(struct weir_region *region, uint64_t offset)
+{
+    uint32_t last = region->last;
+
+    WEIR_ASSERT(last != 0 && space_state(region, last) == EXTENT_RESTING);
+    WEIR_ASSERT(space_offset(region, last) <= offset && space_end(region, last) > offset);
+
+    space_unlist(region, last);
+    if (space_offset(region, last) < offset)
+        space_list(region, space_split(region, last, offset - space_offset(region, last)));
+    space_claim(region, 0, offset, region->mark_bytes);
+    space_link(region, space_previous(region, last), 0);
+    weir__slots_give(&region->slots, last);
+    region->mark_bytes = offset;
+    space_lower_mark(region);
+}
+
 /* ---- Taking ------------------------------------------------------------- */
 
 uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment)

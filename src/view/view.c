@@ -488,7 +488,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = weir__word_load(&view->chunks[index].word);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_FILLING)
+    if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,

@@ -428,7 +428,7 @@ struct life {
 
 static void life_puts(struct model *model, int count, uint64_t size_max)
 {
-    int refusals_max = model->ring != NULL ? 200 : 5; /* on its own ring the region has waited */
+    int refusals_max = model->ring != NULL ? 200 : 2; /* on its own ring the region has waited */
     int refusals = 0;
 
     for (int i = 0; i < count && refusals < refusals_max; i++) {
@@ -619,9 +619,12 @@ static void life_recovers(struct model *model)
         if (model_put(model, 5000, 1) < 0)
             model_wait(model);
     }
-    model_poll(model);
-    weir_region_stats(model->region, &stats);
-    assert_true(stats.disk_bytes <= stats.file_bytes + 64 * KIB); /* what failed is undone */
+    since = weir__clock_ns();
+    do { /* what failed is undone */
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        model_wait(model);
+        weir_region_stats(model->region, &stats);
+    } while (stats.disk_bytes > stats.file_bytes + 64 * KIB);
 }
 
 /* Sparse chunks: items are moved out of them. */
@@ -746,14 +749,19 @@ static void a_growth_that_cannot_be_undone(void **state)
     (void)state;
     seam_arm((struct seam_rule){
         .call = SEAM_sys_fallocate, FOR_GOOD, .how = SEAM_CUT, .matches = is_growing});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fallocate, FOR_GOOD, .how = SEAM_CUT, .matches = is_growing});
     seam_fail_on(SEAM_sys_ftruncate, 1);
     while ((r = put(job, 60 * KIB)) == 0)
         ;
     assert_int_equal(r, -ENOSPC);
     assert_true(figures(job).disk_bytes > figures(job).file_bytes + MIB);
     seam_lift();
-    assert_true(weir_region_poll(job->region) >= 0);
-    assert_true(figures(job).disk_bytes <= figures(job).file_bytes + 64 * KIB);
+    for (uint64_t since = weir__clock_ns();
+         figures(job).disk_bytes > figures(job).file_bytes + 64 * KIB;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    }
     while (job->count < 100)
         assert_int_equal(put(job, 60 * KIB), 0);
     for (size_t i = 0; i < job->count; i++)
@@ -894,7 +902,6 @@ static void a_failed_write_casts_doubt_on_others(void **state)
     struct job *job =
         start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 32 * MIB});
     struct watch watch = {0};
-    int r;
 
     (void)state;
     seam_arm((struct seam_rule){
@@ -913,11 +920,12 @@ static void a_failed_write_casts_doubt_on_others(void **state)
         return; /* whole files are written here, or nothing is */
     }
     assert_true(figures(job).written_bytes >= 4 * MIB);
+    /* With all memory in use one would go, but none is older than the first write. */
     watch.drops = 0; /* open tries whether they work */
-    while ((r = put(job, 60 * KIB)) == 0)
-        assert_true(job->count < 600);
-    assert_int_equal(
-        r, -EAGAIN); /* there is no room, and no clean chunk is older than the first write */
+    while (figures(job).resident_bytes < 28 * MIB && job->count < 600)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10; i++)
+        assert_true(weir_region_poll(job->region) >= 0);
     assert_int_equal(watch.drops, 0);
     memcpy(watch.before, watch.written, sizeof(watch.before));
     watch.has_failed = true;
@@ -1030,9 +1038,9 @@ int main(int argc, char **argv)
              .how = SEAM_DELAY, .reaps = 50),
         EACH("late completions are waited for", 41, full, .call = SEAM_ANY_OPERATION,
              .how = SEAM_DELAY, .reaps = 3, FOR_GOOD),
-        EACH("beside an operation without end the rest goes on", 47, cold,
+        EACH("beside an operation without end the rest goes on", 47, cold_shared,
              .call = SEAM_ANY_OPERATION, .how = SEAM_HOLD),
-        EACH("operations without end are no hang", 71, cold, .call = SEAM_ANY_OPERATION,
+        EACH("operations without end are no hang", 71, cold_shared, .call = SEAM_ANY_OPERATION,
              .how = SEAM_HOLD, FOR_GOOD),
         EACH("an allocation that fails once harms nothing", 149, cold, .call = SEAM_ANY_HEAP),
         EACH("without memory all stays as it is", 149, cold, .call = SEAM_ANY_HEAP, FOR_GOOD),

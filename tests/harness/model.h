@@ -92,6 +92,7 @@ enum model_event {
     MODEL_SAW_HOLES,
     MODEL_SAW_PLACED,
     MODEL_SAW_PLACED_COLD,
+    MODEL_SAW_MOVES,
     MODEL_EVENT_COUNT,
 };
 
@@ -113,6 +114,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_HOLES] = "there were free extents",
     [MODEL_SAW_PLACED] = "an item was filled in place",
     [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
+    [MODEL_SAW_MOVES] = "items were moved",
 };
 
 struct model_item {
@@ -441,6 +443,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_SHRINKING]++;
     if (stats.free_extent_count > 0)
         model->events[MODEL_SAW_HOLES]++;
+    if (stats.moved_bytes > 0)
+        model->events[MODEL_SAW_MOVES]++;
     model->file_bytes = stats.file_bytes;
 }
 

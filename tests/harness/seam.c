@@ -578,6 +578,31 @@ void __wrap_weir__ring_write(struct weir_ring *ring, struct weir_operation *oper
     }
 }
 
+/* Of one that is cut short the first half is done, and the error told. */
+void __wrap_weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                                 int mode, uint64_t offset, uint64_t bytes)
+{
+    struct seam_use use = {.call = SEAM_ring_fallocate,
+                           .ring = ring,
+                           .fd = fd,
+                           .mode = mode,
+                           .offset = offset,
+                           .bytes = bytes};
+    struct seam_rule rule;
+
+    if (!seam_strikes(&use, &rule)) {
+        __real_weir__ring_fallocate(ring, operation, fd, mode, offset, bytes);
+    } else if (rule.how == SEAM_FAIL || rule.how == SEAM_CUT) {
+        uint64_t half = weir__round_down(bytes / 2, 4096);
+        if (rule.how == SEAM_CUT && half > 0)
+            (void)__real_weir__sys_fallocate(fd, mode, offset, half);
+        seam_refuse(ring, operation, &rule, true);
+    } else {
+        operation = seam_standin(ring, operation, &rule, NULL);
+        __real_weir__ring_fallocate(ring, operation, fd, mode, offset, bytes);
+    }
+}
+
 void __wrap_weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation)
 {
     struct seam_use use = {.call = SEAM_ring_nop, .ring = ring, .fd = -1};

@@ -154,12 +154,15 @@ static const struct weather stress_weathers[] = {
         .config = {.bytes_initial = 4 * MIB, .resident_bytes_max = 10 * MIB},
         .size_max = 9000,
         .live_max = 30 * MIB,
+        .build_max = 2 * MIB,
         .share = 10,
         .weights = {[MODEL_PUT] = 60,
                     [MODEL_FREE] = 25,
                     [MODEL_FREE_OWNER] = 1,
                     [MODEL_AT] = 10,
                     [MODEL_READ] = 3,
+                    [MODEL_PLACE] = 25,
+                    [MODEL_COMMIT] = 40,
                     [MODEL_PIN] = 1,
                     [MODEL_UNPIN] = 1,
                     [MODEL_FETCH] = 60,
@@ -172,11 +175,14 @@ static const struct weather stress_weathers[] = {
         .config = {.bytes_initial = 4 * MIB, .resident_bytes_max = 8 * MIB},
         .size_max = 20000,
         .live_max = 30 * MIB,
+        .build_max = 2 * MIB,
         .share = 10,
         .weights = {[MODEL_PUT] = 60,
                     [MODEL_FREE] = 40,
                     [MODEL_FREE_OWNER] = 1,
                     [MODEL_AT] = 20,
+                    [MODEL_PLACE] = 25,
+                    [MODEL_COMMIT] = 40,
                     [MODEL_PIN] = 30,
                     [MODEL_UNPIN] = 60,
                     [MODEL_FETCH] = 20,
@@ -314,11 +320,13 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
     model_close(&model, seed % 4 != 0);
     clock_gettime(CLOCK_MONOTONIC, &end);
     printf("# %-14s %8" PRIu64 " steps %6.2f s  put %" PRIu64 " MiB written %" PRIu64
-           " read %" PRIu64 " MiB, live peak %" PRIu64 " mark %" PRIu64 " file %" PRIu64 " MiB\n",
+           " read %" PRIu64 " MiB, live peak %" PRIu64 " mark %" PRIu64 " file %" PRIu64
+           " MiB, moved %" PRIu64 " KiB\n",
            weather->name, steps,
            (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9,
            stats.put_bytes >> 20, stats.written_bytes >> 20, stats.read_bytes >> 20,
-           stats.live_bytes_peak >> 20, stats.mark_bytes >> 20, stats.file_bytes >> 20);
+           stats.live_bytes_peak >> 20, stats.mark_bytes >> 20, stats.file_bytes >> 20,
+           stats.moved_bytes >> 10);
     fflush(stdout);
     return 0;
 }
