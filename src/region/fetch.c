@@ -663,7 +663,9 @@ static int fetch_look(struct weir_region *region, const struct fetch_request *re
     const void *data;
 
     if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
-        return -ESTALE;
+        return -ESTALE; /* also if its read failed before it was freed */
+    if (request->error < 0)
+        return request->error;
     return weir_region_at(region, request->slot, &data, NULL);
 }
 
@@ -671,7 +673,7 @@ static int fetch_look(struct weir_region *region, const struct fetch_request *re
 static bool fetch_tell_one(struct weir_region *region, struct fetch_request *request)
 {
     struct weir__hold *hold = request->hold;
-    int result = request->error == 0 ? fetch_look(region, request) : request->error;
+    int result = fetch_look(region, request);
 
     if (result == -EAGAIN) { /* cold again, or moved while it was read */
         WEIR_ASSERT(hold == NULL);

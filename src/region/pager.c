@@ -266,9 +266,9 @@ static bool pager_choose(const struct weir_region *region, bool urgent, uint64_t
             *ret_chunk = i - 1;
             return true;
         }
-        /* One with open items only if there is no other. */
+        /* One with open items only if there is no other; but who builds may take his time. */
         live = is_open ? 1 : live;
-        if (urgent && live >= best_live) {
+        if ((urgent || pager_is_suspect(region, i - 1)) && live >= best_live) {
             *ret_chunk = i - 1;
             best_live = live;
             found = true;
