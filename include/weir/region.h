@@ -24,9 +24,12 @@
  * block) or through the ring (fetch, fetch_into). A cold item is never read
  * through the mapping.
  *
+ * The file grows ahead of need and gives back what is free unasked, both from
+ * poll; in memory are also the pages that are made ahead of the next put.
+ *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out or emptied; one on a worker's
- * ring answers -EAGAIN there and goes on when the worker turns: return to it
+ * write where a chunk must first be written out or emptied, or where at this
+ * moment the tail of the file is given back; one on a worker's ring answers -EAGAIN there and goes on when the worker turns: return to it
  * before the next try, for poll alone takes no completions of a ring that is not
  * the region's. Where the kernel forbids io_uring, all of it is done by plain
  * system calls.
@@ -128,9 +131,10 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * Touches no cold page and allocates nothing; only the cleaning that it may go on
  * with does, and where it gets no memory it waits.
  *
- * Cost:    O(log free extents); no syscall, but at worst one growth step. Before
- *          the file grows items in memory are moved, if that makes room: about
- *          as many bytes as are put, at most 256 KiB.
+ * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -332,8 +336,10 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
- * the empty tail of the file back.
+ * drops clean chunks, moves items out of sparse ones, grows file and tables
+ * ahead, and gives free space back to the file system by steps: the tail above
+ * what was in use of late, and whole chunks that stay free, a reserve left out. A
+ * first reservation that was never used stays.
  * Never blocks.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
@@ -362,8 +368,8 @@ struct weir_region_stats {
     uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
     uint64_t live_bytes;      /* lengths of live items */
     uint64_t live_bytes_peak;
-    uint64_t file_bytes;     /* length of the file */
-    uint64_t disk_bytes;     /* blocks really allocated to it */
+    uint64_t file_bytes;     /* length of the file; a step more while that is changed */
+    uint64_t disk_bytes;     /* blocks really allocated to it: less where there are holes */
     uint64_t mark_bytes;     /* space ever handed out, less the tail given back */
     uint64_t free_bytes;     /* in free extents under the mark */
     uint64_t resident_bytes; /* chunks in memory and fetched items */

@@ -83,10 +83,10 @@ void weir__pager_empty(struct weir_region *region, uint64_t chunk)
 
     if (state != CHUNK_CLEAN && state != CHUNK_COLD)
         return;
-    if (weir__chunk_pins(&region->chunks, chunk) > 0)
+    if (weir__chunk_pins(&region->chunks, chunk) > 0 || weir__growth_gives_back(region))
         return;
     if (weir__store_zero(region, chunk) < 0)
-        return; /* it rests until it is revived */
+        return; /* it rests until it is revived, or becomes a hole */
     region->pager.cannot_zero = false;
     region->chunks.table[chunk].unfillable = 0;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);

@@ -74,6 +74,8 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if (config->resident_bytes_max != 0 && config->resident_bytes_max < REGION_RESIDENT_MIN)
         return -EINVAL;
+    if ((config->disk_cap.take == NULL) != (config->disk_cap.give == NULL))
+        return -EINVAL;
     return config->name != NULL ? -EOPNOTSUPP : 0;
 }
 

@@ -345,6 +345,12 @@ void weir__growth_ahead(struct weir_region *region);
 void weir__growth_advance(struct weir_region *region);
 
 bool weir__growth_is_under_way(const struct weir_region *region);
+
+/* Whether blocks are being freed: other changes of the file's blocks would wait for it. */
+static inline bool weir__growth_gives_back(const struct weir_region *region)
+{
+    return region->growth.kind == GROWTH_SHRINK || region->growth.kind == GROWTH_PUNCH;
+}
 void weir__growth_audit(const struct weir_region *region);
 
 /* Free space that rests and has its blocks. */
