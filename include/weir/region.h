@@ -132,9 +132,9 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * with does, and where it gets no memory it waits.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
- *          Before the file grows items in memory are moved, if that makes room:
- *          about as many bytes as are put, at most 256 KiB. Faster than the file
- *          grows ahead: at worst one growth step, which waits for the disk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room

@@ -165,6 +165,9 @@ struct weir__compactor {
     uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
     uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
     uint64_t next_chunk;  /* where it looks for another */
+    uint32_t vain_count;  /* looks in vain in a row */
+    uint64_t left_mark;   /* where the mark was after the last */
+    uint64_t pause_bytes; /* so far it moves before there is another */
     uint64_t moved_bytes; /* ever */
 };
 
