@@ -132,8 +132,9 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * with does, and where it gets no memory it waits.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
- *          Faster than the file grows ahead: at worst one growth step, which waits
- *          for the disk.
+ *          Before the file grows items in memory are moved, if that makes room:
+ *          about as many bytes as are put, at most 256 KiB. Faster than the file
+ *          grows ahead: at worst one growth step, which waits for the disk.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -383,7 +384,7 @@ struct weir_region_stats {
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
     uint64_t read_bytes;  /* ever read back */
-    uint64_t moved_bytes; /* ever moved out of sparse chunks */
+    uint64_t moved_bytes; /* ever moved, out of sparse chunks or to make room */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;

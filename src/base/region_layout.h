@@ -162,6 +162,25 @@ static inline void weir__word_add(uint64_t *word, uint64_t value)
     weir__word_store(word, weir__word_load(word) + value);
 }
 
+/*
+ * One half of a word of two links, 0: the low one. A store to a half needs
+ * nothing of the other, so it does not wait for the line to come.
+ */
+static inline uint32_t *weir__word_half(uint64_t *word, unsigned half)
+{
+    return (uint32_t *)word + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? half : 1 - half);
+}
+
+static inline uint32_t weir__half_load(const uint64_t *word, unsigned half)
+{
+    return __atomic_load_n(weir__word_half((uint64_t *)word, half), __ATOMIC_RELAXED);
+}
+
+static inline void weir__half_store(uint64_t *word, unsigned half, uint32_t value)
+{
+    __atomic_store_n(weir__word_half(word, half), value, __ATOMIC_RELAXED);
+}
+
 /* ---- Entries -------------------------------------------------------------- */
 
 static inline uint64_t weir__place_offset(uint64_t place)

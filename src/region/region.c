@@ -152,6 +152,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->wipes = config->wipes;
     region->table_fd = -1;
     region->cleaner.chunk = UINT64_MAX;
+    region->compactor.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -308,8 +309,15 @@ static int region_place(struct weir_region *region, const struct region_need *ne
     if (weir__growth_resting(region) > 0 && region_waits_for_cleaner(region, need))
         return -EAGAIN;
 
-    uint64_t end = weir__space_place(region, 0, need->alignment) + need->space;
     *ret_index = region_fit(region, need);
+    if (*ret_index != 0)
+        return 0;
+    bool may_move = !region->pager.writes_back || region_begins_chunk(region, 0, need);
+    if (may_move &&
+        weir__compact_make_place(region, weir__space_most(need->space, need->alignment)))
+        *ret_index = region_fit(region, need);
+
+    uint64_t end = weir__space_place(region, 0, need->alignment) + need->space;
     if (*ret_index != 0 || end <= region->store.file_bytes)
         return 0;
 
@@ -862,7 +870,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .written_bytes = weir__word_load(&figures->written_bytes),
         .fetch_count = region->fetch_count,
         .read_bytes = weir__word_load(&figures->read_bytes),
-        .moved_bytes = region->cleaner.moved_bytes,
+        .moved_bytes = region->cleaner.moved_bytes + region->compactor.moved_bytes,
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,

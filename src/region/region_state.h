@@ -13,6 +13,7 @@
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      compact    holes in memory become one before the file grows
  *
  *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
@@ -159,6 +160,14 @@ struct weir__cleaner {
     bool is_owed;          /* puts wait until it is not behind any more */
 };
 
+/* Making room among what is in memory. */
+struct weir__compactor {
+    uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
+    uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
+    uint64_t next_chunk;  /* where it looks for another */
+    uint64_t moved_bytes; /* ever */
+};
+
 struct weir_region {
     pthread_t owner; /* fixed: the one thread that may call us */
     struct weir__heap heap;
@@ -194,6 +203,7 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__compactor compactor;
 
     uint64_t live_bytes_peak;
     uint64_t put_count;
@@ -268,6 +278,9 @@ void weir__space_release(struct weir_region *region, uint32_t index);
 
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
+
+/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
 
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
@@ -428,6 +441,14 @@ void weir__clean_look_again(struct weir_region *region);
 
 /* The file should rather not grow before more has been cleaned. */
 bool weir__clean_is_behind(const struct weir_region *region);
+
+/* ---- compact.c ---------------------------------------------------------- */
+
+/*
+ * Make a free extent of @space bytes out of smaller ones, by moving items that
+ * are in memory; true: there is one now, or the mark came down by as much.
+ */
+bool weir__compact_make_place(struct weir_region *region, uint64_t space);
 
 /* ---- region.c ----------------------------------------------------------- */
 

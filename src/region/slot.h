@@ -88,17 +88,22 @@ static inline uint32_t weir__entry_generation(const struct weir__entry *entry)
 
 static inline uint32_t weir__entry_previous(const struct weir__entry *entry)
 {
-    return (uint32_t)weir__word_load(&entry->span);
+    return weir__half_load(&entry->span, 0);
 }
 
 static inline uint32_t weir__entry_next(const struct weir__entry *entry)
 {
-    return (uint32_t)(weir__word_load(&entry->span) >> 32);
+    return weir__half_load(&entry->span, 1);
 }
 
-static inline void weir__entry_link(struct weir__entry *entry, uint32_t previous, uint32_t next)
+static inline void weir__entry_set_previous(struct weir__entry *entry, uint32_t previous)
 {
-    weir__word_store(&entry->span, (uint64_t)previous | (uint64_t)next << 32);
+    weir__half_store(&entry->span, 0, previous);
+}
+
+static inline void weir__entry_set_next(struct weir__entry *entry, uint32_t next)
+{
+    weir__half_store(&entry->span, 1, next);
 }
 
 #endif

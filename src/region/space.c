@@ -81,16 +81,12 @@ static void space_claim(struct weir_region *region, uint32_t index, uint64_t off
 
 static void space_link(struct weir_region *region, uint32_t previous, uint32_t next)
 {
-    if (previous != 0) {
-        struct weir__entry *entry = weir__region_entry(region, previous);
-        weir__entry_link(entry, weir__entry_previous(entry), next);
-    }
-    if (next != 0) {
-        struct weir__entry *entry = weir__region_entry(region, next);
-        weir__entry_link(entry, previous, weir__entry_next(entry));
-    } else {
+    if (previous != 0)
+        weir__entry_set_next(weir__region_entry(region, previous), next);
+    if (next != 0)
+        weir__entry_set_previous(weir__region_entry(region, next), previous);
+    else
         region->last = previous;
-    }
 }
 
 /* ---- Split and merge, of extents in no index ---------------------------- */
@@ -387,7 +383,8 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
 
     space_set(region, index, offset, space, EXTENT_BUILT);
-    weir__entry_link(weir__region_entry(region, index), 0, 0);
+    weir__entry_set_previous(weir__region_entry(region, index), 0);
+    weir__entry_set_next(weir__region_entry(region, index), 0);
     space_link(region, region->last, index);
     region->last = index;
     space_claim(region, index, offset, offset + space);
@@ -416,7 +413,7 @@ uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, ui
  * @target; @target gets the old place and is released. The bytes are there
  * already: a view that looks meanwhile sees one place or the other.
  */
-void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t from = space_offset(region, index);
@@ -431,7 +428,6 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     WEIR_ASSERT(space_bytes(region, target) == space);
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
-    weir__word_add(&weir__region_figures(region)->move_count, 1);
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
@@ -454,6 +450,12 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     space_claim(region, index, to, to + space);
     space_claim(region, target, from, from + space);
     weir__space_release(region, target);
+}
+
+void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
+    weir__space_move_next(region, index, target);
 }
 
 /* ---- Checksums and holes ------------------------------------------------ */

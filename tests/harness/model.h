@@ -86,6 +86,7 @@ enum model_event {
     MODEL_SAW_GROWTH,
     MODEL_SAW_SHRINKING,
     MODEL_SAW_HOLES,
+    MODEL_SAW_COMPACTION,
     MODEL_SAW_PLACED,
     MODEL_SAW_PLACED_COLD,
     MODEL_SAW_MOVES,
@@ -108,6 +109,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_GROWTH] = "the file grew",
     [MODEL_SAW_SHRINKING] = "the file shrank",
     [MODEL_SAW_HOLES] = "there were free extents",
+    [MODEL_SAW_COMPACTION] = "items moved with all in memory",
     [MODEL_SAW_PLACED] = "an item was filled in place",
     [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
     [MODEL_SAW_MOVES] = "items were moved",
@@ -431,6 +433,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_HOLES]++;
     if (stats.moved_bytes > 0)
         model->events[MODEL_SAW_MOVES]++;
+    if (stats.resident_bytes_max == UINT64_MAX && stats.moved_bytes > 0)
+        model->events[MODEL_SAW_COMPACTION]++;
     model->file_bytes = stats.file_bytes;
 }
 
