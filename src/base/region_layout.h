@@ -111,13 +111,17 @@ struct weir__chunk {
     uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
     uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t open;       /* items under construction whose next piece goes here */
-    uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
-    uint32_t left_live;  /* what was live when the cleaner gave up on it */
-    uint32_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint32_t open;      /* items under construction whose next piece goes here */
+    uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
+    uint32_t fill_next; /* among those about as full as it, chunk number + 1 */
+    uint32_t fill_previous;
+    uint8_t fill;       /* how full that is, from 1; 0: it is in no such list */
+    uint8_t aside;      /* it stays out of the list until something in it changes */
+    uint8_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint8_t reserved[5];
 };
 
-_Static_assert(sizeof(struct weir__chunk) == 40, "five words");
+_Static_assert(sizeof(struct weir__chunk) == 48, "six words");
 
 enum weir__extent_state {
     EXTENT_VACANT,  /* the entry is not in use */

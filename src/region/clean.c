@@ -27,10 +27,10 @@
 #include <errno.h>
 #include <string.h>
 
-#define CLEAN_NONE        UINT64_MAX
+#define CLEAN_NONE        CHUNK_NO
 #define CLEAN_BATCH_COUNT 1024
-#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
-#define CLEAN_LOOK_MAX    UINT64_C(1024)           /* chunks: 2 GiB of the file */
+#define CLEAN_CHUNKS_MIN  3 /* one is filled, one is written, one is read */
+#define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
 #define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
 
 static uint64_t clean_live(const struct weir_region *region)
@@ -62,53 +62,45 @@ static bool clean_is_cramped(const struct weir_region *region)
 static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
 {
     enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
-    const struct weir__chunk *entry = &region->chunks.table[chunk];
 
     if (state != CHUNK_CLEAN && state != CHUNK_COLD)
         return false;
-    return weir__chunk_pins(&region->chunks, chunk) == 0 &&
-           entry->left_live != weir__chunk_live(&region->chunks, chunk);
+    return weir__chunk_pins(&region->chunks, chunk) == 0 && region->chunks.table[chunk].aside == 0;
 }
 
-void weir__clean_look_again(struct weir_region *region)
+void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry)
 {
-    region->cleaner.looked_count = 0;
+    uint64_t first = weir__chunk_of(weir__entry_offset(entry));
+    uint64_t last = weir__chunk_of(weir__entry_offset(entry) + weir__entry_space(entry) - 1);
+
+    for (uint64_t chunk = first; chunk <= last; chunk++)
+        if (region->chunks.table[chunk].aside != 0)
+            weir__chunk_file(&region->chunks, chunk);
 }
 
 /*
- * The chunk with the fewest live bytes, if at least a quarter of it rests: of the
- * next CLEAN_LOOK_MAX, for a put may wait here. Once around in vain is enough.
+ * The chunk with the fewest live bytes, if at least a quarter of it rests. What is
+ * pinned is set aside until it is not.
  */
 static uint64_t clean_choose(struct weir_region *region)
 {
-    struct weir__cleaner *cleaner = &region->cleaner;
-    uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
-    uint64_t best = CLEAN_NONE;
-    uint64_t best_live = LAYOUT_CHUNK_BYTES * 3 / 4;
+    uint64_t chunk;
 
-    if (cleaner->looked_count >= chunk_count)
-        return CLEAN_NONE;
-    for (uint64_t left = weir__min(chunk_count, CLEAN_LOOK_MAX); left > 0; left--) {
-        uint64_t chunk = cleaner->cursor < chunk_count ? cleaner->cursor : 0;
-        uint64_t live = weir__chunk_live(&region->chunks, chunk);
-        cleaner->cursor = chunk + 1;
-        cleaner->looked_count++;
-        if (live < best_live && clean_may_take(region, chunk)) {
-            best = chunk;
-            best_live = live;
-        }
+    while ((chunk = weir__chunks_emptiest(&region->chunks, CHUNK_KIND_WRITTEN, CHUNK_NO)) !=
+           CHUNK_NO) {
+        if (weir__chunk_live(&region->chunks, chunk) >= CLEAN_LIVE_MAX)
+            return CLEAN_NONE;
+        if (clean_may_take(region, chunk))
+            return chunk;
+        weir__chunk_set_aside(&region->chunks, chunk);
     }
-    if (best != CLEAN_NONE)
-        cleaner->looked_count = 0;
-    return best;
+    return CLEAN_NONE;
 }
 
-/* Not again before something in it is freed. */
+/* Not again before something in it is freed or unpinned. */
 static void clean_leave(struct weir_region *region)
 {
-    uint64_t chunk = region->cleaner.chunk;
-
-    region->chunks.table[chunk].left_live = weir__chunk_live(&region->chunks, chunk);
+    weir__chunk_set_aside(&region->chunks, region->cleaner.chunk);
     region->cleaner.chunk = CLEAN_NONE;
 }
 

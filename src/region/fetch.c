@@ -885,7 +885,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
         return;
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
-    weir__clean_look_again(region);
+    weir__clean_look_again(region, weir__region_entry(region, slot.index));
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
@@ -959,6 +959,7 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot)
     uint64_t sum = XXH3_64bits_digest(&hold->build->sum);
 
     region->chunks.table[hold->build->open_chunk].open--;
+    weir__clean_look_again(region, weir__region_entry(region, slot.index));
     weir__heap_free(&region->heap, hold->build, sizeof(*hold->build));
     hold->build = NULL;
     fetch_drop_hold(region, hold);

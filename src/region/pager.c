@@ -143,7 +143,6 @@ static void pager_written(struct weir_region *region, uint64_t chunk)
     weir__pager_forget_suspect(region, chunk);
     region->chunks.table[chunk].ticket = pager->ticket_last;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_CLEAN);
-    weir__clean_look_again(region);
     if (weir__chunk_live(&region->chunks, chunk) == 0)
         weir__pager_empty(region, chunk);
 }

@@ -95,14 +95,12 @@ struct weir__fetches {
 
 /* Moving what is live out of a sparse chunk. */
 struct weir__cleaner {
-    uint64_t chunk;        /* UINT64_MAX: none is being cleaned */
-    uint64_t cursor;       /* where it looks for the next */
-    uint64_t looked_count; /* chunks that were of no use, since anything changed */
-    uint32_t asked_count;  /* items asked for and not yet moved or given up */
-    uint32_t moved_count;  /* of this batch */
-    uint64_t moved_bytes;  /* ever */
-    bool is_full;          /* the file could not grow for an item of this batch */
-    bool is_owed;          /* puts wait until it is not behind any more */
+    uint64_t chunk;       /* UINT64_MAX: none is being cleaned */
+    uint32_t asked_count; /* items asked for and not yet moved or given up */
+    uint32_t moved_count; /* of this batch */
+    uint64_t moved_bytes; /* ever */
+    bool is_full;         /* the file could not grow for an item of this batch */
+    bool is_owed;         /* puts wait until it is not behind any more */
 };
 
 struct weir_region {
@@ -315,8 +313,8 @@ bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot s
  */
 bool weir__clean_advance(struct weir_region *region, bool urgent);
 
-/* Something was freed, unpinned or written: there may be a chunk to be cleaned. */
-void weir__clean_look_again(struct weir_region *region);
+/* @entry is no longer held where it is: its chunk may be cleaned. */
+void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
 
 /* The file should rather not grow before more has been cleaned. */
 bool weir__clean_is_behind(const struct weir_region *region);

@@ -244,7 +244,6 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
-    weir__clean_look_again(region);
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
         uint64_t chunk = weir__chunk_of(offset);
