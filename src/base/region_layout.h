@@ -115,10 +115,8 @@ struct weir__chunk {
     uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
     uint32_t fill_next; /* among those about as full as it, chunk number + 1 */
     uint32_t fill_previous;
-    uint8_t fill;       /* how full that is, from 1; 0: it is in no such list */
-    uint8_t aside;      /* it stays out of the list until something in it changes */
-    uint8_t unfillable; /* could not be brought back: not asked for again before it is emptied */
-    uint8_t reserved[5];
+    uint32_t fill;       /* which list that is, from 1; 0: none; else it was set aside */
+    uint32_t unfillable; /* could not be brought back: not asked for again before it is emptied */
 };
 
 _Static_assert(sizeof(struct weir__chunk) == 48, "six words");

@@ -118,11 +118,13 @@ static void chunk_unlist(struct weir__chunks *chunks, uint64_t chunk, enum weir_
 {
     struct weir__chunk *entry = &chunks->table[chunk];
 
+    if (entry->fill == CHUNK_FILL_ASIDE)
+        entry->fill = 0;
     if (entry->fill == 0)
         return;
 
     struct weir__chunk_fills *fills = &chunks->fills[kind];
-    uint32_t fill = entry->fill - 1u;
+    uint32_t fill = entry->fill - 1;
     chunk_queue_remove(chunks, &fills->lists[fill], chunk_fill_links, chunk);
     if (fills->lists[fill].count == 0)
         fills->bits &= ~(UINT64_C(1) << fill);
@@ -139,7 +141,7 @@ static void chunk_list(struct weir__chunks *chunks, uint64_t chunk, enum weir__c
     uint32_t fill = chunk_fill(weir__chunk_live(chunks, chunk));
     chunk_queue_append(chunks, &chunks->fills[kind].lists[fill], chunk_fill_links, chunk);
     chunks->fills[kind].bits |= UINT64_C(1) << fill;
-    entry->fill = (uint8_t)(fill + 1);
+    entry->fill = fill + 1;
 }
 
 void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk)
@@ -147,7 +149,6 @@ void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk)
     struct weir__chunk *entry = &chunks->table[chunk];
     enum weir__chunk_kind kind = chunk_kind(weir__chunk_state(chunks, chunk));
 
-    entry->aside = 0;
     if (entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1)
         return;
     chunk_unlist(chunks, chunk, kind);
@@ -157,7 +158,7 @@ void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk)
 void weir__chunk_set_aside(struct weir__chunks *chunks, uint64_t chunk)
 {
     chunk_unlist(chunks, chunk, chunk_kind(weir__chunk_state(chunks, chunk)));
-    chunks->table[chunk].aside = 1;
+    chunks->table[chunk].fill = CHUNK_FILL_ASIDE;
 }
 
 uint64_t weir__chunks_emptiest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
@@ -223,7 +224,6 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
     if (chunk_kind(before) != chunk_kind(state)) {
         chunk_unlist(chunks, chunk, chunk_kind(before));
         chunk_list(chunks, chunk, chunk_kind(state));
-        chunks->table[chunk].aside = 0;
     }
 }
 
@@ -270,7 +270,7 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
         WEIR_ASSERT(weir__chunk_pins(chunks, i) > 0);
         weir__word_add(&chunks->table[i].word, -weir__chunk_word(0, 1, 0));
         chunks->pinned_count -= weir__chunk_pins(chunks, i) == 0;
-        if (chunks->table[i].aside != 0)
+        if (weir__chunk_is_aside(chunks, i))
             weir__chunk_file(chunks, i);
     }
 }
@@ -317,9 +317,9 @@ static void chunk_audit_fill(const struct weir__chunks *chunks, uint64_t chunk)
     const struct weir__chunk *entry = &chunks->table[chunk];
     bool has_kind = chunk_kind(weir__chunk_state(chunks, chunk)) != CHUNK_KIND_COUNT;
 
-    if (!has_kind || entry->aside != 0)
+    if (!has_kind)
         WEIR_CHECK(entry->fill == 0); /* C5 */
-    else
+    else if (entry->fill != CHUNK_FILL_ASIDE)
         WEIR_CHECK(entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1);
 }
 
@@ -352,7 +352,7 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         counts[state]++;
         resident += chunk_is_counted(state);
         pinned += weir__chunk_pins(chunks, i) > 0;
-        listed += chunks->table[i].fill > 0;
+        listed += chunks->table[i].fill > 0 && !weir__chunk_is_aside(chunks, i);
         chunk_audit_fill(chunks, i);
     }
     for (uint32_t kind = 0; kind < CHUNK_KIND_COUNT; kind++)

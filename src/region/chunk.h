@@ -43,6 +43,7 @@ enum weir__chunk_kind {
 #define CHUNK_NO         UINT64_MAX
 #define CHUNK_FILL_COUNT 64
 #define CHUNK_FILL_BYTES (LAYOUT_CHUNK_BYTES / CHUNK_FILL_COUNT)
+#define CHUNK_FILL_ASIDE UINT32_MAX
 #define CHUNK_FILL_MASK  (2 * LAYOUT_CHUNK_BYTES - CHUNK_FILL_BYTES) /* of live bytes */
 
 _Static_assert((CHUNK_FILL_BYTES & (CHUNK_FILL_BYTES - 1)) == 0, "the lists part at a bit");
@@ -117,6 +118,11 @@ uint64_t weir__chunks_emptiest(const struct weir__chunks *chunks, enum weir__chu
 uint64_t weir__chunks_fullest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
                               uint64_t chunk);
 
+static inline bool weir__chunk_is_aside(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return chunks->table[chunk].fill == CHUNK_FILL_ASIDE;
+}
+
 /* How many of this kind stand in the lists. */
 uint64_t weir__chunks_count(const struct weir__chunks *chunks, enum weir__chunk_kind kind);
 
@@ -143,7 +149,8 @@ static inline void weir__chunk_sub_live(struct weir__chunks *chunks, uint64_t ch
 
     WEIR_ASSERT(weir__chunk_word_live(before) >= bytes);
     weir__word_store(&entry->word, before - bytes);
-    if (WEIR_UNLIKELY(((before ^ (before - bytes)) & CHUNK_FILL_MASK) != 0 || entry->aside != 0))
+    if (WEIR_UNLIKELY(((before ^ (before - bytes)) & CHUNK_FILL_MASK) != 0 ||
+                      entry->fill == CHUNK_FILL_ASIDE))
         weir__chunk_file(chunks, chunk);
 }
 

@@ -65,7 +65,8 @@ static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
 
     if (state != CHUNK_CLEAN && state != CHUNK_COLD)
         return false;
-    return weir__chunk_pins(&region->chunks, chunk) == 0 && region->chunks.table[chunk].aside == 0;
+    return weir__chunk_pins(&region->chunks, chunk) == 0 &&
+           !weir__chunk_is_aside(&region->chunks, chunk);
 }
 
 void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry)
@@ -74,7 +75,7 @@ void weir__clean_look_again(struct weir_region *region, const struct weir__entry
     uint64_t last = weir__chunk_of(weir__entry_offset(entry) + weir__entry_space(entry) - 1);
 
     for (uint64_t chunk = first; chunk <= last; chunk++)
-        if (region->chunks.table[chunk].aside != 0)
+        if (weir__chunk_is_aside(&region->chunks, chunk))
             weir__chunk_file(&region->chunks, chunk);
 }
 

@@ -41,7 +41,7 @@ static bool is_of(const struct weir__chunks *chunks, uint64_t chunk, enum weir__
 {
     enum weir__chunk_state state = weir__chunk_state(chunks, chunk);
 
-    if (chunks->table[chunk].aside != 0)
+    if (weir__chunk_is_aside(chunks, chunk))
         return false;
     switch (kind) {
     case CHUNK_KIND_FRESH:
