@@ -71,7 +71,7 @@ struct fetch_request {
     struct weir__list link; /* of its hold, or told */
     struct weir_slot slot;
     struct weir__hold *hold; /* kept for this request; NULL: none yet */
-    weir_fetch_fn *done;     /* NULL: asked for by the cleaner */
+    weir_fetch_fn *done;
     void *context;
     int error; /* 0: look again when it is told */
 };
@@ -211,12 +211,9 @@ static char *fetch_data(const struct weir__hold *hold)
     return hold->read->buffer + (hold->offset - hold->read->offset);
 }
 
-/*
- * The parts of [offset, offset + bytes) that are in memory are taken from there:
- * the disk may not have them yet, and perhaps never will.
- */
-static void fetch_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
-                          char *to)
+/* The disk may not have them yet, and perhaps never will. */
+void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                           char *to)
 {
     uint64_t end = offset + bytes;
 
@@ -233,17 +230,11 @@ static int fetch_verify(const struct weir_region *region, const struct weir__hol
 {
     uint64_t sum = region->slots.sums[hold->slot.index];
 
-    fetch_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
+    weir__fetches_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
 
     if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
         return 0;
     return -EBADMSG;
-}
-
-static struct weir__list *fetch_told(struct weir_region *region,
-                                     const struct fetch_request *request)
-{
-    return request->done != NULL ? &region->fetches.told : &region->fetches.told_own;
 }
 
 static void fetch_answer(struct weir_region *region, struct weir__hold *hold, int error)
@@ -252,7 +243,7 @@ static void fetch_answer(struct weir_region *region, struct weir__hold *hold, in
         struct fetch_request *request =
             WEIR_CONTAINER_OF(hold->requests.next, struct fetch_request, link);
         weir__list_remove(&request->link);
-        weir__list_append(fetch_told(region, request), &request->link);
+        weir__list_append(&region->fetches.told, &request->link);
         request->error = error;
         if (error == 0) {
             request->hold = hold;
@@ -355,7 +346,7 @@ static bool fetch_piece_step(struct fetch_read *read)
     uint64_t bytes = weir__min(read->piece_bytes - read->piece_copied, read->bytes - skipped);
 
     memcpy(to, read->buffer + skipped, bytes);
-    fetch_overlay(read->region, read->piece_offset, bytes, to);
+    weir__fetches_overlay(read->region, read->piece_offset, bytes, to);
     read->piece_copied += bytes;
     read->piece_offset += bytes;
     fetch_piece_aim(read);
@@ -491,7 +482,7 @@ void weir__fetches_start(struct weir_region *region)
 static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
 {
     request->error = error;
-    weir__list_append(fetch_told(region, request), &request->link);
+    weir__list_append(&region->fetches.told, &request->link);
 }
 
 /* The item is cold and in no buffer: it joins @read if that can reach so far, else begins one. */
@@ -752,7 +743,7 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
             break;
         }
         memcpy(to, step + (offset - from), count);
-        fetch_overlay(region, offset, count, to);
+        weir__fetches_overlay(region, offset, count, to);
         weir__word_add(&weir__region_figures(region)->read_bytes, read_bytes);
         to += count;
         offset += count;
@@ -769,47 +760,11 @@ bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot s
     return hold != NULL && (hold->pin_count > 0 || hold->build != NULL);
 }
 
-int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
-                          size_t slot_count)
+void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
+                            char *buffer, uint64_t bytes, uint64_t offset)
 {
-    struct fetch_read *read = NULL;
-    int count = 0;
-
-    for (size_t i = 0; i < slot_count; i++) {
-        struct fetch_request *request = weir__heap_alloc(&region->heap, sizeof(*request));
-        if (request == NULL)
-            break;
-        *request = (struct fetch_request){.slot = slots[i]};
-        weir__list_init(&request->link);
-        read = fetch_place(region, request, read);
-        count++;
-    }
-    weir__fetches_start(region);
-    return count;
-}
-
-bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot)
-{
-    const struct weir__list *told = &region->fetches.told_own;
-
-    if (weir__list_is_empty(told))
-        return false;
-    *ret_slot = WEIR_CONTAINER_OF(told->next, struct fetch_request, link)->slot;
-    return true;
-}
-
-void weir__fetches_done_own(struct weir_region *region)
-{
-    struct fetch_request *request =
-        WEIR_CONTAINER_OF(region->fetches.told_own.next, struct fetch_request, link);
-    struct weir__hold *hold = request->hold;
-
-    weir__list_remove(&request->link);
-    if (hold != NULL) {
-        hold->keep_count--;
-        fetch_settle(region, hold);
-    }
-    weir__heap_free(&region->heap, request, sizeof(*request));
+    weir__ring_read(region->ring, operation, region->store.direct_fd, buffer, (uint32_t)bytes,
+                    offset);
 }
 
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot)
@@ -979,7 +934,6 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
-    weir__list_init(&fetches->told_own);
     weir__list_init(&fetches->idle);
 }
 
@@ -989,7 +943,6 @@ void weir__fetches_deinit(struct weir_region *region)
 
     WEIR_CHECK(fetches->reading_count == 0);
     fetch_free_requests(region, &fetches->told);
-    fetch_free_requests(region, &fetches->told_own);
     while (!weir__list_is_empty(&fetches->told_pieces))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->told_pieces.next, struct fetch_read, link));
     for (uint32_t i = 0; i < REGION_HOLD_BUCKETS; i++) {

@@ -37,8 +37,9 @@
 #define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
-#define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
-#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_CLEAN_BYTES_LIMIT (UINT64_C(8) << 20)
+#define REGION_STEP_BYTES        (UINT64_C(64) << 10) /* put between two looks at the background */
+#define REGION_PREFETCH_MAX      2048                 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
 #define REGION_IDLE_WEIGHT       20
@@ -78,12 +79,16 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
         return -EDQUOT;
     region->resident_bytes_max = resident;
 
-    /* An eighth for fetched items, the rest for chunks. */
+    /* An eighth for fetched items, a little for the cleaner, the rest for chunks. */
     uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
     fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
-    region->chunks.resident_max =
-        resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
+    uint64_t clean_bytes = weir__min(resident / 32, REGION_CLEAN_BYTES_LIMIT);
+    clean_bytes = weir__max(weir__round_down(clean_bytes, 8192), UINT64_C(1) << 20);
+    region->chunks.resident_max = resident == UINT64_MAX
+                                      ? UINT64_MAX / 2
+                                      : (resident - fetch_bytes - clean_bytes) / LAYOUT_CHUNK_BYTES;
     weir__fetches_init(region, fetch_bytes);
+    weir__clean_init(region, clean_bytes);
 
     region->item_bytes_max = region->bytes_max / 4;
     region->put_bytes_max = weir__min(region->item_bytes_max,
@@ -134,7 +139,6 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     weir__heap_account(&region->heap, sizeof(*region));
     region->owner = pthread_self();
     region->table_fd = -1;
-    region->cleaner.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -150,11 +154,9 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
 /* Buffers and pages that the kernel works on must outlive its work. */
 static void region_quiesce(struct weir_region *region)
 {
-    const struct weir__pager *pager = &region->pager;
-
     while (region->ring != NULL &&
-           (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            pager->revival.is_under_way)) {
+           (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
+            weir__clean_is_reading(region))) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         WEIR_CHECK(r >= 0);
     }
@@ -168,8 +170,10 @@ void weir_region_close(struct weir_region *region)
     WEIR_CHECK(region_is_mine(region));
     WEIR_CHECK(!region->delivers);
     region_quiesce(region);
-    if (region->fetches.bytes_max > 0)
+    if (region->fetches.bytes_max > 0) {
+        weir__clean_deinit(region);
         weir__fetches_deinit(region);
+    }
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
@@ -201,14 +205,19 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
 /*
  * Bytes were stored; if that brought chunks into memory, older ones may have to
  * be written. Not before the bytes are there: what is sealed is stored to no
- * more.
+ * more. What takes long is done a piece at a time, as bytes are put.
  */
-static void region_stored(struct weir_region *region, uint64_t resident_before)
+static void region_stored(struct weir_region *region, uint64_t space, uint64_t resident_before)
 {
-    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
+    region->step_bytes += space;
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
+                    region->step_bytes < REGION_STEP_BYTES))
         return;
-    weir__pager_advance(region);
-    weir__clean_advance(region, false);
+    region->step_bytes = 0;
+    if (!region->pager.writes_back)
+        return;
+    weir__clean_advance(region, false, CLEAN_PUT_BYTES);
+    weir__pager_advance(region, PAGER_PUT_BYTES);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
@@ -239,41 +248,24 @@ static bool region_begins_chunk(const struct weir_region *region, uint32_t index
            weir__chunks_fresh(&region->chunks, offset, space) > 0;
 }
 
-/*
- * When the next chunk is begun while the cleaner is behind, puts wait until it
- * is not; the last chunks of bytes_max are for the cleaner, while it has work.
- */
-static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
-{
-    uint32_t index = region_fit(region, space);
-    uint64_t end = region->mark_bytes + space;
-
-    if (weir__clean_is_behind(region))
-        region->cleaner.is_owed |= region_begins_chunk(region, index, space);
-    else
-        region->cleaner.is_owed = false;
-    bool is_last = index == 0 && end + REGION_CLEAN_BYTES > region->bytes_max;
-    return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
-}
-
 /* Where @space bytes go: a free extent, or 0 for the mark; the file reaches there. */
 static int region_place(struct weir_region *region, uint64_t space, uint32_t *ret_index)
 {
-    if (region->resting_bytes > 0 && region_waits_for_cleaner(region, space))
-        return -EAGAIN;
-
     uint64_t end = region->mark_bytes + space;
-    *ret_index = region_fit(region, space);
-    if (*ret_index != 0 || end <= region->store.file_bytes)
+    uint32_t index = region_fit(region, space);
+
+    if (region->pager.writes_back && region_begins_chunk(region, index, space)) {
+        if (!weir__clean_lets_begin(region, space))
+            return -EAGAIN;
+        index = region_fit(region, space);
+    }
+    *ret_index = index;
+    if (index != 0 || end <= region->store.file_bytes)
         return 0;
 
     int r = weir__store_grow(region, end);
     if (r != -EDQUOT && r != -ENOSPC)
         return r;
-    bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
-                    REGION_CLEAN_BYTES / 2;
-    if (can_move && weir__clean_advance(region, true))
-        return -EAGAIN;
     if (!weir__pager_revive(region, space))
         return r;
     /* A clean chunk is back at once, a cold one must be read. */
@@ -310,8 +302,7 @@ static int region_take(struct weir_region *region, uint64_t space, uint64_t touc
     return r < 0 ? r : region_take_at(region, index, space, touched, ret_index);
 }
 
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
-                      uint32_t *ret_index)
+int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index)
 {
     uint64_t end = region->mark_bytes + space;
     int r = weir__table_ready(region, region->spare_min);
@@ -320,7 +311,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
         return r;
     uint32_t index = region_fit(region, space);
     if (index == 0 && end > region->store.file_bytes)
-        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
+        r = weir__store_grow(region, end);
     return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
 }
 
@@ -335,8 +326,8 @@ static bool region_wait_room(struct weir_region *region, uint32_t *waits)
     if (!region->owns_ring || *waits > REGION_WAIT_COUNT)
         return false;
 
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
+    weir__clean_advance(region, false, CLEAN_WAIT_BYTES);
+    weir__pager_advance(region, PAGER_WAIT_BYTES);
     weir__fetches_start(region);
     bool is_idle = weir__ring_in_flight(region->ring) == 0;
     *waits += is_idle ? REGION_IDLE_WEIGHT : 1;
@@ -412,7 +403,7 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     if (bytes > 0)
         memcpy(region->store.base + offset, data, bytes);
     *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
-    region_stored(region, resident);
+    region_stored(region, space, resident);
     return 0;
 }
 
@@ -472,7 +463,7 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
     weir__chunks_touch(&region->chunks, at, bytes);
     memcpy(region->store.base + at, data, bytes);
     weir__build_wrote(region, slot, data, bytes);
-    region_stored(region, resident);
+    region_stored(region, bytes, resident);
     return 0;
 }
 
@@ -666,8 +657,8 @@ static int region_tick(struct weir_region *region, int completions)
     if (completions < 0)
         return completions;
     completions += weir__fetches_advance(region);
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
+    weir__clean_advance(region, false, CLEAN_TICK_BYTES);
+    weir__pager_advance(region, PAGER_TICK_BYTES);
     weir__store_trim(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
@@ -727,7 +718,8 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
         .mark_bytes = region->mark_bytes,
         .free_bytes = region->extents.free_bytes + region->resting_bytes,
-        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes,
+        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes +
+                          weir__clean_bytes(region),
         .dirty_bytes =
             (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
             LAYOUT_CHUNK_BYTES,

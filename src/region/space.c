@@ -25,6 +25,9 @@
 #include "base/check.h"
 #include "base/fence.h"
 
+#define SPACE_ITEM_COST                                                                            \
+ UINT64_C(512) /* a small item takes as long as so many bytes of a large one */
+
 /* ---- Entries ------------------------------------------------------------ */
 
 static uint64_t space_offset(const struct weir_region *region, uint32_t index)
@@ -335,6 +338,50 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     return index;
 }
 
+uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t begin = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = begin + LAYOUT_CHUNK_BYTES;
+    uint32_t index;
+
+    if (region->mark_bytes < end) {
+        uint64_t mark = region->mark_bytes;
+        WEIR_ASSERT(mark <= begin && begin - mark < LAYOUT_CHUNK_BYTES);
+        index = weir__space_bump(region, end - mark);
+        if (mark < begin)
+            weir__space_release(region, space_split(region, index, begin - mark));
+    } else {
+        index = region->chunks.table[chunk].first;
+        WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+        space_unlist(region, index);
+        if (space_offset(region, index) < begin)
+            space_list(region, space_split(region, index, begin - space_offset(region, index)));
+        if (space_end(region, index) > end) {
+            uint32_t front = space_split(region, index, LAYOUT_CHUNK_BYTES);
+            space_list(region, index);
+            index = front;
+        }
+        weir__chunks_add_live(&region->chunks, begin, LAYOUT_CHUNK_BYTES);
+    }
+    space_set(region, index, begin, LAYOUT_CHUNK_BYTES, EXTENT_ZOMBIE);
+    return index;
+}
+
+uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_t space)
+{
+    uint32_t index = *extent;
+
+    WEIR_ASSERT(space_state(region, index) == EXTENT_ZOMBIE);
+    WEIR_ASSERT(space_bytes(region, index) >= space);
+
+    if (space_bytes(region, index) > space)
+        index = space_split(region, index, space);
+    else
+        *extent = 0;
+    space_set(region, index, space_offset(region, index), space, EXTENT_BUILT);
+    return index;
+}
+
 /* ---- Moving ------------------------------------------------------------- */
 
 /*
@@ -383,19 +430,37 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 
 /* ---- Checksums and holes ------------------------------------------------ */
 
-void weir__space_sum(struct weir_region *region, uint64_t chunk)
+/* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
+static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
-    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = region->chunks.table[chunk].first;
+    if (walk->index != 0 &&
+        weir__entry_state(weir__region_entry(region, walk->index)) == EXTENT_LIVE &&
+        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
+        return walk->index;
+    return region->chunks.table[walk->chunk].first;
+}
+
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint64_t end = (walk->chunk + 1) * LAYOUT_CHUNK_BYTES;
+    uint32_t index = space_walk_from(region, walk);
 
     for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
         const struct weir__entry *entry = weir__region_entry(region, index);
         if (weir__entry_state(entry) != EXTENT_LIVE || region->slots.sums[index] != 0)
             continue;
+        if (budget == 0) {
+            walk->index = index;
+            walk->generation = weir__entry_generation(entry);
+            return 0;
+        }
         weir__word_store(
             &region->slots.sums[index],
             weir__sum(region->store.base + weir__entry_offset(entry), weir__entry_bytes(entry)));
+        budget -= weir__min(budget, weir__max(space_bytes(region, index), SPACE_ITEM_COST));
     }
+    walk->is_done = true;
+    return budget;
 }
 
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space)
