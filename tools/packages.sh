@@ -5,6 +5,7 @@
 #
 #   tools/packages.sh build           the library, weir-dump, weir-server
 #   tools/packages.sh build test      and the short suites
+#   tools/packages.sh build test long and what tools/test.sh --long adds
 #   tools/packages.sh build test all  and what tools/test.sh --all adds
 #
 # Says what is missing, installs only that (root, or sudo), and does nothing when
@@ -21,15 +22,19 @@ packages_of() {
         echo liburing-dev libnuma-dev libxxhash-dev libcmocka-dev
         ;;
     test)
-        # e2fsprogs makes the small disks that fill up
-        echo clang-format-14 mandoc e2fsprogs
+        # e2fsprogs makes the small disks that fill up; libuv is for an example
+        echo clang-format-14 mandoc e2fsprogs libuv1-dev
+        ;;
+    long)
+        # a guest with two nodes
+        echo qemu-system-x86 busybox-static cpio
         ;;
     all)
         # clang's sanitizers are only recommended by clang
         echo clang-14 libclang-rt-14-dev binutils
         ;;
     *)
-        echo "packages.sh: no group '$1': build, test or all" >&2
+        echo "packages.sh: no group '$1': build, test, long or all" >&2
         exit 2
         ;;
     esac

@@ -38,15 +38,18 @@ groups='build test'
 setup=short
 while [ $# -gt 0 ]; do
     case $1 in
-    --long) setup=long ;;
+    --long)
+        setup=long
+        groups="$groups long"
+        ;;
     --all)
         rows='debug release clang-debug clang-release tsan install names'
-        groups='build test all'
+        groups="$groups all"
         ;;
     --row)
         case ${2-} in
         debug | release | install | names) ;;
-        clang-debug | clang-release | tsan) groups='build test all' ;;
+        clang-debug | clang-release | tsan) groups="$groups all" ;;
         *)
             usage >&2
             exit 2

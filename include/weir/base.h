@@ -94,6 +94,23 @@ struct weir_books {
 };
 
 /*
+ * struct weir_disk_cap - who is asked before files grow, and told when they shrink
+ * @take:  called before @bytes more of a file system are reserved; false: not
+ *         allowed, and the call that wanted them is -EDQUOT. NULL: no cap.
+ * @give:  called when @bytes that were taken are not reserved any more, or could
+ *         not be; NULL only if @take is
+ *
+ * Counted is what is reserved: the length of the file less the holes whose
+ * blocks were given back. Both are called on the thread that owns the file and
+ * must not call back into the module. One cap may be shared by several.
+ */
+struct weir_disk_cap {
+    bool (*take)(void *context, uint64_t bytes);
+    void (*give)(void *context, uint64_t bytes);
+    void *context;
+};
+
+/*
  * struct weir_ring - an io_uring, its completions routed to their operations
  *
  * Opaque. A worker has one; where a configuration has a ring, NULL means that

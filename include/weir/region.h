@@ -340,6 +340,7 @@ struct weir_region_stats {
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
     bool bounded;     /* the kernel lets go of what is dropped */
+    bool direct;      /* fetches pass by the page cache (O_DIRECT) */
     bool degraded;    /* a write-back failed and has not succeeded since */
     bool synchronous; /* no io_uring: plain system calls */
     bool movable;     /* no address space reserved: growth may move the mapping */

@@ -45,11 +45,51 @@ WEIR_API WEIR_MUST_CHECK int weir_mesh_create(uint32_t worker_count, uint32_t me
 /* weir_mesh_destroy() - takes NULL; all its workers must have stopped */
 WEIR_API void weir_mesh_destroy(struct weir_mesh *mesh);
 
+enum weir_report_kind {
+    WEIR_REPORT_FALLBACK, /* the kernel lacks or forbids something: it goes on another way */
+    WEIR_REPORT_DEGRADED, /* the region's write-back failed; error 0: it succeeds again */
+    WEIR_REPORT_STALL,    /* a turn took longer than stall_ns */
+};
+
+/* Where a turn spent most of its time. */
+enum weir_station {
+    WEIR_STATION_COMPLETIONS,
+    WEIR_STATION_MESSAGES,
+    WEIR_STATION_REGION, /* and granted waiters */
+    WEIR_STATION_TICK,
+    WEIR_STATION_COUNT,
+};
+
+/* Why it took so long. */
+enum weir_stall_cause {
+    WEIR_STALL_BUSY,      /* it computed */
+    WEIR_STALL_PREEMPTED, /* something else had the cpu */
+    WEIR_STALL_BLOCKED,   /* it slept in the kernel: a disk, a lock, a page fault */
+};
+
+/*
+ * struct weir_report - something that whoever runs the server should know
+ * @text:               one line, no full stop; lives as long as the program
+ * @error:              negative errno, or 0
+ * @ns:                 stall: how long the turn took
+ * @station, @cause:    stall
+ * @major_fault_count:  stall: page faults that read from a disk
+ */
+struct weir_report {
+    enum weir_report_kind kind;
+    const char *text;
+    int error;
+    uint64_t ns;
+    enum weir_station station;
+    enum weir_stall_cause cause;
+    uint64_t major_fault_count;
+};
+
 /*
  * struct weir_worker_config - what a core gets
  * @name:           of the thread (a started one) and its account; at most 15
  *                  bytes kept; NULL: weir- and the index
- * @pinned, @cpu:   run on this cpu only
+ * @pinned, @cpu:   run on this cpu only, with memory of its node
  * @mesh, @index:   its place among the others; NULL: alone, no messages
  * @governor:       NULL: none, and no account
  * @account:        of the worker's account; name, notify and context are set by
@@ -59,6 +99,12 @@ WEIR_API void weir_mesh_destroy(struct weir_mesh *mesh);
  *                  the account's reserve
  * @ring_entries:   0: 256
  * @tick_ns:        sleeps no longer than this; 0: 10 ms
+ * @turn_ns:        a turn that has taken this long leaves further completions and
+ *                  messages to the next; 0: 1 ms
+ * @stall_ns:       a turn longer than this is a stall; 0: 25 ms
+ * @report:         told of fall-backs (before on_start), of a degraded region and
+ *                  of stalls, on the worker's thread; must not call the worker;
+ *                  may be NULL. The library itself never logs.
  * @on_start:       first thing on the thread; an error ends the worker; may be
  *                  NULL
  * @on_tick:        after each turn of the loop; may be NULL
@@ -79,6 +125,9 @@ struct weir_worker_config {
     struct weir_region_config region;
     uint32_t ring_entries;
     uint64_t tick_ns;
+    uint64_t turn_ns;
+    uint64_t stall_ns;
+    void (*report)(struct weir_worker *worker, const struct weir_report *report, void *context);
     int (*on_start)(struct weir_worker *worker, void *context);
     void (*on_tick)(struct weir_worker *worker, void *context);
     bool (*on_stop)(struct weir_worker *worker, void *context);
@@ -121,6 +170,24 @@ WEIR_API void weir_worker_stop(struct weir_worker *worker);
  * Return: how many completions and messages were handled.
  */
 WEIR_API int weir_worker_poll(struct weir_worker *worker, uint64_t timeout_ns);
+
+/*
+ * weir_worker_fd() - a descriptor for a foreign loop (epoll, libuv)
+ *
+ * Readable when an armed worker has something to do. Owned by the worker; good
+ * until stop.
+ */
+WEIR_API int weir_worker_fd(const struct weir_worker *worker);
+
+/*
+ * weir_worker_arm() - the foreign loop is about to sleep
+ *
+ * For attached workers, after weir_worker_poll() with no time-out. The loop then
+ * sleeps until the descriptor is readable, at most tick_ns, and polls.
+ *
+ * Return: true: sleep; false: there is something to do already, poll instead.
+ */
+WEIR_API WEIR_MUST_CHECK bool weir_worker_arm(struct weir_worker *worker);
 
 /*
  * weir_worker_wake() - run a turn soon: end its sleep, or skip the next
@@ -183,6 +250,7 @@ struct weir_worker_stats {
     uint64_t doorbell_count; /* sleepers woken by this worker */
     uint64_t busy_ns;        /* not asleep */
     uint64_t longest_turn_ns;
+    uint64_t stall_count;
     uint64_t ring_bytes; /* estimate of what the kernel holds for the ring */
     uint32_t cpu;
     uint64_t reserved[8];

@@ -51,6 +51,7 @@ struct ring_result {
 struct weir_ring {
     struct io_uring uring;
     bool synchronous;
+    bool deferred; /* fixed: by IORING_SETUP_DEFER_TASKRUN */
     uint32_t in_flight;
     uint32_t result_count;       /* synchronous: done, not yet completed */
     struct ring_result *results; /* RING_QUEUE_COUNT, synchronous only */
@@ -79,6 +80,7 @@ static int ring_open_uring(struct weir_ring *ring, uint32_t entry_count)
     };
 
     int r = io_uring_queue_init_params(entry_count, &ring->uring, &params);
+    ring->deferred = r == 0;
     if (r == -EINVAL) { /* before 6.1 */
         params = (struct io_uring_params){.flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
                                           .cq_entries = entry_count * 4};
@@ -133,6 +135,11 @@ int weir__ring_fd(const struct weir_ring *ring)
     return ring->synchronous ? -1 : ring->uring.ring_fd;
 }
 
+bool weir__ring_is_deferred(const struct weir_ring *ring)
+{
+    return ring->deferred;
+}
+
 uint32_t weir__ring_in_flight(const struct weir_ring *ring)
 {
     return ring->in_flight;
@@ -148,15 +155,16 @@ uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring)
            RING_CONTEXT_BYTES;
 }
 
-void weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus)
+int weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus)
 {
     if (ring->synchronous)
-        return;
+        return 0;
 
     unsigned counts[2] = {count_max, count_max}; /* of files and devices; of all else */
-    (void)io_uring_register_iowq_max_workers(&ring->uring, counts);
-    if (cpus != NULL)
-        (void)io_uring_register_iowq_aff(&ring->uring, sizeof(*cpus), cpus);
+    int r = io_uring_register_iowq_max_workers(&ring->uring, counts);
+    if (r == 0 && cpus != NULL)
+        r = io_uring_register_iowq_aff(&ring->uring, sizeof(*cpus), cpus);
+    return r;
 }
 
 /* ---- Submission --------------------------------------------------------- */
@@ -264,10 +272,10 @@ static uint32_t ring_batch_left(const struct weir_ring *ring)
     return ring->batch_count - ring->batch_next;
 }
 
-static int ring_complete_ready(struct weir_ring *ring)
+static int ring_complete_ready(struct weir_ring *ring, uint32_t count_max)
 {
-    uint32_t left = (uint32_t)weir__min(ring_batch_left(ring) + io_uring_cq_ready(&ring->uring),
-                                        RING_REAP_COUNT_MAX);
+    uint32_t left =
+        (uint32_t)weir__min(ring_batch_left(ring) + io_uring_cq_ready(&ring->uring), count_max);
     int completed = 0;
 
     for (; left > 0; left--) {
@@ -305,7 +313,7 @@ static bool ring_error_is_passing(int r)
     return r == -EINTR || r == -ETIME || r == -EBUSY || r == -EAGAIN;
 }
 
-int weir__ring_reap(struct weir_ring *ring)
+int weir__ring_reap_some(struct weir_ring *ring, uint32_t count_max)
 {
     if (ring->synchronous)
         return ring_reap_synchronous(ring);
@@ -315,7 +323,12 @@ int weir__ring_reap(struct weir_ring *ring)
         if (r < 0 && !ring_error_is_passing(r))
             return r;
     }
-    return ring_complete_ready(ring);
+    return ring_complete_ready(ring, count_max);
+}
+
+int weir__ring_reap(struct weir_ring *ring)
+{
+    return weir__ring_reap_some(ring, RING_REAP_COUNT_MAX);
 }
 
 int weir__ring_sleep(struct weir_ring *ring, uint64_t timeout_ns)
@@ -339,7 +352,7 @@ int weir__ring_wait(struct weir_ring *ring, uint64_t timeout_ns)
         return ring_reap_synchronous(ring);
 
     int r = ring_batch_left(ring) > 0 ? 0 : weir__ring_sleep(ring, timeout_ns);
-    return r < 0 ? r : ring_complete_ready(ring);
+    return r < 0 ? r : ring_complete_ready(ring, RING_REAP_COUNT_MAX);
 }
 
 void weir__ring_cancel_all(struct weir_ring *ring)
@@ -374,6 +387,25 @@ void weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, i
         return;
     }
     io_uring_prep_read(weir__ring_sqe(ring, operation), fd, buffer, bytes, offset);
+}
+
+void weir__ring_write(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                      const void *buffer, uint32_t bytes, uint64_t offset)
+{
+    if (ring->synchronous) {
+        int r = weir__sys_pwrite_all(fd, buffer, bytes, offset);
+        ring_complete_later(ring, operation, r < 0 ? r : (int)bytes);
+        return;
+    }
+    io_uring_prep_write(weir__ring_sqe(ring, operation), fd, buffer, bytes, offset);
+}
+
+void weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation)
+{
+    if (ring->synchronous)
+        ring_complete_later(ring, operation, 0);
+    else
+        io_uring_prep_nop(weir__ring_sqe(ring, operation));
 }
 
 void weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,

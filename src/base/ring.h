@@ -32,6 +32,9 @@ void weir__ring_close(struct weir_ring *ring);
 bool weir__ring_is_synchronous(const struct weir_ring *ring);
 int weir__ring_fd(const struct weir_ring *ring);
 
+/* Whether completions come only when we ask for them, and not at any system call. */
+bool weir__ring_is_deferred(const struct weir_ring *ring);
+
 /* Operations started and not yet completed for good. */
 uint32_t weir__ring_in_flight(const struct weir_ring *ring);
 
@@ -41,9 +44,10 @@ uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring);
 /*
  * Bound the kernel's helper threads for operations that block. They belong to
  * the calling thread, not to the ring: the last call counts. @cpus may be NULL.
- * Where the kernel does not know these bounds, it keeps its own.
+ * Where the kernel does not know these bounds, it keeps its own, and the answer
+ * is a negative errno.
  */
-void weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus);
+int weir__ring_bound_helpers(struct weir_ring *ring, uint32_t count_max, const cpu_set_t *cpus);
 
 /*
  * Never NULL; not for synchronous rings. The operation must complete: no
@@ -62,6 +66,9 @@ bool weir__ring_is_ready(const struct weir_ring *ring);
  * a negative errno. Enters the kernel only if there is something to do in it.
  */
 int weir__ring_reap(struct weir_ring *ring);
+
+/* The same, but at most @count_max of them: what is left is taken by the next. */
+int weir__ring_reap_some(struct weir_ring *ring, uint32_t count_max);
 
 /* Submit, and sleep until there is something to reap, at most @timeout_ns. Completes nothing. */
 int weir__ring_sleep(struct weir_ring *ring, uint64_t timeout_ns);
@@ -86,6 +93,12 @@ void weir__ring_cancel_all(struct weir_ring *ring);
 
 void weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd, void *buffer,
                      uint32_t bytes, uint64_t offset);
+void weir__ring_write(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                      const void *buffer, uint32_t bytes, uint64_t offset);
+
+/* Nothing: completes with 0 at the next reap. */
+void weir__ring_nop(struct weir_ring *ring, struct weir_operation *operation);
+
 void weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
                            uint64_t offset, uint32_t bytes);
 void weir__ring_fdatasync(struct weir_ring *ring, struct weir_operation *operation, int fd);

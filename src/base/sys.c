@@ -72,6 +72,16 @@ int weir__sys_open_unnamed(const char *directory, int *ret_fd)
     return r;
 }
 
+int weir__sys_make_directory(const char *path)
+{
+    return mkdir(path, 0700) < 0 ? -errno : 0;
+}
+
+void weir__sys_remove_directory(const char *path)
+{
+    (void)rmdir(path);
+}
+
 int weir__sys_reopen(int fd, int flags, int *ret_fd)
 {
     char path[64];
@@ -377,6 +387,25 @@ int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
     close(fd);
     buffer[length] = '\0';
     return 0;
+}
+
+static uint64_t sys_ns(const struct timeval *time)
+{
+    return (uint64_t)time->tv_sec * UINT64_C(1000000000) + (uint64_t)time->tv_usec * 1000;
+}
+
+void weir__sys_thread_usage(struct weir__usage *ret_usage)
+{
+    struct rusage usage;
+
+    int r = getrusage(RUSAGE_THREAD, &usage);
+    WEIR_CHECK(r == 0);
+    *ret_usage = (struct weir__usage){
+        .cpu_ns = sys_ns(&usage.ru_utime) + sys_ns(&usage.ru_stime),
+        .blocked_count = (uint64_t)usage.ru_nvcsw,
+        .preempted_count = (uint64_t)usage.ru_nivcsw,
+        .major_fault_count = (uint64_t)usage.ru_majflt,
+    };
 }
 
 uint64_t weir__sys_ram_bytes(void)

@@ -18,6 +18,10 @@
 /* An unnamed file in @directory: O_TMPFILE, or created and unlinked at once. */
 int weir__sys_open_unnamed(const char *directory, int *ret_fd);
 
+/* One directory, for its owner only; -EEXIST: something is there already. */
+int weir__sys_make_directory(const char *path);
+void weir__sys_remove_directory(const char *path); /* if it is empty */
+
 /* A second description of the same file with these open(2) flags. */
 int weir__sys_reopen(int fd, int flags, int *ret_fd);
 
@@ -76,6 +80,16 @@ int weir__sys_list(const char *path, int (*each)(void *context, const char *name
 
 /* The content of a small file of /proc or /sys, as a string. */
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
+
+/* What the kernel knows of the calling thread, since it began. */
+struct weir__usage {
+    uint64_t cpu_ns;
+    uint64_t blocked_count;   /* times it slept in the kernel */
+    uint64_t preempted_count; /* times it was made to wait for a cpu */
+    uint64_t major_fault_count;
+};
+
+void weir__sys_thread_usage(struct weir__usage *ret_usage);
 
 /* Bytes of RAM in this machine. */
 uint64_t weir__sys_ram_bytes(void);

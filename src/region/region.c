@@ -738,6 +738,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
         .bounded = region->store.bounded,
+        .direct = region->store.direct,
         .degraded = region->pager.suspect_count > 0,
         .synchronous = weir__ring_is_synchronous(region->ring),
         .movable = region->store.reserved_bytes == 0,

@@ -77,6 +77,7 @@ struct weir__store {
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
+    bool direct;          /* fixed: direct_fd is O_DIRECT */
 };
 
 struct weir__pager {

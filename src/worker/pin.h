@@ -24,6 +24,20 @@ uint32_t weir__pin_cpu(void);
  */
 void weir__pin_helpers(const cpu_set_t *allowed, uint32_t cpu, cpu_set_t *ret_cpus);
 
+/* Where a thread's memory came from before it was pinned. */
+struct weir__memory {
+    int policy;
+    unsigned long nodes[16];
+};
+
+/*
+ * Memory that the calling thread touches first, page cache too, comes from the
+ * node of @cpu while that has any. 1: so it is; 0: there is one node; or a
+ * negative errno.
+ */
+int weir__pin_memory(uint32_t cpu, struct weir__memory *ret_before);
+void weir__pin_memory_back(const struct weir__memory *before);
+
 /* At most 15 bytes are kept. */
 void weir__pin_name(const char *name);
 

@@ -32,6 +32,7 @@
 
 #include "worker/mailbox.h"
 #include "worker/pin.h"
+#include "worker/stall.h"
 
 #include "base/bits.h"
 #include "base/check.h"
@@ -49,7 +50,12 @@
 
 #define WORKER_RING_ENTRIES_DEFAULT 256
 #define WORKER_RING_ENTRIES_MAX     32768
+#define WORKER_RING_ENTRIES_MIN     32 /* below that it is not worth it */
 #define WORKER_TICK_NS_DEFAULT      UINT64_C(10000000)
+#define WORKER_TURN_NS_DEFAULT      UINT64_C(1000000)
+#define WORKER_STALL_NS_DEFAULT     UINT64_C(25000000)
+#define WORKER_COMPLETIONS_PER_TURN 1024
+#define WORKER_COMPLETIONS_PER_LOOK 64  /* at the clock */
 #define WORKER_MESSAGES_PER_TURN    256 /* over all senders */
 #define WORKER_MESSAGES_PER_SENDER  8   /* but no sender gets less */
 #define WORKER_HELPER_COUNT_MAX     16
@@ -70,14 +76,18 @@ struct worker_peer {
 struct weir_worker {
     struct weir_worker_config config; /* fixed; pointers in it are not followed after start */
     char name[WORKER_NAME_BYTES];
-    pthread_t thread;       /* I1 */
-    bool attached;          /* fixed: the thread is the caller's */
-    bool in_turn;           /* I3 */
-    bool again;             /* it asked for another turn itself */
-    bool closing;           /* what completes now is not started again */
-    bool port_is_own;       /* no mesh: port_alone is initialised */
-    bool affinity_changed;  /* of an attached thread: given back at the end */
-    cpu_set_t affinity;     /* what the thread was allowed before it was pinned */
+    pthread_t thread;      /* I1 */
+    bool attached;         /* fixed: the thread is the caller's */
+    bool in_turn;          /* I3 */
+    bool again;            /* it asked for another turn itself */
+    bool armed;            /* it sleeps in a foreign loop, and others know */
+    bool degraded;         /* the region is, and that was reported */
+    bool closing;          /* what completes now is not started again */
+    bool port_is_own;      /* no mesh: port_alone is initialised */
+    bool affinity_changed; /* of an attached thread: given back at the end */
+    cpu_set_t affinity;    /* what the thread was allowed before it was pinned */
+    bool memory_changed;   /* the same for where its memory comes from */
+    struct weir__memory memory;
     struct weir_ring *ring; /* I1 */
     struct weir_region *region;
     struct weir_account *account;
@@ -89,9 +99,11 @@ struct weir_worker {
     uint32_t *touched;         /* which of them are */
     uint32_t touched_count;
     uint32_t message_quantum;
+    uint32_t sender_next;       /* whose queue is looked at first */
     struct weir_operation bell; /* the read of event_fd that is always under way */
     uint64_t bell_value;
     uint64_t mark_ns; /* when the turn began */
+    struct weir__stall stall;
 
     pthread_mutex_t lock; /* of what follows: how the start went */
     pthread_cond_t answered;
@@ -183,44 +195,146 @@ static bool worker_has_mail(const struct weir_worker *worker)
     return worker->mesh != NULL && !weir__mesh_is_quiet(worker->mesh, worker->config.index);
 }
 
-/* Then mark_ns is the end of the sleep. */
-static void worker_sleep(struct weir_worker *worker, uint64_t timeout_ns)
+/* First lie down, then look: in this order nothing can come in between. False: it must get up. */
+static bool worker_lie_down(struct weir_worker *worker)
 {
-    /* First lie down, then look: in this order nothing can come in between. */
     weir__port_lie_down(worker->port);
-    if (!weir__port_was_called(worker->port) && !worker_has_mail(worker) &&
-        !weir__ring_is_ready(worker->ring)) {
+    return !weir__port_was_called(worker->port) && !worker_has_mail(worker) &&
+           !weir__ring_is_ready(worker->ring);
+}
+
+/* Whether it slept; then mark_ns is the end of the sleep. */
+static bool worker_sleep(struct weir_worker *worker, uint64_t timeout_ns)
+{
+    bool slept = worker_lie_down(worker);
+
+    if (slept) {
         int r = weir__ring_sleep(worker->ring, weir__min(timeout_ns, worker->config.tick_ns));
         WEIR_CHECK(r == 0); /* the kernel lost completions: nothing that waits for one can go on */
         worker_count(&worker->stats.sleep_count, 1);
         worker->mark_ns = weir__clock_ns();
     }
     weir__port_get_up(worker->port);
+    return slept;
 }
 
-static uint32_t worker_receive(struct weir_worker *worker)
+/* Back from a sleep in a foreign loop. */
+static bool worker_disarm(struct weir_worker *worker)
+{
+    bool was_armed = worker->armed;
+
+    if (was_armed)
+        weir__port_get_up(worker->port);
+    worker->armed = false;
+    return was_armed;
+}
+
+/* ---- Stations of a turn ------------------------------------------------- */
+
+static void worker_report(struct weir_worker *worker, const struct weir_report *report)
+{
+    if (worker->config.report != NULL)
+        worker->config.report(worker, report, worker->config.context);
+}
+
+/* Whether the turn has had its time; what is left over comes with the next. */
+static bool worker_is_late(struct weir_worker *worker, uint64_t now_ns)
+{
+    bool is_late = now_ns - worker->mark_ns > worker->config.turn_ns;
+
+    worker->again |= is_late;
+    return is_late;
+}
+
+static uint32_t worker_complete(struct weir_worker *worker)
+{
+    uint32_t count = 0;
+    int some;
+
+    do {
+        some = weir__ring_reap_some(worker->ring, WORKER_COMPLETIONS_PER_LOOK);
+        WEIR_CHECK(some >= 0);
+        count += (uint32_t)some;
+        if (some > 0)
+            weir__stall_mark(&worker->stall, WEIR_STATION_COMPLETIONS, weir__clock_ns());
+    } while (some == WORKER_COMPLETIONS_PER_LOOK && count < WORKER_COMPLETIONS_PER_TURN &&
+             !worker_is_late(worker, worker->stall.mark_ns));
+    return count;
+}
+
+static uint32_t worker_receive_from(struct weir_worker *worker, uint32_t sender)
 {
     uint32_t count = 0;
 
-    if (worker->mesh == NULL)
-        return 0;
-    for (uint32_t sender = 0; sender < worker->mesh->worker_count; sender++) {
-        for (uint32_t left = worker->message_quantum; left > 0; left--) {
-            struct weir_message *message =
-                weir__mesh_pop(worker->mesh, sender, worker->config.index);
-            if (message == NULL)
-                break;
-            message->receive(worker, message);
-            count++;
-        }
+    while (count < worker->message_quantum) {
+        struct weir_message *message = weir__mesh_pop(worker->mesh, sender, worker->config.index);
+        if (message == NULL)
+            break;
+        message->receive(worker, message);
+        count++;
     }
     return count;
 }
 
+/* From each sender its quantum; when it gets late the next turn begins where this one ends. */
+static uint32_t worker_receive(struct weir_worker *worker)
+{
+    uint32_t senders = worker->mesh != NULL ? worker->mesh->worker_count : 0;
+    uint32_t count = 0;
+
+    for (uint32_t left = senders; left > 0; left--) {
+        uint32_t some = worker_receive_from(worker, worker->sender_next);
+        worker->sender_next = (worker->sender_next + 1) % senders;
+        count += some;
+        if (some == 0)
+            continue;
+        weir__stall_mark(&worker->stall, WEIR_STATION_MESSAGES, weir__clock_ns());
+        if (worker_is_late(worker, worker->stall.mark_ns))
+            break;
+    }
+    return count;
+}
+
+/* Told once when it begins and once when it is over. */
+static void worker_watch_region(struct weir_worker *worker, int result)
+{
+    struct weir_region_stats stats;
+
+    if (result >= 0 && !worker->degraded)
+        return;
+    weir_region_stats(worker->region, &stats);
+    if (stats.degraded == worker->degraded)
+        return;
+    worker->degraded = stats.degraded;
+    worker_report(worker, &(struct weir_report){
+                              .kind = WEIR_REPORT_DEGRADED,
+                              .text = stats.degraded ? "the region's write-back failed"
+                                                     : "the region's write-back succeeds again",
+                              .error = stats.degraded ? result : 0,
+                          });
+}
+
+static void worker_work(struct weir_worker *worker)
+{
+    if (worker->region != NULL)
+        worker_watch_region(worker, weir_region_poll(worker->region));
+    if (worker->account != NULL)
+        (void)weir_account_poll(worker->account);
+    if (worker->region != NULL || worker->account != NULL)
+        weir__stall_mark(&worker->stall, WEIR_STATION_REGION, weir__clock_ns());
+}
+
 static void worker_account_turn(struct weir_worker *worker, uint32_t completions, uint32_t messages)
 {
+    struct weir_report report;
     uint64_t now_ns = weir__clock_ns();
     uint64_t turn_ns = now_ns - worker->mark_ns;
+
+    weir__stall_mark(&worker->stall, WEIR_STATION_TICK, now_ns);
+    if (weir__stall_end(&worker->stall, &report)) {
+        worker_count(&worker->stats.stall_count, 1);
+        worker_report(worker, &report);
+    }
 
     worker_count(&worker->stats.turn_count, 1);
     worker_count(&worker->stats.completion_count, completions);
@@ -239,26 +353,24 @@ static int worker_turn(struct weir_worker *worker, uint64_t timeout_ns)
     struct weir_worker *outer = worker_current; /* a thread may have several attached */
     worker_current = worker;
 
+    bool slept = worker_disarm(worker);
     worker_ring_doorbells(worker);
     if (timeout_ns > 0 && !worker->again)
-        worker_sleep(worker, timeout_ns);
+        slept |= worker_sleep(worker, timeout_ns);
     worker->again = false;
 
+    weir__stall_begin(&worker->stall, worker->mark_ns, slept);
     weir__port_take_call(worker->port);
-    int completions = weir__ring_reap(worker->ring);
-    WEIR_CHECK(completions >= 0);
+    uint32_t completions = worker_complete(worker);
     uint32_t messages = worker_receive(worker);
-    if (worker->region != NULL)
-        (void)weir_region_poll(worker->region); /* what failed is in its figures */
-    if (worker->account != NULL)
-        (void)weir_account_poll(worker->account);
+    worker_work(worker);
     if (worker->config.on_tick != NULL)
         worker->config.on_tick(worker, worker->config.context);
 
-    worker_account_turn(worker, (uint32_t)completions, messages);
+    worker_account_turn(worker, completions, messages);
     worker_current = outer;
     worker->in_turn = false;
-    return completions + (int)messages;
+    return (int)(completions + messages);
 }
 
 int weir_worker_poll(struct weir_worker *worker, uint64_t timeout_ns)
@@ -274,6 +386,29 @@ int weir_worker_poll(struct weir_worker *worker, uint64_t timeout_ns)
     int r = weir__ring_submit(worker->ring);
     WEIR_CHECK(r == 0 || r == -EBUSY || r == -EAGAIN);
     return count;
+}
+
+int weir_worker_fd(const struct weir_worker *worker)
+{
+    return weir__ring_fd(worker->ring);
+}
+
+bool weir_worker_arm(struct weir_worker *worker)
+{
+    WEIR_ASSERT(worker->attached);
+    WEIR_ASSERT(worker_is_mine(worker));
+    WEIR_CHECK(!worker->in_turn);
+
+    /* What was begun since the last poll. */
+    worker_ring_doorbells(worker);
+    int r = weir__ring_submit(worker->ring);
+    WEIR_CHECK(r == 0 || r == -EBUSY || r == -EAGAIN);
+    if (worker->again || r < 0)
+        return false;
+    worker->armed = true;
+    if (!worker_lie_down(worker))
+        worker_disarm(worker);
+    return worker->armed;
 }
 
 /* The last part of the loop: until the user says that nothing is under way any more. */
@@ -361,6 +496,15 @@ static void worker_close_account(struct weir_worker *worker)
 
 /* ---- Lifecycle ---------------------------------------------------------- */
 
+static void worker_fall_back(struct weir_worker *worker, const char *text, int error)
+{
+    worker_report(worker, &(struct weir_report){
+                              .kind = WEIR_REPORT_FALLBACK,
+                              .text = text,
+                              .error = error,
+                          });
+}
+
 static int worker_pin(struct weir_worker *worker)
 {
     int r = weir__pin_get(&worker->affinity);
@@ -373,19 +517,36 @@ static int worker_pin(struct weir_worker *worker)
     if (r < 0)
         return r;
     worker->affinity_changed = true;
+    r = weir__pin_memory(worker->config.cpu, &worker->memory);
+    if (r < 0)
+        worker_fall_back(worker, "memory comes from any node: set_mempolicy is refused", r);
+    worker->memory_changed = r > 0;
     return 0;
 }
 
 static int worker_open_ring(struct weir_worker *worker)
 {
-    int r = weir__ring_open(worker->config.ring_entries, false, &worker->ring);
+    uint32_t entry_count = worker->config.ring_entries;
+    int r = weir__ring_open(entry_count, false, &worker->ring);
+
+    /* Before 5.12, and in some containers, the queues are locked memory. */
+    while (r == -ENOMEM && entry_count > WORKER_RING_ENTRIES_MIN) {
+        entry_count /= 2;
+        r = weir__ring_open(entry_count, false, &worker->ring);
+    }
     if (r < 0)
         return r;
+    if (entry_count < worker->config.ring_entries)
+        worker_fall_back(worker, "the ring is smaller than asked for: see RLIMIT_MEMLOCK", -ENOMEM);
+    if (!weir__ring_is_deferred(worker->ring))
+        worker_fall_back(worker, "completions interrupt the core: the kernel is before 6.1", 0);
 
     cpu_set_t cpus = worker->affinity;
     if (worker->config.pinned)
         weir__pin_helpers(&worker->affinity, worker->config.cpu, &cpus);
-    weir__ring_bound_helpers(worker->ring, WORKER_HELPER_COUNT_MAX, &cpus);
+    r = weir__ring_bound_helpers(worker->ring, WORKER_HELPER_COUNT_MAX, &cpus);
+    if (r < 0)
+        worker_fall_back(worker, "the kernel's helper threads are not bounded", r);
     worker->stats.ring_bytes = weir__ring_kernel_bytes(worker->ring);
     return 0;
 }
@@ -430,6 +591,20 @@ static int worker_open_peers(struct weir_worker *worker)
     return 0;
 }
 
+static void worker_tell_region(struct weir_worker *worker)
+{
+    struct weir_region_stats stats;
+
+    weir_region_stats(worker->region, &stats);
+    if (!stats.bounded)
+        worker_fall_back(worker,
+                         "the file system keeps what the region drops: its memory is a wish", 0);
+    if (!stats.direct)
+        worker_fall_back(worker, "the file system has no O_DIRECT: fetches pass the page cache", 0);
+    if (stats.movable)
+        worker_fall_back(worker, "no address space reserved: growth may move the region", 0);
+}
+
 static int worker_open_region(struct weir_worker *worker)
 {
     if (worker->config.region.directory == NULL)
@@ -439,7 +614,10 @@ static int worker_open_region(struct weir_worker *worker)
     config.ring = worker->ring;
     if (worker->account != NULL)
         config.books = weir_account_books(worker->account);
-    return weir_region_open(&config, &worker->region);
+    int r = weir_region_open(&config, &worker->region);
+    if (r == 0)
+        worker_tell_region(worker);
+    return r;
 }
 
 /* What worker_open() made, whole or half, in reverse. */
@@ -469,6 +647,8 @@ static void worker_close(struct weir_worker *worker)
     }
     if (worker->attached && worker->affinity_changed)
         (void)weir__pin_set(&worker->affinity);
+    if (worker->attached && worker->memory_changed)
+        weir__pin_memory_back(&worker->memory);
 }
 
 static int worker_open(struct weir_worker *worker)
@@ -518,6 +698,11 @@ static int worker_create(const struct weir_worker_config *config, struct weir_wo
         worker->config.ring_entries = WORKER_RING_ENTRIES_DEFAULT;
     if (worker->config.tick_ns == 0)
         worker->config.tick_ns = WORKER_TICK_NS_DEFAULT;
+    if (worker->config.turn_ns == 0)
+        worker->config.turn_ns = WORKER_TURN_NS_DEFAULT;
+    if (worker->config.stall_ns == 0)
+        worker->config.stall_ns = WORKER_STALL_NS_DEFAULT;
+    weir__stall_init(&worker->stall, worker->config.stall_ns);
     if (config->name != NULL)
         snprintf(worker->name, sizeof(worker->name), "%.15s", config->name);
     else
@@ -628,6 +813,7 @@ void weir_worker_stop(struct weir_worker *worker)
     WEIR_CHECK(worker->attached == worker_is_mine(worker));
     if (worker->attached) {
         worker->mark_ns = weir__clock_ns();
+        worker_disarm(worker);
         worker_run_down(worker);
         worker_close(worker);
     } else {
@@ -714,6 +900,7 @@ void weir_worker_stats(const struct weir_worker *worker, struct weir_worker_stat
         .doorbell_count = __atomic_load_n(&stats->doorbell_count, __ATOMIC_RELAXED),
         .busy_ns = __atomic_load_n(&stats->busy_ns, __ATOMIC_RELAXED),
         .longest_turn_ns = __atomic_load_n(&stats->longest_turn_ns, __ATOMIC_RELAXED),
+        .stall_count = __atomic_load_n(&stats->stall_count, __ATOMIC_RELAXED),
         .ring_bytes = stats->ring_bytes,
         .cpu = __atomic_load_n(&stats->cpu, __ATOMIC_RELAXED),
     };

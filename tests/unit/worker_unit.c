@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -30,6 +31,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LONG_NS UINT64_C(20000000000) /* longer than any test may take */
@@ -499,6 +501,227 @@ static void messages_do_not_starve_completions(void **state)
     assert_true(endless.count > 0);
     weir_worker_stop(worker);
     weir_mesh_destroy(mesh);
+}
+
+/* ---- Foreign loops -------------------------------------------------------- */
+
+static bool is_readable(int fd, int timeout_ms)
+{
+    struct pollfd look = {.fd = fd, .events = POLLIN};
+
+    return poll(&look, 1, timeout_ms) == 1;
+}
+
+static void armed_worker_is_readable(void **state)
+{
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.tick_ns = LONG_NS});
+    struct counted read = {{counted_complete}, 0, 0};
+    char byte;
+    int ends[2];
+
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    io_uring_prep_read(weir_worker_sqe(worker, &read.operation), ends[0], &byte, 1, 0);
+    assert_true(weir_worker_arm(worker)); /* and submits */
+    assert_false(is_readable(weir_worker_fd(worker), 0));
+    assert_int_equal(write(ends[1], "x", 1), 1);
+    assert_true(is_readable(weir_worker_fd(worker), -1));
+    assert_int_equal(read.count, 0); /* nothing completes but in poll */
+    assert_int_equal(weir_worker_poll(worker, 0), 1);
+    assert_int_equal(read.count, 1);
+    assert_true(weir_worker_arm(worker));
+    assert_false(is_readable(weir_worker_fd(worker), 0));
+
+    /* Its own wish to go on, and a call from outside before it sleeps. */
+    (void)weir_worker_poll(worker, 0);
+    weir_worker_wake(worker);
+    assert_false(weir_worker_arm(worker));
+    weir_worker_stop(worker);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+/* The other core sends when it is told to, and not before this one is armed. */
+static void armed_worker_is_woken_by_messages(void **state)
+{
+    struct weir_mesh *mesh;
+    struct weir_worker *other;
+    struct numbered messages[2];
+    uint32_t next = 0;
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(2, 0, &mesh), 0);
+    struct weir_worker *mine = attach(&(struct weir_worker_config){.mesh = mesh});
+    other = attach(&(struct weir_worker_config){.mesh = mesh, .index = 1});
+    for (uint32_t i = 0; i < 2; i++)
+        messages[i] = (struct numbered){{numbered_receive}, i, &next, NULL};
+
+    assert_true(weir_worker_arm(mine));
+    assert_int_equal(weir_worker_send(other, 0, &messages[0].message), 0);
+    assert_false(is_readable(weir_worker_fd(mine), 0)); /* the bell rings at the end of the turn */
+    (void)weir_worker_poll(other, 0);
+    assert_true(is_readable(weir_worker_fd(mine), -1));
+    (void)weir_worker_poll(mine, 0);
+    assert_int_equal(next, 1);
+
+    /* What is there already forbids the sleep. */
+    assert_int_equal(weir_worker_send(other, 0, &messages[1].message), 0);
+    assert_false(weir_worker_arm(mine));
+    (void)weir_worker_poll(mine, 0);
+    assert_int_equal(next, 2);
+    assert_true(weir_worker_arm(mine));
+    weir_worker_stop(other);
+    weir_worker_stop(mine); /* also while it is armed */
+    weir_mesh_destroy(mesh);
+}
+
+/* ---- Budgets and reports -------------------------------------------------- */
+
+struct reports {
+    uint32_t counts[WEIR_REPORT_STALL + 1];
+    uint32_t started_before; /* fall-backs told before on_start */
+    struct weir_report last;
+    uint64_t spin_ns;
+    int sleep_ms;
+};
+
+static void report_note(struct weir_worker *worker, const struct weir_report *report, void *context)
+{
+    struct reports *reports = context;
+
+    assert_non_null(worker);
+    assert_true(strlen(report->text) > 0);
+    reports->counts[report->kind]++;
+    reports->last = *report;
+}
+
+static int report_start(struct weir_worker *worker, void *context)
+{
+    struct reports *reports = context;
+
+    (void)worker;
+    reports->started_before = reports->counts[WEIR_REPORT_FALLBACK];
+    return 0;
+}
+
+static void spin(uint64_t ns)
+{
+    struct timespec now;
+    uint64_t begin_ns;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    begin_ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+    do
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    while ((uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec - begin_ns < ns);
+}
+
+static void report_tick(struct weir_worker *worker, void *context)
+{
+    struct reports *reports = context;
+
+    (void)worker;
+    if (reports->spin_ns > 0)
+        spin(reports->spin_ns);
+    if (reports->sleep_ms > 0)
+        (void)poll(NULL, 0, reports->sleep_ms);
+}
+
+static void long_turn_is_a_stall(void **state)
+{
+    struct reports reports = {.spin_ns = 0};
+    struct weir_worker_stats stats;
+    struct weir_worker *worker = attach(&(struct weir_worker_config){
+        .stall_ns = 200000000,
+        .report = report_note,
+        .on_tick = report_tick,
+        .context = &reports,
+    });
+
+    (void)state;
+    (void)weir_worker_poll(worker, 0);
+    assert_int_equal(reports.counts[WEIR_REPORT_STALL], 0);
+
+    reports.sleep_ms = 210;
+    (void)weir_worker_poll(worker, 0);
+    assert_int_equal(reports.counts[WEIR_REPORT_STALL], 1);
+    assert_int_equal(reports.last.station, WEIR_STATION_TICK);
+    assert_int_equal(reports.last.cause, WEIR_STALL_BLOCKED);
+    assert_true(reports.last.ns >= 210000000);
+
+    /* Unless a busy machine gives us less than half a cpu, the reason is the work. */
+    reports.sleep_ms = 0;
+    reports.spin_ns = 210000000;
+    for (int i = 0; i < 10; i++) {
+        (void)weir_worker_poll(worker, 0);
+        if (reports.last.cause == WEIR_STALL_BUSY)
+            break;
+    }
+    assert_int_equal(reports.last.cause, WEIR_STALL_BUSY);
+    assert_int_equal(reports.last.station, WEIR_STATION_TICK);
+
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.stall_count, reports.counts[WEIR_REPORT_STALL]);
+    assert_true(stats.longest_turn_ns >= reports.last.ns);
+    weir_worker_stop(worker);
+}
+
+struct slow {
+    struct weir_message message;
+    uint32_t *count;
+};
+
+static void slow_receive(struct weir_worker *worker, struct weir_message *message)
+{
+    (void)worker;
+    spin(1000000);
+    (*WEIR_CONTAINER_OF(message, struct slow, message)->count)++;
+}
+
+static void late_turn_leaves_the_rest(void **state)
+{
+    struct weir_mesh *mesh;
+    struct weir_worker *workers[3];
+    struct slow messages[3];
+    uint32_t count = 0;
+
+    (void)state;
+    assert_int_equal(weir_mesh_create(3, 0, &mesh), 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        workers[i] = attach(&(struct weir_worker_config){
+            .mesh = mesh, .index = i, .tick_ns = LONG_NS, .turn_ns = 500000});
+        messages[i] = (struct slow){{slow_receive}, &count};
+        assert_int_equal(weir_worker_send(workers[i], 0, &messages[i].message), 0);
+    }
+    /* One sender's share is more than the turn may take; each of the others has its turn, unslept. */
+    for (uint32_t i = 1; i <= 3; i++) {
+        assert_int_equal(weir_worker_poll(workers[0], LONG_NS), 1);
+        assert_int_equal(count, i);
+    }
+    for (uint32_t i = 0; i < 3; i++)
+        weir_worker_stop(workers[i]);
+    weir_mesh_destroy(mesh);
+}
+
+static void fall_backs_are_told(void **state)
+{
+    struct reports reports = {.spin_ns = 0};
+    struct weir_worker_config config = {
+        .region = {.directory = "/dev/shm", .bytes_max = 16 << 20, .memory_backed = true},
+        .report = report_note,
+        .on_start = report_start,
+        .context = &reports,
+    };
+
+    (void)state;
+    struct weir_worker *worker = attach(&config); /* tmpfs keeps what is dropped */
+    assert_true(reports.started_before > 0);
+    assert_int_equal(reports.counts[WEIR_REPORT_FALLBACK], reports.started_before);
+    assert_int_equal(reports.counts[WEIR_REPORT_DEGRADED], 0);
+    weir_worker_stop(worker);
+
+    config.report = NULL; /* nobody has to listen */
+    weir_worker_stop(attach(&config));
 }
 
 /* ---- Started workers ------------------------------------------------------ */
@@ -1106,6 +1329,13 @@ int main(void)
         {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
         {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,
          NULL},
+        {"an armed worker's descriptor is readable when something completes",
+         armed_worker_is_readable, NULL, NULL, NULL},
+        {"an armed worker is woken by messages", armed_worker_is_woken_by_messages, NULL, NULL,
+         NULL},
+        {"a long turn is a stall, told with its cause", long_turn_is_a_stall, NULL, NULL, NULL},
+        {"a late turn leaves the rest to the next", late_turn_leaves_the_rest, NULL, NULL, NULL},
+        {"fall-backs are told before the start", fall_backs_are_told, NULL, NULL, NULL},
         {"the life of a worker", life_of_a_worker, NULL, NULL, NULL},
         {"a failed start leaves nothing", failed_start_leaves_nothing, NULL, NULL, NULL},
         {"stop ends a long sleep", stop_ends_a_long_sleep, NULL, NULL, NULL},

@@ -498,10 +498,11 @@ static void info_workers(struct paper *paper, const struct shard_figures *all, u
                     region->pinned_bytes, region->metadata_bytes);
         paper_print(paper,
                     ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
-                    ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64 "\r\n",
+                    ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64
+                    ",stalls=%" PRIu64 "\r\n",
                     region->write_error_count, region->read_error_count, region->bounded,
                     region->degraded, figures->worker.turn_count,
-                    figures->worker.longest_turn_ns / 1000);
+                    figures->worker.longest_turn_ns / 1000, figures->worker.stall_count);
     }
 }
 

@@ -807,6 +807,18 @@ fail:
     return r;
 }
 
+/* What whoever runs the server should know: a line each, stalls only in INFO. */
+static void shard_report(struct weir_worker *worker, const struct weir_report *report,
+                         void *context)
+{
+    (void)context;
+    if (report->kind == WEIR_REPORT_STALL)
+        return;
+    fprintf(stderr, "weir-server: core %u: %s%s%s\n", weir_worker_index(worker), report->text,
+            report->error != 0 ? ": " : "",
+            report->error != 0 ? strerrordesc_np(-report->error) : "");
+}
+
 static int server_start_shard(struct server *server, uint32_t index, uint32_t cpu,
                               struct weir_worker **ret_worker)
 {
@@ -829,6 +841,7 @@ static int server_start_shard(struct server *server, uint32_t index, uint32_t cp
                 .resident_bytes_max = region_resident_bytes(config),
             },
         .ring_entries = 1024,
+        .report = shard_report,
         .on_start = shard_start,
         .on_tick = shard_tick,
         .on_stop = shard_may_end,
