@@ -22,7 +22,7 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it
+ *                     to leave a place and come back to it; renewing: 0?
  *
  * An entry is one extent, live or free:
  *
@@ -70,6 +70,7 @@ struct weir__figures {
     uint64_t bounded;
     uint64_t degraded;
     uint64_t move_count; /* of items that changed places; counted before each does */
+    uint64_t renewing;   /* not 0: bytes of a chunk are being put back; counts as two moves */
 };
 
 struct weir__header {
@@ -126,8 +127,9 @@ enum weir__extent_state {
     EXTENT_FREE,    /* a free extent that may be stored to */
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
-    EXTENT_BUILT,  /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE, /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_BUILT,   /* under construction: allocated, not committed */
+    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
 };
 
 /* ---- Words ---------------------------------------------------------------- */

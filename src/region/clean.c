@@ -42,6 +42,7 @@
 #define CLEAN_CHUNKS_MIN 3                        /* one is filled, one is written, one is read */
 #define CLEAN_NEST_MIN   3                        /* chunks in memory, to have one for survivors */
 #define CLEAN_REST_MIN   (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
+#define CLEAN_ITEM_COST  UINT64_C(512)            /* a small item takes as long as so many bytes */
 #define CLEAN_LIVE_MAX   (LAYOUT_CHUNK_BYTES * 3 / 4)
 #define CLEAN_LOW_BYTES  (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
 #define CLEAN_KEEP_BYTES (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
@@ -109,7 +110,7 @@ bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
             return true;
         cleaner->full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
     }
-    return !weir__clean_advance(region, true, CLEAN_WAIT_BYTES);
+    return !weir__clean_advance(region, true, CLEAN_PUT_BYTES);
 }
 
 /* ---- What --------------------------------------------------------------- */
@@ -211,7 +212,10 @@ static bool clean_is_movable(const struct weir_region *region, uint32_t index)
     const struct weir__entry *entry = weir__region_entry(region, index);
     struct weir_slot slot = {index, weir__entry_generation(entry)};
 
-    return weir__entry_state(entry) == EXTENT_LIVE && !weir__fetches_are_held(region, slot);
+    enum weir__extent_state state = weir__entry_state(entry);
+
+    return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
+           !weir__fetches_are_held(region, slot);
 }
 
 /* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
@@ -277,6 +281,7 @@ static void clean_read_complete(struct weir_operation *operation, int32_t result
 
     (void)flags;
     window->is_reading = false;
+    weir__fetches_uncache(region, window->from, window->bytes);
     if (window->is_void) {
         clean_end(window);
     } else if (result < 0 || (uint64_t)result != window->bytes) {
@@ -386,7 +391,9 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     uint32_t target;
 
     weir__fetches_overlay(region, offset, bytes, data);
-    if (weir__sum(data, bytes) != region->slots.sums[index])
+    /* A damaged one is no better elsewhere, but it must not hold its chunk for ever. */
+    if (weir__entry_state(entry) == EXTENT_LIVE &&
+        weir__sum(data, bytes) != region->slots.sums[index])
         return -EBADMSG;
     int r = clean_place(region, space, &target);
     if (r < 0)
@@ -399,6 +406,33 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     weir__space_move(region, index, target);
     region->cleaner.moved_bytes += bytes;
     return 0;
+}
+
+/*
+ * An item came back other than it was put. It is read once more, as the first of
+ * its window; then it is damaged, unless part of it is in another chunk, which may
+ * have been on its way to the disk meanwhile.
+ */
+static void clean_doubt(struct weir_region *region, struct weir__window *window, uint32_t index)
+{
+    const struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t offset = weir__entry_offset(entry);
+
+    window->is_read = false;
+    if (window->doubted == index) {
+        region->read_error_count++;
+        window->doubted = 0;
+        if (!weir__chunk_is_one(offset, weir__entry_space(entry))) {
+            clean_leave(region, window);
+            return;
+        }
+        weir__space_damage(region, index);
+    } else {
+        window->doubted = index;
+    }
+    window->next = offset;
+    if (!clean_read(region, window))
+        clean_leave(region, window);
 }
 
 /*
@@ -427,11 +461,15 @@ static uint64_t clean_move_window(struct weir_region *region, struct weir__windo
             clean_end(window); /* there is no room for it */
             break;
         }
+        if (r == -EBADMSG) {
+            clean_doubt(region, window, index);
+            break;
+        }
         if (r < 0) {
             clean_leave(region, window);
             break;
         }
-        budget -= weir__min(budget, space);
+        budget -= weir__min(budget, weir__max(space, CLEAN_ITEM_COST));
     }
     return budget;
 }
@@ -473,6 +511,7 @@ static void clean_start(struct weir_region *region, struct weir__window *window)
         return;
     window->chunk = chunk;
     window->next = 0;
+    window->doubted = 0;
     if (!clean_read(region, window))
         clean_leave(region, window);
 }

@@ -22,6 +22,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/fence.h"
 
 #include <errno.h>
 
@@ -115,9 +116,24 @@ void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk)
         region->pager.error = 0;
 }
 
+/* For a moment there are zeroes where its bytes were, and a second copy of them in memory. */
+static void pager_renew(struct weir_region *region, uint64_t chunk)
+{
+    struct weir__figures *figures = weir__region_figures(region);
+
+    weir__word_store(&figures->renewing, 1);
+    weir__word_add(&figures->move_count, 2);
+    weir__fence_release();
+    weir__store_renew(region, chunk);
+    weir__fence_release();
+    weir__word_add(&figures->move_count, 2);
+    weir__fence_release();
+    weir__word_store(&figures->renewing, 0);
+}
+
 static void pager_suspect(struct weir_region *region, uint64_t chunk)
 {
-    weir__store_renew(region, chunk);
+    pager_renew(region, chunk);
     if (!pager_is_suspect(region, chunk))
         region->pager.suspect_count++;
     region->chunks.table[chunk].ticket = PAGER_SUSPECT;
@@ -138,10 +154,10 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
     /* The kernel may have tried to write these by itself, and told only now. */
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
          i = region->chunks.table[i - 1].next)
-        weir__store_renew(region, i - 1);
+        pager_renew(region, i - 1);
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         if (pager_is_summing(&pager->writes[i]))
-            weir__store_renew(region, pager->writes[i].chunk);
+            pager_renew(region, pager->writes[i].chunk);
     pager_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
@@ -325,6 +341,53 @@ static bool pager_should_write(const struct weir_region *region)
            region->chunks.queues[CHUNK_DIRTY].count + ahead > region->chunks.resident_max;
 }
 
+/* ---- Coming back --------------------------------------------------------- */
+
+static void pager_revived(struct weir_region *region, uint64_t chunk)
+{
+    weir__clean_forget(region, chunk);
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
+    weir__space_wake(region, chunk);
+}
+
+static void pager_revival_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__revival *revival = WEIR_CONTAINER_OF(operation, struct weir__revival, operation);
+    struct weir_region *region = revival->region;
+
+    (void)flags;
+    WEIR_ASSERT(weir__chunk_state(&region->chunks, revival->chunk) == CHUNK_FILLING);
+    if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
+        revival->is_under_way = false;
+        region->read_error_count++;
+        region->pager.error_fresh = result == -EFAULT ? -EIO : result;
+        region->chunks.table[revival->chunk].unfillable =
+            result != -EAGAIN && result != -EINTR && result != -ENOMEM;
+        weir__store_drop(region, revival->chunk);
+        weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
+        if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
+            weir__pager_empty(region, revival->chunk);
+        return;
+    }
+    revival->is_verifying = true;
+    revival->items = (struct weir__walk){.chunk = revival->chunk};
+}
+
+/* What came back is looked at before anybody gets an address of it. */
+static void pager_verify(struct weir_region *region, uint64_t budget)
+{
+    struct weir__revival *revival = &region->pager.revival;
+
+    weir__space_verify(region, &revival->items, budget);
+    if (!revival->items.is_done)
+        return;
+    revival->is_verifying = false;
+    revival->is_under_way = false;
+    pager_revived(region, revival->chunk);
+}
+
+/* ---- Advancing ----------------------------------------------------------- */
+
 void weir__pager_advance(struct weir_region *region, uint64_t budget)
 {
     struct weir__pager *pager = &region->pager;
@@ -350,45 +413,21 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
         if (pager_is_summing(&pager->writes[i]))
             budget = pager_write(region, &pager->writes[i], budget);
 
+    if (pager->revival.is_verifying)
+        pager_verify(region, budget);
     if (region->chunks.resident_count >= region->chunks.resident_max)
         pager_drop_one(region);
 }
 
 bool weir__pager_is_busy(const struct weir_region *region)
 {
-    return pager_oldest_ticket(&region->pager) != UINT64_MAX || region->pager.revival.is_under_way;
+    const struct weir__revival *revival = &region->pager.revival;
+
+    return pager_oldest_ticket(&region->pager) != UINT64_MAX ||
+           (revival->is_under_way && !revival->is_verifying);
 }
 
 /* ---- Revival ------------------------------------------------------------ */
-
-static void pager_revived(struct weir_region *region, uint64_t chunk)
-{
-    weir__clean_forget(region, chunk);
-    weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
-    weir__space_wake(region, chunk);
-}
-
-static void pager_revival_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct weir__revival *revival = WEIR_CONTAINER_OF(operation, struct weir__revival, operation);
-    struct weir_region *region = revival->region;
-
-    (void)flags;
-    revival->is_under_way = false;
-    WEIR_ASSERT(weir__chunk_state(&region->chunks, revival->chunk) == CHUNK_FILLING);
-    if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
-        region->read_error_count++;
-        region->pager.error_fresh = result == -EFAULT ? -EIO : result;
-        region->chunks.table[revival->chunk].unfillable =
-            result != -EAGAIN && result != -EINTR && result != -ENOMEM;
-        weir__store_drop(region, revival->chunk);
-        weir__chunk_turn(&region->chunks, revival->chunk, CHUNK_COLD);
-        if (weir__chunk_live(&region->chunks, revival->chunk) == 0)
-            weir__pager_empty(region, revival->chunk);
-        return;
-    }
-    pager_revived(region, revival->chunk);
-}
 
 void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
 {

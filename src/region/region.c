@@ -513,12 +513,14 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
     return 0;
 }
 
-/* The entry of @slot if it is an item, whole or under construction. */
+/* The entry of @slot if it is an item, whole, under construction or damaged. */
 static struct weir__entry *region_find(const struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
 
-    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+    if (entry == NULL)
+        entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
 }
 
 int weir_region_free(struct weir_region *region, struct weir_slot slot)
@@ -533,6 +535,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     uint64_t bytes = weir__entry_bytes(entry);
     if (weir__entry_state(entry) == EXTENT_BUILT)
         weir__build_end(region, slot);
+    region->damaged_count -= weir__entry_state(entry) == EXTENT_DAMAGED;
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
@@ -570,8 +573,8 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     const void *data;
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
-        return -ESTALE;
+    if (WEIR_UNLIKELY(entry == NULL))
+        return weir__slots_lost(&region->slots, slot);
 
     bool is_resident = weir__region_is_resident(region, entry);
     data = region->store.base + weir__entry_offset(entry);
@@ -588,30 +591,47 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     return 0;
 }
 
+/* Twice at worst: what came may be the fault of the way. */
+static int region_read_whole(struct weir_region *region, struct weir_slot slot,
+                             const struct weir__entry *entry, void *buffer)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+    uint64_t sum = region->slots.sums[slot.index];
+
+    for (int tries = 0; tries < 2; tries++) {
+        int r = weir__fetches_read(region, weir__entry_offset(entry), buffer, bytes);
+        if (r < 0)
+            return r;
+        if (sum == 0 || weir__sum(buffer, bytes) == sum)
+            return 0;
+    }
+    region->read_error_count++;
+    if (weir__entry_state(entry) == EXTENT_LIVE)
+        weir__space_damage(region, slot.index);
+    return -EBADMSG;
+}
+
 int weir_region_read(struct weir_region *region, struct weir_slot slot, uint64_t offset,
                      void *buffer, size_t buffer_bytes, size_t *ret_bytes)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const struct weir__entry *entry = region_find(region, slot);
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
+    if (entry == NULL || weir__entry_state(entry) == EXTENT_BUILT)
         return -ESTALE;
 
     uint64_t length = weir__entry_bytes(entry);
     uint64_t bytes = offset < length ? weir__min(length - offset, buffer_bytes) : 0;
     const void *data;
-    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0) {
+    int r = 0;
+    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0)
         memcpy(buffer, (const char *)data + offset, bytes);
-    } else if (bytes > 0) {
-        int r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
-        if (r < 0)
-            return r;
-        uint64_t sum = region->slots.sums[slot.index];
-        if (bytes == length && sum != 0 && weir__sum(buffer, bytes) != sum) {
-            region->read_error_count++;
-            return -EBADMSG;
-        }
-    }
+    else if (bytes == length)
+        r = bytes > 0 ? region_read_whole(region, slot, entry, buffer) : 0;
+    else if (bytes > 0)
+        r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
+    if (r < 0)
+        return r;
     *ret_bytes = bytes;
     return 0;
 }
@@ -626,13 +646,15 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
-    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
+    enum weir__extent_state state = weir__entry_state(entry);
+    bool committed = state != EXTENT_BUILT;
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = committed && (weir__region_is_resident(region, entry) ||
-                                  weir__fetches_at(region, slot) != NULL),
+        .resident = state == EXTENT_LIVE && (weir__region_is_resident(region, entry) ||
+                                             weir__fetches_at(region, slot) != NULL),
         .committed = committed,
+        .damaged = state == EXTENT_DAMAGED,
     };
     return 0;
 }
@@ -723,7 +745,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .dirty_bytes =
             (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
             LAYOUT_CHUNK_BYTES,
-        .fetched_bytes = region->fetches.bytes,
+        .fetched_bytes = region->fetches.bytes + weir__clean_bytes(region),
         .pinned_bytes = weir__word_load(&figures->pinned_bytes),
         .metadata_bytes = region->heap.bytes,
         .slot_count = weir__word_load(&figures->slot_count),
@@ -737,6 +759,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
+        .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
         .degraded = region->pager.suspect_count > 0,
@@ -751,6 +774,7 @@ void weir_region_audit(const struct weir_region *region)
 {
     uint64_t live_bytes = 0;
     uint64_t slot_count = 0;
+    uint64_t damaged_count = 0;
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
@@ -760,11 +784,13 @@ void weir_region_audit(const struct weir_region *region)
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         const struct weir__entry *entry = weir__region_entry(region, index);
         enum weir__extent_state state = weir__entry_state(entry);
-        bool is_named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+        bool is_named = state == EXTENT_LIVE || state == EXTENT_BUILT || state == EXTENT_DAMAGED;
         WEIR_CHECK(is_named == (weir__entry_generation(entry) % 2 == 1)); /* S1 */
         live_bytes += is_named ? weir__entry_bytes(entry) : 0;
         slot_count += is_named;
+        damaged_count += state == EXTENT_DAMAGED;
     }
+    WEIR_CHECK(damaged_count == region->damaged_count);
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */

@@ -32,6 +32,7 @@
 
 #define REGION_WRITE_COUNT  4
 #define REGION_HOLD_BUCKETS 1024
+#define REGION_MOVE_MARKS   1024
 #define CLEAN_WINDOW_COUNT  2
 #define CLEAN_TICK_BYTES    (UINT64_C(256) << 10) /* moved at most by one poll */
 #define CLEAN_PUT_BYTES     (UINT64_C(128) << 10) /* moved at most by one put */
@@ -63,13 +64,16 @@ struct weir__write {
 struct weir__revival {
     struct weir_operation operation;
     struct weir_region *region;
+    struct weir__walk items; /* what was verified of it */
     uint64_t chunk;
-    bool is_under_way;
+    bool is_under_way; /* until all of it is verified */
+    bool is_verifying; /* the ring is done with it */
 };
 
 struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
+    bool reads_direct;       /* fixed: it has */
     char *base;              /* of the mapping; fixed unless movable */
     uint64_t reserved_bytes; /* address space held; 0: movable */
     uint64_t mapped_bytes;
@@ -122,8 +126,8 @@ struct weir__window {
     uint64_t next;  /* in the file: where what comes after it begins */
     bool is_reading;
     bool is_read;
-    bool is_void;  /* the chunk was emptied or brought back meanwhile */
-    bool is_again; /* read once more: what came first was not what was put */
+    bool is_void;     /* the chunk was emptied or brought back meanwhile */
+    uint32_t doubted; /* read once more: it came back other than it was put; 0: none */
 };
 
 /* Moving what is live out of sparse chunks. */
@@ -172,7 +176,9 @@ struct weir_region {
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
 
-    uint64_t step_bytes; /* put since the background was looked at */
+    uint64_t damaged_count;                 /* items */
+    uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
+    uint64_t step_bytes;                    /* put since the background was looked at */
     uint64_t live_bytes_peak;
     uint64_t put_count;
     uint64_t fetch_count;
@@ -190,6 +196,15 @@ static inline struct weir__entry *weir__region_entry(const struct weir_region *r
 static inline struct weir__figures *weir__region_figures(const struct weir_region *region)
 {
     return &region->header->figures;
+}
+
+/*
+ * Other than it was: the item may have moved, and perhaps back to where it was, and
+ * something else was there in between. Some others that move look the same.
+ */
+static inline uint32_t weir__region_move_mark(const struct weir_region *region, uint32_t index)
+{
+    return region->move_marks[index % REGION_MOVE_MARKS];
 }
 
 /* Whether all bytes of the item are in memory; no bytes always are. */
@@ -248,6 +263,15 @@ void weir__space_wake(struct weir_region *region, uint64_t chunk);
  * a time; what is left of it. All of the items is in memory, nothing is stored to.
  */
 uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/*
+ * The same for what came back from disk: who is not what its checksum says is
+ * damaged from then on. Items that lie in chunks that are not here are left out.
+ */
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/* The item's bytes are lost: it is told by no address any more. */
+void weir__space_damage(struct weir_region *region, uint32_t index);
 
 /* Whether @chunk has a free extent of @space bytes. */
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space);
@@ -349,6 +373,9 @@ uint64_t weir__sum(const void *data, uint64_t bytes);
 /* A read of the cleaner: @bytes of the file at @offset, both aligned. */
 void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
                             char *buffer, uint64_t bytes, uint64_t offset);
+
+/* What a read of the file left in the page cache is not counted there: it goes. */
+void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, uint64_t bytes);
 
 /* What of [offset, offset + bytes) is in memory is taken from there. */
 void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,

@@ -403,6 +403,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 
     WEIR_ASSERT(space_bytes(region, target) == space);
 
+    region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__word_add(&weir__region_figures(region)->move_count, 1);
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
@@ -433,34 +434,90 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 /* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
 static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
-    if (walk->index != 0 &&
-        weir__entry_state(weir__region_entry(region, walk->index)) == EXTENT_LIVE &&
+    if (walk->index != 0 && space_state(region, walk->index) == EXTENT_LIVE &&
         weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
         return walk->index;
     return region->chunks.table[walk->chunk].first;
 }
 
-uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+/* The next item of the walk that is whole; 0: there is none, or (not done) the budget is spent. */
+static uint32_t space_walk(const struct weir_region *region, struct weir__walk *walk,
+                           uint32_t index, uint64_t *budget)
 {
     uint64_t end = (walk->chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = space_walk_from(region, walk);
 
-    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
-        const struct weir__entry *entry = weir__region_entry(region, index);
-        if (weir__entry_state(entry) != EXTENT_LIVE || region->slots.sums[index] != 0)
-            continue;
-        if (budget == 0) {
-            walk->index = index;
-            walk->generation = weir__entry_generation(entry);
-            return 0;
-        }
-        weir__word_store(
-            &region->slots.sums[index],
-            weir__sum(region->store.base + weir__entry_offset(entry), weir__entry_bytes(entry)));
-        budget -= weir__min(budget, weir__max(space_bytes(region, index), SPACE_ITEM_COST));
+    while (index != 0 && space_offset(region, index) < end &&
+           space_state(region, index) != EXTENT_LIVE)
+        index = space_next(region, index);
+    if (index == 0 || space_offset(region, index) >= end) {
+        walk->is_done = true;
+        return 0;
     }
-    walk->is_done = true;
+    walk->index = index;
+    walk->generation = weir__entry_generation(weir__region_entry(region, index));
+    if (*budget == 0)
+        return 0;
+    *budget -= weir__min(*budget, SPACE_ITEM_COST);
+    return index;
+}
+
+static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, uint64_t *budget)
+{
+    uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
+
+    *budget -= weir__min(*budget, bytes);
+    return weir__sum(region->store.base + space_offset(region, index), bytes);
+}
+
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t *sum = &region->slots.sums[index];
+        if (weir__word_load(sum) == 0)
+            weir__word_store(sum, space_sum_of(region, index, &budget));
+        index = space_walk(region, walk, space_next(region, index), &budget);
+    }
     return budget;
+}
+
+/* Whether all chunks of the item but @chunk, which is just coming back, are in memory. */
+static bool space_is_here(const struct weir_region *region, uint32_t index, uint64_t chunk)
+{
+    for (uint64_t i = weir__chunk_of(space_offset(region, index));
+         i <= weir__chunk_of(space_end(region, index) - 1); i++)
+        if (i != chunk && !weir__chunk_is_resident(weir__chunk_state(&region->chunks, i)))
+            return false;
+    return true;
+}
+
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t sum = weir__word_load(&region->slots.sums[index]);
+        uint32_t next = space_next(region, index);
+        if (sum != 0 && space_is_here(region, index, walk->chunk) &&
+            sum != space_sum_of(region, index, &budget)) {
+            region->read_error_count++;
+            weir__space_damage(region, index);
+        }
+        index = space_walk(region, walk, next, &budget);
+    }
+    return budget;
+}
+
+void weir__space_damage(struct weir_region *region, uint32_t index)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t tag = weir__word_load(&entry->tag);
+
+    WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE);
+    weir__word_store(&entry->tag, weir__entry_tag(weir__tag_generation(tag), weir__tag_owner(tag),
+                                                  EXTENT_DAMAGED, weir__entry_bytes(entry)));
+    region->damaged_count++;
 }
 
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space)

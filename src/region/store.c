@@ -339,6 +339,7 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
     if (memory_backed && !config->memory_backed)
         return -EOPNOTSUPP;
     r = weir__sys_reopen(store->data_fd, O_RDONLY | O_DIRECT, &store->direct_fd);
+    store->reads_direct = r == 0;
     store->direct = r == 0;
     if (r == -EINVAL || r == -ENOENT || r == -ENXIO)
         r = weir__sys_reopen(store->data_fd, O_RDONLY, &store->direct_fd);

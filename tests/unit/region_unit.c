@@ -118,7 +118,7 @@ static struct weir_region_stats figures(struct fixture *f)
     assert_true(stats.item_bytes_max <= stats.bytes_max);
     assert_int_equal((int64_t)stats.metadata_bytes, f->charged);
     assert_int_equal(stats.synchronous, unit_is_synchronous);
-    for (int i = 0; i < 8; i++)
+    for (size_t i = 0; i < sizeof(stats.reserved) / sizeof(stats.reserved[0]); i++)
         assert_int_equal(stats.reserved[i], 0);
     if (f->data_fd >= 0) {
         assert_int_equal(fstat(f->data_fd, &file), 0);
@@ -2804,10 +2804,138 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
     assert_int_equal(bytes, 2000);
     assert_pattern(buffer, 2000, 4, 0);
     const void *data;
-    assert_int_equal(weir_region_at(f.region, slots[4], &data, NULL), -EAGAIN);
+    assert_int_equal(weir_region_at(f.region, slots[4], &data, NULL), -EBADMSG);
+    assert_int_equal(weir_region_pin(f.region, slots[4], &data, NULL), -EBADMSG);
+    assert_false(info_of(&f, slots[4]).resident);
+    assert_true(info_of(&f, slots[4]).committed);
+    fetch_one(&f, slots[4], -EBADMSG);
+
+    /* They are found without being asked for one by one. */
+    size_t count = 0;
+    for (struct weir_slot slot = {0, 0}; weir_region_next(f.region, &slot);) {
+        if (!info_of(&f, slot).damaged)
+            continue;
+        assert_true(info_of(&f, slot).label.key == 4 || info_of(&f, slot).label.key == 7);
+        count++;
+    }
+    assert_int_equal(count, 2);
+    assert_int_equal(figures(&f).damaged_count, 2);
     assert_int_equal(weir_region_free(f.region, slots[4]), 0);
     assert_stale(&f, slots[4]);
+    assert_int_equal(figures(&f).damaged_count, 1);
+    weir_region_free_owner(f.region, OWNER_DEFAULT, NULL);
+    assert_int_equal(figures(&f).damaged_count, 0);
     test_free(fetches);
+    finish(&f);
+}
+
+/*
+ * A chunk comes back because an unfinished item in it goes on: nobody gets an
+ * address of bytes that are not those that were put.
+ */
+static void what_is_brought_back_is_verified(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[10];
+    struct weir_slot pinned[2];
+    struct weir_slot built;
+    static char piece[16 * 1024];
+    const void *data;
+    size_t pin_count = 0;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    assert_int_equal(
+        weir_region_alloc(f.region, 2 * sizeof(piece), (struct weir_label){500, 1}, &built), 0);
+    harness_fill(piece, sizeof(piece), 500, 0);
+    assert_int_equal(weir_region_write(f.region, built, 0, piece, sizeof(piece)), 0);
+    for (size_t i = 0; i < 10; i++)
+        slots[i] = put(&f, i, 3000);
+    /* It leaves the memory only when there is nothing else that could. */
+    for (uint64_t i = 0; info_of(&f, slots[9]).resident; i++) {
+        assert_true(i < 1000);
+        struct weir_slot slot;
+        assert_int_equal(try_put(&f, 10000 + i, 64 * KIB, OWNER_FILLER, &slot), 0);
+        if (i == 40 || i == 80) {
+            assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
+            pinned[pin_count++] = slot;
+        }
+    }
+    assert_int_equal(pin_count, 2);
+    damage(&f, 4, 100);
+    weir_region_unpin(f.region, pinned[0]);
+    weir_region_unpin(f.region, pinned[1]);
+
+    harness_fill(piece, sizeof(piece), 500, sizeof(piece));
+    int r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
+    for (int i = 0; i < 1000 && r == -EAGAIN; i++) {
+        assert_true(wait_once(&f) >= 0);
+        r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(weir_region_commit(f.region, built), 0);
+    assert_whole(&f, built);
+    for (size_t i = 0; i < 10; i++) {
+        if (i == 4)
+            assert_int_equal(weir_region_at(f.region, slots[i], &data, NULL), -EBADMSG);
+        else
+            assert_here(&f, slots[i], 3000);
+    }
+    assert_true(info_of(&f, slots[4]).damaged);
+
+    /* What is written again is no better for it. */
+    make_cold(&f, slots[9]);
+    fetch_one(&f, slots[4], -EBADMSG);
+    for (size_t i = 0; i < 10; i++)
+        if (i != 4)
+            assert_whole(&f, slots[i]);
+    finish(&f);
+}
+
+/* The cleaner meets damaged items: they are named, and all others move on whole. */
+static void cleaning_names_what_is_damaged(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[8192];
+    static uint64_t keys[8192];
+    uint64_t random = 13;
+    uint64_t key = 0;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB,
+                                          .resident_bytes_max = 2 * RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    for (; key < 8192; key++) {
+        keys[key] = key;
+        slots[key] = put(&f, key, 8 * KIB);
+    }
+    for (size_t k = 0; k < 3; k++) {
+        assert_false(info_of(&f, slots[700 * k]).resident);
+        damage(&f, 700 * k, 8 * KIB - 1);
+    }
+    for (; figures(&f).damaged_count < 3; key++) {
+        size_t k = weir__random_below(&random, 8192);
+        assert_true(key < UINT64_C(20) * 8192);
+        if (k == 0 || k == 700 || k == 1400)
+            continue;
+        assert_int_equal(weir_region_free(f.region, slots[k]), 0);
+        keys[k] = key;
+        slots[k] = put(&f, key, 8 * KIB);
+        if (key % 8 == 0)
+            assert_true(poll_once(&f) >= 0);
+    }
+    weir_region_audit(f.region);
+    assert_true(figures(&f).moved_bytes > 0);
+    for (size_t k = 0; k < 8192; k++) {
+        assert_int_equal(info_of(&f, slots[k]).label.key, keys[k]);
+        if (k == 0 || k == 700 || k == 1400)
+            assert_true(info_of(&f, slots[k]).damaged);
+        else
+            assert_whole(&f, slots[k]);
+    }
     finish(&f);
 }
 
@@ -3616,6 +3744,8 @@ int main(int argc, char **argv)
         CASE("a damaged item is named and harms no other",
              a_damaged_item_is_named_and_harms_no_other),
 
+        CASE("what is brought back to be stored to is verified", what_is_brought_back_is_verified),
+        CASE("cleaning names what is damaged", cleaning_names_what_is_damaged),
         CASE("a pin keeps slot and address", a_pin_keeps_the_address),
         CASE("pins count", pins_count),
         CASE("a pinned item that is freed goes with its last pin",
