@@ -62,7 +62,7 @@ enum weir_station {
 
 /* Why it took so long. */
 enum weir_stall_cause {
-    WEIR_STALL_BUSY,      /* it computed */
+    WEIR_STALL_BUSY,      /* it computed for longer than the limit */
     WEIR_STALL_PREEMPTED, /* something else had the cpu */
     WEIR_STALL_BLOCKED,   /* it slept in the kernel: a disk, a lock, a page fault */
 };

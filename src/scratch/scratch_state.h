@@ -39,7 +39,8 @@ struct weir_scratch {
     uint64_t floor_bytes;     /* fixed */
     struct weir_disk_cap cap; /* fixed; take NULL: none */
     struct weir_scratch_store store;
-    struct weir__list done;   /* transfers that complete with the next poll */
+    struct weir__list done; /* transfers that complete with the next poll */
+    uint32_t done_count;
     uint32_t under_way_count; /* transfers; those of done too */
     struct weir_scratch_stats figures;
 };

@@ -103,6 +103,7 @@ static void transfer_later(struct weir__transfer *transfer, int result)
     transfer->result = result;
     if (weir__ring_is_synchronous(scratch->ring)) {
         weir__list_append(&scratch->done, &transfer->link);
+        scratch->done_count++;
         return;
     }
     transfer->operation.complete = transfer_nothing_complete;
@@ -160,17 +161,14 @@ void weir__transfer_nothing(struct weir__transfer *transfer, struct weir__body *
 /* Those that were there: what a completion starts comes with the next poll. */
 int weir__transfers_complete(struct weir_scratch *scratch)
 {
-    struct weir__list last;
-    int count = 0;
+    uint32_t count = scratch->done_count;
 
-    weir__list_append(&scratch->done, &last);
-    while (scratch->done.next != &last) {
+    for (uint32_t left = count; left > 0; left--) {
         struct weir__transfer *transfer =
             WEIR_CONTAINER_OF(scratch->done.next, struct weir__transfer, link);
         weir__list_remove(&transfer->link);
+        scratch->done_count--;
         transfer_end(transfer, transfer->result);
-        count++;
     }
-    weir__list_remove(&last);
-    return count;
+    return (int)count;
 }

@@ -6,11 +6,11 @@
  *      | cpu, sleeps | completions | messages | region | tick |  longer than the limit?
  *
  * Where: each station has its time. Why: the kernel's counters of the thread,
- * now against the last sample. If most of the time was spent on a cpu, the code
- * of the station is to blame; else whether the thread went to sleep by itself or
- * was made to wait tells a disk or a lock from a neighbour. The sample is at most
- * a quarter of the limit older than the turn, so what came before it hardly
- * counts.
+ * now against the last sample. If it was on a cpu for longer than the limit, the
+ * code of the station is to blame, however busy the machine is; else whether the
+ * thread went to sleep by itself or was made to wait tells a disk or a lock from
+ * a neighbour. The sample is at most a quarter of the limit older than the turn,
+ * so what came before it hardly counts.
  */
 #include "worker/stall.h"
 
@@ -53,9 +53,9 @@ static enum weir_station stall_station(const struct weir__stall *stall)
 }
 
 static enum weir_stall_cause stall_cause(const struct weir__usage *before,
-                                         const struct weir__usage *after, uint64_t ns)
+                                         const struct weir__usage *after, uint64_t limit_ns)
 {
-    if (after->cpu_ns - before->cpu_ns >= ns / 2)
+    if (after->cpu_ns - before->cpu_ns >= limit_ns)
         return WEIR_STALL_BUSY;
     if (after->blocked_count != before->blocked_count)
         return WEIR_STALL_BLOCKED;
@@ -76,7 +76,7 @@ bool weir__stall_end(struct weir__stall *stall, struct weir_report *ret_report)
 
     struct weir__usage before = stall->sample;
     stall_sample(stall, stall->mark_ns);
-    enum weir_stall_cause cause = stall_cause(&before, &stall->sample, ns);
+    enum weir_stall_cause cause = stall_cause(&before, &stall->sample, stall->limit_ns);
     *ret_report = (struct weir_report){
         .kind = WEIR_REPORT_STALL,
         .text = texts[cause],

@@ -527,7 +527,11 @@ static void armed_worker_is_readable(void **state)
     assert_int_equal(write(ends[1], "x", 1), 1);
     assert_true(is_readable(weir_worker_fd(worker), -1));
     assert_int_equal(read.count, 0); /* nothing completes but in poll */
-    assert_int_equal(weir_worker_poll(worker, 0), 1);
+    /* Before 6.4 the kernel may have had to give the read to a helper first. */
+    while (weir_worker_poll(worker, 0) == 0) {
+        bool sleeps = weir_worker_arm(worker);
+        assert_true(!sleeps || is_readable(weir_worker_fd(worker), -1));
+    }
     assert_int_equal(read.count, 1);
     assert_true(weir_worker_arm(worker));
     assert_false(is_readable(weir_worker_fd(worker), 0));
@@ -639,24 +643,26 @@ static void long_turn_is_a_stall(void **state)
     });
 
     (void)state;
-    (void)weir_worker_poll(worker, 0);
-    assert_int_equal(reports.counts[WEIR_REPORT_STALL], 0);
+    /* A short turn is none, unless the machine itself stalls. */
+    uint32_t stalls = 0;
+    for (int i = 0; i < 10; i++) {
+        stalls = reports.counts[WEIR_REPORT_STALL];
+        (void)weir_worker_poll(worker, 0);
+        if (reports.counts[WEIR_REPORT_STALL] == stalls)
+            break;
+    }
+    assert_int_equal(reports.counts[WEIR_REPORT_STALL], stalls);
 
     reports.sleep_ms = 210;
     (void)weir_worker_poll(worker, 0);
-    assert_int_equal(reports.counts[WEIR_REPORT_STALL], 1);
+    assert_int_equal(reports.counts[WEIR_REPORT_STALL], stalls + 1);
     assert_int_equal(reports.last.station, WEIR_STATION_TICK);
     assert_int_equal(reports.last.cause, WEIR_STALL_BLOCKED);
     assert_true(reports.last.ns >= 210000000);
 
-    /* Unless a busy machine gives us less than half a cpu, the reason is the work. */
     reports.sleep_ms = 0;
     reports.spin_ns = 210000000;
-    for (int i = 0; i < 10; i++) {
-        (void)weir_worker_poll(worker, 0);
-        if (reports.last.cause == WEIR_STALL_BUSY)
-            break;
-    }
+    (void)weir_worker_poll(worker, 0);
     assert_int_equal(reports.last.cause, WEIR_STALL_BUSY);
     assert_int_equal(reports.last.station, WEIR_STATION_TICK);
 

@@ -20,7 +20,8 @@
 struct bench_options {
     const char *module; /* NULL: all */
     const char *directory;
-    const char *only; /* part of the name of a case; NULL: all */
+    const char *only;   /* the name of a case, or part of it; NULL: all */
+    bool is_only_exact; /* some case has just that name */
     uint32_t run_count;
     bool json;
     bool quick;
@@ -101,7 +102,7 @@ static error_t bench_parse(int key, char *argument, struct argp_state *state)
 static const struct argp_option bench_option_list[] = {
     {"runs", 'n', "N", 0, "Runs of each case, of which the median is shown (5)", 0},
     {"directory", 'd', "DIR", 0, "Where the files of regions lie ($TMPDIR, or /var/tmp)", 0},
-    {"case", 'c', "TEXT", 0, "Only cases whose name has TEXT in it", 0},
+    {"case", 'c', "TEXT", 0, "Only the case TEXT, or else those with TEXT in their name", 0},
     {"quick", 'q', NULL, 0, "Few operations: to see that it runs, not how fast", 0},
     {"json", 'j', NULL, 0, "Write JSON", 1},
     {"list", 'l', NULL, 0, "Name the cases and end", 1},
@@ -118,10 +119,28 @@ static const struct argp bench_argp = {
 
 /* ---- The cases -------------------------------------------------------------- */
 
+static bool bench_is_case(const char *name)
+{
+    for (size_t i = 0; i < BENCH_MODULE_COUNT; i++)
+        for (const struct bench_case *c = bench_modules[i].cases; c->name != NULL; c++)
+            if (strcmp(c->name, name) == 0)
+                return true;
+    return false;
+}
+
+static bool bench_is_wanted(const struct bench_options *options, const struct bench_case *c)
+{
+    if (options->only == NULL)
+        return true;
+    if (options->is_only_exact)
+        return strcmp(c->name, options->only) == 0;
+    return strstr(c->name, options->only) != NULL;
+}
+
 static void bench_case(const struct bench_options *options, struct bench *bench, const char *module,
                        const struct bench_case *c)
 {
-    if (options->only != NULL && strstr(c->name, options->only) == NULL)
+    if (!bench_is_wanted(options, c))
         return;
     if (options->list) {
         printf("%s: %s\n", module, c->name);
@@ -140,6 +159,7 @@ int main(int argc, char **argv)
 
     argp_err_exit_status = 2;
     argp_parse(&bench_argp, argc, argv, 0, NULL, &options);
+    options.is_only_exact = options.only != NULL && bench_is_case(options.only);
 
     struct bench *bench = bench_create(options.directory, options.run_count, options.quick);
     for (size_t i = 0; i < BENCH_MODULE_COUNT; i++) {

@@ -16,7 +16,10 @@
  *      bench_lap(bench, row, "memcpy", 1000);
  *
  * Laps of one side add up over a run; short ones in turn let both sides meet the
- * same noise. What is shown is the median of the runs.
+ * same noise. What is shown is the median of the runs, and beside it what the row
+ * should reach, where somebody said so:
+ *
+ *      bench_at_most(row, BENCH_RATIO, "memcpy", 1.5);
  */
 
 #include <stdbool.h>
@@ -33,6 +36,16 @@ struct bench_row;
 enum bench_clock {
     BENCH_CPU,  /* time of this thread on a core: others on the machine do not count */
     BENCH_WALL, /* for what waits */
+};
+
+/* What of a row a target is about. */
+enum bench_measure {
+    BENCH_RATIO,  /* to the yardstick of this name */
+    BENCH_SPEED,  /* the same the other way round: 1 is as fast as the yardstick */
+    BENCH_NS,     /* of an operation of the side of this name, as the next two */
+    BENCH_P999,   /* latency, ns */
+    BENCH_MAX,    /* latency, ns */
+    BENCH_FIGURE, /* of this name */
 };
 
 struct bench_case {
@@ -71,8 +84,20 @@ void bench_add(struct bench_row *row, const char *side, uint64_t ns, uint64_t op
 /* How long one operation of @side took. */
 void bench_latency(struct bench_row *row, const char *side, uint64_t ns);
 
-/* A figure that is no time; the last of a run counts. */
+/* What has no side of its own; the last of a run counts. */
 void bench_figure(struct bench_row *row, const char *name, double value);
+
+/* So much of it, median of the runs, would do; once more is the same as once. */
+void bench_at_most(struct bench_row *row, enum bench_measure measure, const char *name,
+                   double limit);
+void bench_at_least(struct bench_row *row, enum bench_measure measure, const char *name,
+                    double limit);
+
+/* This machine or user cannot have it: the row says why instead of figures. */
+void bench_pass_over(struct bench_row *row, const char *reason);
+
+/* What an operation of @side took in this run, as far as it has come. */
+double bench_ns(const struct bench_row *row, const char *side);
 
 uint64_t bench_cpu_ns(void);
 uint64_t bench_wall_ns(void);

@@ -126,13 +126,28 @@ void bench_row_bytes(struct bench_row *row, uint64_t bytes)
     row->bytes = bytes;
 }
 
+/* BENCH_SELF has no name. */
+bool measure_is_name(const char *name, const char *other)
+{
+    return name == other || (name != NULL && other != NULL && strcmp(name, other) == 0);
+}
+
+/* Which side has this name; side_count: none. */
+static uint32_t row_find(const struct bench_row *row, const char *name)
+{
+    uint32_t i = 0;
+
+    while (i < row->side_count && !measure_is_name(row->sides[i].name, name))
+        i++;
+    return i;
+}
+
 static struct measure_side *row_side(struct bench_row *row, const char *name)
 {
-    if (name == BENCH_SELF)
-        return &row->sides[0];
-    for (uint32_t i = 1; i < row->side_count; i++)
-        if (strcmp(row->sides[i].name, name) == 0)
-            return &row->sides[i];
+    uint32_t i = row_find(row, name);
+
+    if (i < row->side_count)
+        return &row->sides[i];
     if (row->side_count == MEASURE_SIDES_MAX)
         bench_check(-E2BIG, "more sides than MEASURE_SIDES_MAX");
     row->sides[row->side_count].name = name;
@@ -183,6 +198,46 @@ void bench_figure(struct bench_row *row, const char *name, double value)
         bench_check(-E2BIG, "more figures than MEASURE_FIGURES_MAX");
     row->figures[row->figure_count].name = name;
     row->figures[row->figure_count++].value = value;
+}
+
+double bench_ns(const struct bench_row *row, const char *side)
+{
+    uint32_t i = row_find(row, side);
+
+    if (i == row->side_count || row->sides[i].operations == 0)
+        return 0;
+    return (double)row->sides[i].ns / (double)row->sides[i].operations;
+}
+
+void bench_pass_over(struct bench_row *row, const char *reason)
+{
+    snprintf(row->passed_over, sizeof(row->passed_over), "%s", reason);
+}
+
+/* ---- Targets ---------------------------------------------------------------- */
+
+static void row_target(struct bench_row *row, struct measure_target target)
+{
+    for (uint32_t i = 0; i < row->target_count; i++)
+        if (row->targets[i].measure == target.measure &&
+            measure_is_name(row->targets[i].name, target.name))
+            return;
+    if (row->target_count == MEASURE_TARGETS_MAX)
+        bench_check(-E2BIG, "more targets than MEASURE_TARGETS_MAX");
+    row->targets[row->target_count++] = target;
+}
+
+void bench_at_most(struct bench_row *row, enum bench_measure measure, const char *name,
+                   double limit)
+{
+    row_target(row, (struct measure_target){.measure = measure, .name = name, .limit = limit});
+}
+
+void bench_at_least(struct bench_row *row, enum bench_measure measure, const char *name,
+                    double limit)
+{
+    row_target(row, (struct measure_target){
+                        .measure = measure, .name = name, .is_least = true, .limit = limit});
 }
 
 /* ---- Runs ------------------------------------------------------------------- */
@@ -293,4 +348,41 @@ double measure_ratio(const struct bench_row *row, uint32_t side, uint32_t run_co
         *ret_max = run == 0 || ratios[run] > *ret_max ? ratios[run] : *ret_max;
     }
     return measure_median(ratios, run_count);
+}
+
+/* A value for each run; NULL: the row has no such side or figure. */
+static const double *target_values(const struct bench_row *row, const struct measure_target *target)
+{
+    if (target->measure == BENCH_FIGURE) {
+        for (uint32_t i = 0; i < row->figure_count; i++)
+            if (strcmp(row->figures[i].name, target->name) == 0)
+                return row->figures[i].values;
+        return NULL;
+    }
+    uint32_t side = row_find(row, target->name);
+    if (side == row->side_count)
+        return NULL;
+    if (target->measure == BENCH_P999)
+        return row->sides[side].latency[MEASURE_P999];
+    if (target->measure == BENCH_MAX)
+        return row->sides[side].latency[MEASURE_MAX];
+    return row->sides[side].ns_each;
+}
+
+double measure_target(const struct bench_row *row, const struct measure_target *target,
+                      uint32_t run_count, bool *ret_met)
+{
+    const double *values = target_values(row, target);
+
+    bench_check(values == NULL ? -EINVAL : 0, "a target of nothing");
+    double value = measure_median(values, run_count);
+    if (target->measure == BENCH_RATIO || target->measure == BENCH_SPEED) {
+        double min;
+        double max;
+        value = measure_ratio(row, row_find(row, target->name), run_count, &min, &max);
+    }
+    if (target->measure == BENCH_SPEED)
+        value = value > 0 ? 1 / value : 0;
+    *ret_met = target->is_least ? value >= target->limit : value <= target->limit;
+    return value;
 }

@@ -6,10 +6,12 @@
 
 #include "bench.h"
 
-#define MEASURE_ROWS_MAX    128
-#define MEASURE_SIDES_MAX   4
-#define MEASURE_FIGURES_MAX 6
-#define MEASURE_NAME_BYTES  64
+#define MEASURE_ROWS_MAX     128
+#define MEASURE_SIDES_MAX    4
+#define MEASURE_FIGURES_MAX  12
+#define MEASURE_TARGETS_MAX  6
+#define MEASURE_NAME_BYTES   64
+#define MEASURE_REASON_BYTES 128
 
 enum measure_latency {
     MEASURE_P50,
@@ -37,6 +39,13 @@ struct measure_figure {
     double values[BENCH_RUNS_MAX];
 };
 
+struct measure_target {
+    enum bench_measure measure;
+    const char *name; /* of a side or a figure */
+    bool is_least;    /* else it is the most */
+    double limit;
+};
+
 struct bench_row {
     const char *module;
     const char *case_name;
@@ -47,6 +56,9 @@ struct bench_row {
     uint32_t side_count;
     struct measure_figure figures[MEASURE_FIGURES_MAX];
     uint32_t figure_count;
+    struct measure_target targets[MEASURE_TARGETS_MAX];
+    uint32_t target_count;
+    char passed_over[MEASURE_REASON_BYTES]; /* why; empty: it was measured */
 };
 
 struct bench {
@@ -61,10 +73,16 @@ struct bench {
     uint32_t row_count;
 };
 
+bool measure_is_name(const char *name, const char *other);
+
 double measure_median(const double *values, uint32_t count);
 
 /* The median over the runs of self / yardstick, each within its run. */
 double measure_ratio(const struct bench_row *row, uint32_t side, uint32_t run_count,
                      double *ret_min, double *ret_max);
+
+/* What @target is about, median of the runs, and whether that is enough. */
+double measure_target(const struct bench_row *row, const struct measure_target *target,
+                      uint32_t run_count, bool *ret_met);
 
 #endif

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define WORKLOAD_MEDIAN   1024.0
 #define WORKLOAD_SIGMA    1.5
@@ -103,6 +104,22 @@ void workload_memory_open(struct workload_memory *memory, size_t bytes)
 void workload_memory_close(struct workload_memory *memory)
 {
     munmap(memory->base, memory->bytes);
+}
+
+void workload_machine(uint64_t bytes)
+{
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t bytes_most = (uint64_t)sysconf(_SC_AVPHYS_PAGES) * page_bytes / 2;
+
+    bytes = bytes < bytes_most ? bytes : bytes_most;
+    bytes = bytes / page_bytes * page_bytes;
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        return;
+    /* In large pages, as a file may have them: else the kernel would have others for it. */
+    madvise(base, bytes, MADV_HUGEPAGE);
+    memset(base, 0x5a, bytes);
+    munmap(base, bytes);
 }
 
 void workload_source_open(struct workload_source *source, uint64_t seed)

@@ -64,6 +64,13 @@ static inline char *workload_memory_next(struct workload_memory *memory, size_t 
 }
 
 /*
+ * So much memory was used before, by whomever, and is free again. A virtual
+ * machine gets its memory from the host when it first touches it, at a tenth of
+ * the speed: that would be measured once, and be nobody's.
+ */
+void workload_machine(uint64_t bytes);
+
+/*
  * Where items come from: a random place of 64 MiB each time, so that neither
  * side finds its source in a cache.
  */
