@@ -535,7 +535,7 @@ static void clean_retire(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
-    if (region->resting_bytes > CLEAN_REST_MIN)
+    if (region->resting_bytes > CLEAN_REST_MIN / 2)
         return;
     for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
         if (cleaner->windows[i].chunk != CHUNK_NO)
