@@ -170,25 +170,36 @@ static char *clean_buffer(const struct weir_region *region, const struct weir__w
     return cleaner->buffer + (window == &cleaner->windows[0] ? 0 : half);
 }
 
+static bool clean_is_alone(const struct weir_region *region, const struct weir__window *window)
+{
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (&region->cleaner.windows[i] != window && region->cleaner.windows[i].chunk != CHUNK_NO)
+            return false;
+    return true;
+}
+
 /* Half of the buffer; for an item that is longer all of it, if nobody has the other half (L1). */
 static uint64_t clean_room(const struct weir_region *region, const struct weir__window *window,
                            uint64_t bytes)
 {
     const struct weir__cleaner *cleaner = &region->cleaner;
-    bool may_have_all = window == &cleaner->windows[0] && cleaner->windows[1].chunk == CHUNK_NO;
+    bool has_all = bytes > cleaner->buffer_bytes / 2 && window == &cleaner->windows[0] &&
+                   clean_is_alone(region, window);
 
-    return bytes > cleaner->buffer_bytes / 2 && may_have_all ? cleaner->buffer_bytes
-                                                             : cleaner->buffer_bytes / 2;
+    return has_all ? cleaner->buffer_bytes : cleaner->buffer_bytes / 2;
 }
 
-static bool clean_may_start(const struct weir_region *region, const struct weir__window *window)
+static bool clean_may_start(struct weir_region *region, const struct weir__window *window)
 {
-    const struct weir__window *first = &region->cleaner.windows[0];
+    struct weir__cleaner *cleaner = &region->cleaner;
+    const struct weir__window *first = &cleaner->windows[0];
 
     if (window->chunk != CHUNK_NO)
         return false;
-    return window == first || first->chunk == CHUNK_NO ||
-           first->bytes <= region->cleaner.buffer_bytes / 2;
+    if (cleaner->needs_all && !clean_is_alone(region, window))
+        return false; /* an item waits for the whole buffer */
+    cleaner->needs_all = false;
+    return window == first || first->chunk == CHUNK_NO || first->bytes <= cleaner->buffer_bytes / 2;
 }
 
 static void clean_end(struct weir__window *window)
@@ -237,6 +248,15 @@ static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk
     return 0;
 }
 
+/* There is nothing more to be read of the chunk, or not now. */
+static void clean_stop(struct weir_region *region, struct weir__window *window)
+{
+    if (region->cleaner.needs_all)
+        clean_end(window);
+    else
+        clean_leave(region, window);
+}
+
 /*
  * Read what comes next of the chunk: as many items as there is room for. false:
  * there are none, or one of them cannot be moved, and then the others need not.
@@ -255,8 +275,10 @@ static bool clean_read(struct weir_region *region, struct weir__window *window)
         if (!clean_is_movable(region, index))
             return false;
         uint64_t bytes = weir__round_up(item_end, CLEAN_ALIGNMENT) - from;
-        if (bytes > clean_room(region, window, end == 0 ? bytes : 0))
+        if (bytes > clean_room(region, window, end == 0 ? bytes : 0)) {
+            region->cleaner.needs_all |= end == 0 && bytes <= region->cleaner.buffer_bytes;
             break;
+        }
         window->from = from;
         end = item_end;
         index = clean_next_item(region, window->chunk, item_end);
@@ -432,7 +454,7 @@ static void clean_doubt(struct weir_region *region, struct weir__window *window,
     }
     window->next = offset;
     if (!clean_read(region, window))
-        clean_leave(region, window);
+        clean_stop(region, window);
 }
 
 /*
@@ -450,7 +472,7 @@ static uint64_t clean_move_window(struct weir_region *region, struct weir__windo
         if (entry == NULL || weir__entry_offset(entry) + space > window->next) {
             window->is_read = false;
             if (!clean_read(region, window))
-                clean_leave(region, window);
+                clean_stop(region, window);
             break;
         }
         int r = clean_is_movable(region, index) ? clean_move(region, window, index) : -EBUSY;
@@ -513,7 +535,7 @@ static void clean_start(struct weir_region *region, struct weir__window *window)
     window->next = 0;
     window->doubted = 0;
     if (!clean_read(region, window))
-        clean_leave(region, window);
+        clean_stop(region, window);
 }
 
 /* Whether waiting helps: something is being read, or there will be room for what came. */

@@ -138,6 +138,7 @@ struct weir__cleaner {
     uint32_t first;          /* the window whose chunk is emptied first */
     uint64_t nest_chunk;     /* where survivors go; CHUNK_NO: none */
     uint32_t nest;           /* the extent that is left of it; 0: none */
+    bool needs_all;          /* an item needs the whole buffer: one window at a time */
     bool is_stuck;           /* there was no room in memory */
     uint64_t borrowed_bytes; /* by which the file had to grow beyond its goal: not for puts */
     uint64_t full_until_ns;  /* the file could not grow: not tried again before */

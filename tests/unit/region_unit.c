@@ -1831,6 +1831,33 @@ static void sparse_chunks_are_emptied(void **state)
     finish(&f);
 }
 
+/* Items that take most of the cleaner's memory are moved like small ones. */
+static void large_items_move_out_of_sparse_chunks(void **state)
+{
+    struct fixture f;
+    struct weir_slot large[24];
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    for (uint64_t i = 0; i < 24; i++) {
+        large[i] = put(&f, i, 700 * KIB);
+        for (uint64_t j = 0; j < 80; j++) {
+            struct weir_slot small;
+            assert_int_equal(try_put(&f, 1000 + j, 16 * KIB, OWNER_FILLER, &small), 0);
+        }
+    }
+    weir_region_free_owner(f.region, OWNER_FILLER, NULL);
+    for (int i = 0; i < 2000 && figures(&f).free_bytes > 16 * MIB; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_true(figures(&f).moved_bytes >= 8 * 700 * KIB);
+    for (size_t i = 0; i < 24; i++)
+        assert_whole(&f, large[i]);
+    assert_bound_holds(&f);
+    finish(&f);
+}
+
 static void a_hole_is_used_before_the_mark(void **state)
 {
     struct fixture f;
@@ -3799,6 +3826,7 @@ int main(int argc, char **argv)
         CASE("small cold holes come to use again", small_cold_holes_come_to_use_again),
         CASE("a region a quarter full is never full", a_region_a_quarter_full_is_never_full),
         CASE("sparse chunks are emptied", sparse_chunks_are_emptied),
+        CASE("large items move out of sparse chunks", large_items_move_out_of_sparse_chunks),
         CASE("the smallest hole that fits is used before the mark", a_hole_is_used_before_the_mark),
         CASE("freed neighbours become one, in any order", freed_neighbours_become_one),
         CASE("an emptied region gives the mark back", an_emptied_region_gives_the_mark_back),
