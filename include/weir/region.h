@@ -19,9 +19,10 @@
  * part of it: a region is one fixed charge, made once by its owner. Its tables
  * come on top and are told to config.books.
  *
- * Items enter by copy (put) or in pieces (alloc, write, commit) and leave by
- * address (at, pin), by copy (read, may block) or through the ring (fetch,
- * fetch_into). A cold item is never read through the mapping.
+ * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
+ * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
+ * block) or through the ring (fetch, fetch_into). A cold item is never read
+ * through the mapping.
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
  * write where a chunk must first be written out or emptied; one on a worker's
@@ -36,7 +37,7 @@
  *          changed nothing: not the region, not its ret_ arguments.
  *
  *          -EINVAL   an argument is outside its stated range
- *          -EDQUOT   the region is at bytes_max or at slots_max
+ *          -EDQUOT   the region is at bytes_max, at slots_max, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
  *          -ESTALE   the slot was freed earlier
@@ -56,7 +57,8 @@ struct weir_region;
 
 /*
  * struct weir_region_config - how a region is opened
- * @directory:           where the file lives; required
+ * @directory:           where the file lives; required. Of a directory of which only a
+ *                       descriptor is known: "/proc/self/fd/<descriptor>"
  * @name:                NULL: anonymous, nothing is left of it after a crash.
  *                       Named regions are not there yet: -EOPNOTSUPP.
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
@@ -66,7 +68,13 @@ struct weir_region;
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
+ * @disk_cap:            who is asked before the file grows; what is refused is
+ *                       -EDQUOT
  * @memory_backed:       accept a directory on tmpfs, where every byte is memory
+ * @wipes:               what is freed is overwritten: at once where it lies in
+ *                       memory and may be stored to, else when its chunk is
+ *                       brought back, or given up with its last item; the file
+ *                       at close. A disk may keep what it was told to forget.
  */
 struct weir_region_config {
     const char *directory;
@@ -78,6 +86,8 @@ struct weir_region_config {
     struct weir_ring *ring;
     struct weir_books books;
     bool memory_backed;
+    bool wipes;
+    struct weir_disk_cap disk_cap;
     uint64_t reserved[8];
 };
 
@@ -90,9 +100,10 @@ struct weir_region_config {
  *
  * Cost:    some milliseconds and one chunk of I/O.
  *
- * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE is too small), -ENOMEM,
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
- *         reserve blocks), or what open(2) says.
+ *         reserve blocks or copies them when they are written: btrfs does not, it
+ *         is told), or what open(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -100,7 +111,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *c
 /*
  * weir_region_close() - wait for what is under way, and give the file back
  *
- * Takes NULL. No item may be pinned. Calls back nothing: fetches that are under
+ * Takes NULL. No item may be pinned; what is not committed is given up, and its
+ * address with it. Calls back nothing: fetches that are under
  * way are forgotten once the kernel has let go of their buffers.
  */
 WEIR_API void weir_region_close(struct weir_region *region);
@@ -143,14 +155,43 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * @offset:  where the piece before it ended: pieces come in order
  * @bytes:   at most stats.put_bytes_max
  *
- * Return: 0, -EINVAL, -ESTALE, -EIO (what came before cannot be brought back), or
+ * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came before cannot be brought back), or
  *         -EAGAIN while write-back is behind: poll, then try again with the same
  *         bytes, for some of them may be there already.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
 
-/* weir_region_commit() - the item is whole; 0, -ESTALE, or -EINVAL if bytes are missing */
+/*
+ * weir_region_alloc_in_place() - room for an item that the caller fills by itself
+ * @bytes:      its whole length, 0 .. stats.put_bytes_max
+ * @alignment:  of its address: a power of two up to 4096; 0: 16
+ * @ret_data:   @bytes to be stored to until commit or free; what is there before
+ *              may be anything
+ *
+ * The address is good until weir_region_commit() or weir_region_free(), whatever
+ * is called meanwhile; until then the slot can only be committed or freed, and
+ * its bytes count as pinned. A committed item keeps its alignment, in the
+ * mapping, in a fetch buffer and wherever it is moved.
+ *
+ * Chunks with such an item are neither written nor dropped. At most half of what
+ * is for chunks is held so (rounded up, so that one item always fits): who has
+ * more in place gets -EAGAIN at once, whatever the ring does, and a put may be
+ * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
+ * must not wait for room before it has committed or freed. The same is true of a
+ * region that is degraded: it stays so while such a chunk is to be written again.
+ * Nor are sparse chunks cleaned while fewer than three are left unheld.
+ *
+ * Cost:    as weir_region_put(), without the copy.
+ *
+ * Return: as weir_region_put(), or -EINVAL.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_alloc_in_place(struct weir_region *region, size_t bytes,
+                                                        size_t alignment, struct weir_label label,
+                                                        struct weir_slot *ret_slot,
+                                                        void **ret_data);
+
+/* weir_region_commit() - the item is whole; 0, -ESTALE, or -EINVAL if pieces are missing */
 WEIR_API WEIR_MUST_CHECK int weir_region_commit(struct weir_region *region, struct weir_slot slot);
 
 /*
@@ -319,7 +360,7 @@ WEIR_API int weir_region_wait(struct weir_region *region, uint64_t timeout_ns);
 struct weir_region_stats {
     uint64_t bytes_max;
     uint64_t resident_bytes_max;
-    uint64_t item_bytes_max;  /* largest item, in pieces */
+    uint64_t item_bytes_max;  /* largest item, in pieces; less than 64 GiB */
     uint64_t put_bytes_max;   /* largest item at once, and largest piece */
     uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
     uint64_t live_bytes;      /* lengths of live items */
@@ -331,7 +372,7 @@ struct weir_region_stats {
     uint64_t resident_bytes; /* chunks in memory and fetched items */
     uint64_t dirty_bytes;    /* of these, not yet on disk */
     uint64_t fetched_bytes;  /* of these, in buffers beside the file */
-    uint64_t pinned_bytes;
+    uint64_t pinned_bytes;   /* also of what is filled in place */
     uint64_t metadata_bytes; /* tables and indexes; told to config.books */
     uint64_t slot_count;
     uint64_t free_extent_count;

@@ -34,6 +34,7 @@ enum weir_chunk_state {
     WEIR_CHUNK_CLEAN,   /* in memory and on disk */
     WEIR_CHUNK_COLD,    /* on disk only */
     WEIR_CHUNK_FILLING, /* on disk, being brought back into memory */
+    WEIR_CHUNK_HOLE,    /* nothing in it, and its blocks were given back to the file system */
 };
 
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)
@@ -106,6 +107,7 @@ struct weir_view_extent {
     uint64_t offset;
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
+    uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
     bool committed;
     bool held;    /* freed while pinned: no slot any more, the space not free yet */
     bool summed;  /* its checksum is known: it was written back at least once */

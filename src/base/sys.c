@@ -14,18 +14,22 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define SYS_MINCORE_PAGES 4096
+#define SYS_MINCORE_PAGES  4096
+#define SYS_ZFS_MAGIC      0x2fc12fc1 /* in no header of the kernel's */
+#define SYS_BCACHEFS_MAGIC 0xca451a4e
 
 /* ---- Files ---------------------------------------------------------------- */
 
@@ -132,6 +136,24 @@ int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed)
     *ret_free_bytes = (uint64_t)info.f_bavail * (uint64_t)info.f_bsize;
     *ret_memory_backed = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
     return 0;
+}
+
+/* btrfs copies unless it is told so before the first byte; of ext4 and others NOCOW is no flag. */
+int weir__sys_write_in_place(int fd)
+{
+    struct statfs info;
+    int flags = 0;
+
+    if (fstatfs(fd, &info) < 0)
+        return -errno;
+    if (info.f_type == SYS_ZFS_MAGIC || info.f_type == SYS_BCACHEFS_MAGIC)
+        return -EOPNOTSUPP;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
+        flags |= FS_NOCOW_FL;
+        if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0)
+            return 0;
+    }
+    return info.f_type == BTRFS_SUPER_MAGIC ? -EOPNOTSUPP : 0;
 }
 
 int weir__sys_ftruncate(int fd, uint64_t bytes)

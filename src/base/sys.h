@@ -39,6 +39,12 @@ int weir__sys_fstat(int fd, struct stat *ret_stat);
 /* What the file system of @fd has free for us, and whether it is memory (tmpfs, ramfs). */
 int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed);
 
+/*
+ * Blocks that are reserved for this empty file are written where they are: no
+ * store needs another. -EOPNOTSUPP where the file system copies all the same.
+ */
+int weir__sys_write_in_place(int fd);
+
 int weir__sys_ftruncate(int fd, uint64_t bytes);
 int weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
 int weir__sys_sync_file_range(int fd, uint64_t offset, uint64_t bytes, unsigned flags);

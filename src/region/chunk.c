@@ -7,6 +7,8 @@
  *        ^          ^                                      |             |
  *        |          +-- revive ----------------------------+---FILLING <-+
  *        +-- nothing live in it any more: zeroed, blocks kept
+ *        |
+ *        +-- HOLE: its blocks were given back; reserved again
  *
  * 2 MiB because the kernel drops whole folios only, and the largest are 2 MiB:
  * smaller or unaligned steps leave most of the page cache where it was.
@@ -15,7 +17,11 @@
  *   C2  a chunk is in the queue of its state if that is DIRTY, WRITING or CLEAN
  *   C3  live bytes of a chunk are those of live extents that lie in it
  *   C4  pinned_count counts the chunks that have pins
- *   C5  a chunk that is FRESH, DIRTY, CLEAN or COLD and not set aside is in the list of
+ *   C5  a chunk in which something is filled in place is DIRTY and pinned until
+ *       that ends; placed_count counts these chunks
+ *   C6  fresh_count and hole_count count the chunks in these states; nothing is
+ *       live in a hole
+ *   C7  a chunk that is FRESH, DIRTY, CLEAN or COLD and not set aside is in the list of
  *       its kind and of its live bytes; a bit is set exactly when its list is not empty
  */
 #include "region/chunk.h"
@@ -103,6 +109,7 @@ static enum weir__chunk_kind chunk_kind(enum weir__chunk_state state)
     case CHUNK_NONE:
     case CHUNK_WRITING:
     case CHUNK_FILLING:
+    case CHUNK_HOLE:
     case CHUNK_STATE_COUNT:
         break;
     }
@@ -210,6 +217,7 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
 
     WEIR_ASSERT(chunk < chunks->count_max);
     WEIR_ASSERT(state != before);
+    WEIR_CHECK(chunks->table[chunk].placed == 0); /* C5 */
 
     if (chunk_is_queued(before))
         chunk_queue_remove(chunks, &chunks->queues[before], chunk_state_links, chunk);
@@ -219,6 +227,10 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
         chunks->resident_count--;
     if (chunk_is_counted(state))
         chunks->resident_count++;
+    chunks->fresh_count -= before == CHUNK_FRESH;
+    chunks->fresh_count += state == CHUNK_FRESH;
+    chunks->hole_count -= before == CHUNK_HOLE;
+    chunks->hole_count += state == CHUNK_HOLE;
     weir__word_store(
         word, weir__chunk_word(weir__chunk_word_live(value), weir__chunk_word_pins(value), state));
     if (chunk_kind(before) != chunk_kind(state)) {
@@ -275,6 +287,33 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
     }
 }
 
+void weir__chunks_place(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    weir__chunks_pin(chunks, offset, space);
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
+        WEIR_ASSERT(weir__chunk_state(chunks, i) == CHUNK_DIRTY); /* C5 */
+        chunks->placed_count += chunks->table[i].placed++ == 0;
+    }
+}
+
+void weir__chunks_unplace(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
+        WEIR_ASSERT(chunks->table[i].placed > 0);
+        chunks->placed_count -= --chunks->table[i].placed == 0;
+    }
+    weir__chunks_unpin(chunks, offset, space);
+}
+
+uint64_t weir__chunks_unplaced(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
+        count += chunks->table[i].placed == 0;
+    return count;
+}
+
 bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,
                                     uint64_t space)
 {
@@ -318,7 +357,7 @@ static void chunk_audit_fill(const struct weir__chunks *chunks, uint64_t chunk)
     bool has_kind = chunk_kind(weir__chunk_state(chunks, chunk)) != CHUNK_KIND_COUNT;
 
     if (!has_kind)
-        WEIR_CHECK(entry->fill == 0); /* C5 */
+        WEIR_CHECK(entry->fill == 0); /* C7 */
     else if (entry->fill != CHUNK_FILL_ASIDE)
         WEIR_CHECK(entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1);
 }
@@ -329,7 +368,7 @@ static uint64_t chunk_audit_kind(const struct weir__chunks *chunks, enum weir__c
 
     for (uint64_t i = weir__chunks_emptiest(chunks, kind, CHUNK_NO); i != CHUNK_NO;
          i = weir__chunks_emptiest(chunks, kind, i)) {
-        WEIR_CHECK(chunk_kind(weir__chunk_state(chunks, i)) == kind); /* C5 */
+        WEIR_CHECK(chunk_kind(weir__chunk_state(chunks, i)) == kind); /* C7 */
         count++;
     }
     WEIR_CHECK(count == weir__chunks_count(chunks, kind));
@@ -344,14 +383,24 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
     uint64_t resident = 0;
     uint64_t pinned = 0;
     uint64_t listed = 0;
+    uint64_t placed = 0;
 
     for (uint64_t i = 0; i < file_chunks; i++) {
         enum weir__chunk_state state = weir__chunk_state(chunks, i);
         WEIR_CHECK(state != CHUNK_NONE && state < CHUNK_STATE_COUNT);
         WEIR_CHECK(weir__chunk_live(chunks, i) <= LAYOUT_CHUNK_BYTES);
+        if (state == CHUNK_HOLE)
+            WEIR_CHECK(weir__chunk_live(chunks, i) == 0); /* C6 */
         counts[state]++;
         resident += chunk_is_counted(state);
         pinned += weir__chunk_pins(chunks, i) > 0;
+        placed += chunks->table[i].placed > 0;
+        if (chunks->table[i].placed > 0) {
+            WEIR_CHECK(state == CHUNK_DIRTY); /* C5 */
+            WEIR_CHECK(weir__chunk_pins(chunks, i) >= chunks->table[i].placed);
+        }
+        if (chunks->table[i].doubted != 0)
+            WEIR_CHECK(chunks->table[i].placed > 0);
         listed += chunks->table[i].fill > 0 && !weir__chunk_is_aside(chunks, i);
         chunk_audit_fill(chunks, i);
     }
@@ -362,6 +411,9 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         WEIR_CHECK(weir__chunk_state(chunks, i) == CHUNK_NONE);
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */
     WEIR_CHECK(pinned == chunks->pinned_count);     /* C4 */
+    WEIR_CHECK(placed == chunks->placed_count);     /* C5 */
+    WEIR_CHECK(counts[CHUNK_FRESH] == chunks->fresh_count);
+    WEIR_CHECK(counts[CHUNK_HOLE] == chunks->hole_count); /* C6 */
 
     for (uint32_t state = 0; state < CHUNK_STATE_COUNT; state++) {
         uint64_t queued = 0;

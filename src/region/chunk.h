@@ -22,6 +22,7 @@ enum weir__chunk_state {
     CHUNK_CLEAN,   /* in memory and on disk */
     CHUNK_COLD,    /* on disk only */
     CHUNK_FILLING, /* on disk, being brought back to be stored to */
+    CHUNK_HOLE,    /* nothing in it, no memory, no blocks: reserved again before it is stored to */
     CHUNK_STATE_COUNT,
 };
 
@@ -60,8 +61,11 @@ struct weir__chunks {
     uint64_t resident_max;                              /* fixed; in chunks */
     uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
     uint64_t pinned_count;                              /* C4 */
+    uint64_t placed_count;                              /* C5 */
+    uint64_t fresh_count;                               /* C6 */
+    uint64_t hole_count;                                /* C6 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
-    struct weir__chunk_fills fills[CHUNK_KIND_COUNT];   /* C5 */
+    struct weir__chunk_fills fills[CHUNK_KIND_COUNT];   /* C7 */
 };
 
 static inline uint64_t weir__chunk_of(uint64_t offset)
@@ -179,6 +183,16 @@ static inline void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t o
 /* All chunks of [offset, offset + space) get a pin more, or less. */
 void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/*
+ * An item in [offset, offset + space) is filled in place by its owner, or is not
+ * any more: meanwhile its chunks are pinned and stay DIRTY (C5).
+ */
+void weir__chunks_place(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+void weir__chunks_unplace(struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* How many chunks of [offset, offset + space) have nothing in place yet. */
+uint64_t weir__chunks_unplaced(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
 
 /* Whether all of [offset, offset + space) is in memory; may be stored to. */
 bool weir__chunks_are_resident_many(const struct weir__chunks *chunks, uint64_t offset,

@@ -55,21 +55,29 @@ static uint64_t clean_live(const struct weir_region *region)
     return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
 }
 
-/* The length of the file that is no reason to clean. */
+/* Bytes of the file that have blocks. */
+static uint64_t clean_file(const struct weir_region *region)
+{
+    return region->store.file_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
+
+/* So many are no reason to clean. */
 static uint64_t clean_goal(const struct weir_region *region)
 {
-    return clean_live(region) / 64 * 81 + CLEAN_REST_MIN;
+    return clean_live(region) / 128 * 163 + CLEAN_REST_MIN;
 }
 
 static uint64_t clean_fresh(const struct weir_region *region)
 {
-    return weir__chunks_count(&region->chunks, CHUNK_KIND_FRESH);
+    return region->chunks.fresh_count * LAYOUT_CHUNK_BYTES;
 }
 
-static bool clean_may_grow(const struct weir_region *region)
+bool weir__clean_may_grow(const struct weir_region *region)
 {
-    uint64_t end = region->store.file_bytes + LAYOUT_CHUNK_BYTES;
+    uint64_t end = clean_file(region) + LAYOUT_CHUNK_BYTES;
 
+    if (!region->pager.writes_back)
+        return true;
     return region->cleaner.full_until_ns == 0 && end <= region->bytes_max &&
            end <= clean_goal(region);
 }
@@ -77,14 +85,14 @@ static bool clean_may_grow(const struct weir_region *region)
 /* Chunks to be stored to get few, or there was a time when far more was live. */
 static bool clean_is_due(const struct weir_region *region)
 {
-    uint64_t live = clean_live(region);
+    uint64_t resting = weir__growth_resting(region);
 
-    if (region->resting_bytes <= CLEAN_REST_MIN)
+    if (resting <= CLEAN_REST_MIN)
         return false;
-    if (region->resting_bytes > CLEAN_REST_MIN + live / 5 * 2)
+    if (resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
         return true;
-    return !clean_may_grow(region) && clean_fresh(region) * LAYOUT_CHUNK_BYTES <
-                                          CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
+    return !weir__clean_may_grow(region) &&
+           clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
 /*
@@ -96,20 +104,33 @@ static bool clean_is_cramped(const struct weir_region *region)
     return region->chunks.resident_max < region->chunks.pinned_count + CLEAN_CHUNKS_MIN;
 }
 
+/* One chunk more, from a hole or behind the file. */
+static bool clean_grow(struct weir_region *region)
+{
+    int r = -ENOSPC;
+
+    if (region->chunks.hole_count > 0)
+        r = weir__growth_refill(region, LAYOUT_CHUNK_BYTES);
+    if (r < 0)
+        r = weir__growth_reach(region, region->store.file_bytes + LAYOUT_CHUNK_BYTES);
+    if (r == -EDQUOT || r == -ENOSPC)
+        region->cleaner.full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
+    return r == 0;
+}
+
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
-    if (region->store.file_bytes <= clean_goal(region))
+    if (clean_file(region) <= clean_goal(region))
         cleaner->borrowed_bytes = 0;
-    if (clean_fresh(region) * LAYOUT_CHUNK_BYTES >
+    if (clean_fresh(region) >
         CLEAN_KEEP_BYTES + cleaner->borrowed_bytes + weir__round_down(space, LAYOUT_CHUNK_BYTES))
         return true;
-    if (clean_may_grow(region) || (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region))) {
-        if (weir__store_grow(region, region->store.file_bytes + LAYOUT_CHUNK_BYTES) == 0)
-            return true;
-        cleaner->full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
-    }
+    bool may_grow =
+        weir__clean_may_grow(region) || (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region));
+    if (may_grow && clean_grow(region))
+        return true;
     return !weir__clean_advance(region, true, CLEAN_PUT_BYTES);
 }
 
@@ -139,7 +160,7 @@ static bool clean_has_room(const struct weir_region *region, uint64_t chunk)
     uint64_t bytes = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes);
 
     if (region->cleaner.full_until_ns == 0)
-        bytes += region->bytes_max - region->store.file_bytes;
+        bytes += region->bytes_max - clean_file(region);
     return bytes >= weir__chunk_live(&region->chunks, chunk);
 }
 
@@ -204,6 +225,11 @@ static bool clean_may_start(struct weir_region *region, const struct weir__windo
 
 static void clean_end(struct weir__window *window)
 {
+    const struct weir__cleaner *cleaner = &window->region->cleaner;
+    bool has_all = window->bytes > cleaner->buffer_bytes / 2;
+
+    if (window->region->wipes && cleaner->buffer != NULL)
+        memset(clean_buffer(window->region, window), 0, cleaner->buffer_bytes / (has_all ? 1 : 2));
     window->chunk = CHUNK_NO;
     window->is_read = false;
 }
@@ -367,7 +393,8 @@ static bool clean_open_nest(struct weir_region *region)
 }
 
 /* Where @space bytes of a survivor go; -EAGAIN: no memory now. */
-static int clean_place(struct weir_region *region, uint64_t space, uint32_t *ret_target)
+static int clean_place(struct weir_region *region, uint64_t space, uint64_t alignment,
+                       uint32_t *ret_target)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
     bool fits;
@@ -377,14 +404,16 @@ static int clean_place(struct weir_region *region, uint64_t space, uint32_t *ret
         clean_close_nest(region); /* written, for others were pinned */
     fits =
         cleaner->nest != 0 && weir__entry_space(weir__region_entry(region, cleaner->nest)) >= space;
-    if (!fits && space <= LAYOUT_CHUNK_BYTES / 4) {
+    if (alignment > LAYOUT_GRANULE) {
+        fits = false; /* it would leave gaps */
+    } else if (!fits && space <= LAYOUT_CHUNK_BYTES / 4) {
         clean_close_nest(region);
         fits = clean_open_nest(region);
     }
     if (!fits) {
-        uint64_t file_bytes = region->store.file_bytes;
-        int r = weir__region_take(region, space, ret_target);
-        cleaner->borrowed_bytes += region->store.file_bytes - file_bytes;
+        uint64_t file_bytes = clean_file(region);
+        int r = weir__region_take(region, space, alignment, ret_target);
+        cleaner->borrowed_bytes += clean_file(region) - file_bytes;
         if (r == -EDQUOT || r == -ENOSPC)
             cleaner->full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
         return r;
@@ -417,7 +446,7 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     if (weir__entry_state(entry) == EXTENT_LIVE &&
         weir__sum(data, bytes) != region->slots.sums[index])
         return -EBADMSG;
-    int r = clean_place(region, space, &target);
+    int r = clean_place(region, space, weir__entry_alignment(entry), &target);
     if (r < 0)
         return r;
 
@@ -520,8 +549,7 @@ static bool clean_has_buffer(struct weir_region *region)
     struct weir__cleaner *cleaner = &region->cleaner;
 
     if (cleaner->buffer == NULL)
-        cleaner->buffer =
-            weir__heap_alloc_aligned(&region->fetches.heap, cleaner->buffer_bytes, CLEAN_ALIGNMENT);
+        cleaner->buffer = weir__arena_alloc(&cleaner->arena, cleaner->buffer_bytes);
     return cleaner->buffer != NULL;
 }
 
@@ -533,6 +561,7 @@ static void clean_start(struct weir_region *region, struct weir__window *window)
         return;
     window->chunk = chunk;
     window->next = 0;
+    window->bytes = 0;
     window->doubted = 0;
     if (!clean_read(region, window))
         clean_stop(region, window);
@@ -557,14 +586,14 @@ static void clean_retire(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
-    if (region->resting_bytes > CLEAN_REST_MIN / 2)
+    if (weir__growth_resting(region) > CLEAN_REST_MIN / 2)
         return;
     for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
         if (cleaner->windows[i].chunk != CHUNK_NO)
             return;
     clean_close_nest(region);
     if (cleaner->buffer != NULL)
-        weir__heap_free(&region->fetches.heap, cleaner->buffer, cleaner->buffer_bytes);
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
     cleaner->buffer = NULL;
 }
 
@@ -624,6 +653,6 @@ void weir__clean_deinit(struct weir_region *region)
 
     WEIR_CHECK(!weir__clean_is_reading(region));
     if (cleaner->buffer != NULL)
-        weir__heap_free(&region->fetches.heap, cleaner->buffer, cleaner->buffer_bytes);
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
     cleaner->buffer = NULL;
 }

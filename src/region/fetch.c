@@ -44,6 +44,8 @@
 #define FETCH_AGAIN_MAX    8
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
+_Static_assert(FETCH_ALIGNMENT == ARENA_PAGE_BYTES, "buffers begin and end where reads may");
+
 /* One read of the file into a buffer: for holds, or a piece for somebody's own buffer. */
 struct fetch_read {
     struct weir_operation operation;
@@ -170,7 +172,7 @@ static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
 
     weir__list_remove(&read->link);
     if (read->buffer != NULL) {
-        weir__heap_free(&region->fetches.heap, read->buffer, read->buffer_bytes);
+        weir__arena_free(&region->fetches.arena, read->buffer, read->buffer_bytes);
         fetch_add_bytes(region, read, -(int64_t)read->buffer_bytes);
     }
     weir__heap_free(&region->heap, read, sizeof(*read));
@@ -424,7 +426,7 @@ static void fetch_piece_came(struct weir_region *region, struct fetch_read *read
 /* Where the file is not read past the page cache, what a read left there goes again. */
 void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, uint64_t bytes)
 {
-    if (!region->store.reads_direct)
+    if (!region->store.direct)
         weir__sys_fadvise(region->store.direct_fd, offset, bytes, POSIX_FADV_DONTNEED);
 }
 
@@ -509,7 +511,7 @@ static void fetch_start_list(struct weir_region *region, struct weir__list *pend
             return;
         weir__list_remove(&read->link);
         read->buffer_bytes = read->bytes;
-        read->buffer = weir__heap_alloc_aligned(&fetches->heap, read->bytes, FETCH_ALIGNMENT);
+        read->buffer = weir__arena_alloc(&fetches->arena, read->bytes);
         if (read->buffer == NULL) {
             if (read->piece != NULL)
                 fetch_piece_done(region, read, -ENOMEM);
@@ -781,7 +783,7 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
 {
     uint64_t step_max =
         weir__min(FETCH_STEP_BYTES, weir__round_up(bytes, FETCH_ALIGNMENT)) + FETCH_ALIGNMENT;
-    char *step = weir__heap_alloc_aligned(&region->fetches.heap, step_max, FETCH_ALIGNMENT);
+    char *step = weir__arena_alloc(&region->fetches.arena, step_max);
     char *to = buffer;
     int r = 0;
 
@@ -806,7 +808,7 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
         offset += count;
         bytes -= count;
     }
-    weir__heap_free(&region->fetches.heap, step, step_max);
+    weir__arena_free(&region->fetches.arena, step, step_max);
     return r;
 }
 
@@ -984,6 +986,7 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
 {
     struct weir__fetches *fetches = &region->fetches;
 
+    weir__arena_open(&fetches->arena, bytes_max, region->wipes);
     fetches->bytes_max = bytes_max;
     fetches->step_bytes =
         weir__min(weir__round_down(bytes_max / 4, FETCH_ALIGNMENT), FETCH_STEP_BYTES);
@@ -1019,4 +1022,5 @@ void weir__fetches_deinit(struct weir_region *region)
     while (!weir__list_is_empty(&fetches->pending_pieces))
         fetch_let_go(region,
                      WEIR_CONTAINER_OF(fetches->pending_pieces.next, struct fetch_read, link));
+    weir__arena_close(&fetches->arena);
 }

@@ -16,6 +16,7 @@
  *       or which is under way
  *   T2  no store goes to a chunk that is WRITING, CLEAN, COLD or FILLING
  *   T3  while suspect_count > 0 nothing is dropped
+ *   T4  a chunk in which an item is filled in place is neither written nor renewed
  */
 #include "region/region_state.h"
 
@@ -76,9 +77,11 @@ bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
     while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
         if (!pager_drop_one(region)) {
             region->pager.wanted = true;
+            region->pager.refused = true;
             return false;
         }
     }
+    region->pager.refused = false;
     return true;
 }
 
@@ -153,8 +156,12 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
         pager->writes[i].doubted = pager->writes[i].ticket != 0;
     /* The kernel may have tried to write these by itself, and told only now. */
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
-         i = region->chunks.table[i - 1].next)
-        pager_renew(region, i - 1);
+         i = region->chunks.table[i - 1].next) {
+        if (region->chunks.table[i - 1].placed > 0) /* T4 */
+            region->chunks.table[i - 1].doubted = 1;
+        else
+            pager_renew(region, i - 1);
+    }
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         if (pager_is_summing(&pager->writes[i]))
             pager_renew(region, pager->writes[i].chunk);
@@ -193,6 +200,18 @@ static void pager_write_complete(struct weir_operation *operation, int32_t resul
         pager_suspect(region, chunk);
     else
         pager_written(region, chunk);
+}
+
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space)
+{
+    weir__chunks_unplace(&region->chunks, offset, space);
+    for (uint64_t i = weir__chunk_of(offset); i <= weir__chunk_of(offset + space - 1); i++) {
+        struct weir__chunk *entry = &region->chunks.table[i];
+        if (entry->placed > 0 || entry->doubted == 0)
+            continue;
+        entry->doubted = 0;
+        pager_renew(region, i);
+    }
 }
 
 /* What is above the mark belongs to no extent that could rest: it is never written. */
@@ -242,6 +261,8 @@ static uint64_t pager_write(struct weir_region *region, struct weir__write *writ
  */
 static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
 {
+    if (region->chunks.table[chunk].placed > 0) /* T4 */
+        return false;
     if (pager_is_suspect(region, chunk))
         return true;
     if (pager_is_above_mark(region, chunk))
@@ -249,11 +270,26 @@ static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
     return (chunk + 1) * LAYOUT_CHUNK_BYTES <= region->mark_bytes;
 }
 
+/*
+ * The chunk of the mark, half full as it may be: when all others are pinned or
+ * filled in place, an item that does not fit in it would never get another.
+ */
+static uint64_t pager_choose_mark(const struct weir_region *region)
+{
+    uint64_t chunk = weir__chunk_of(region->mark_bytes);
+
+    if (!region->pager.refused || region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
+        weir__chunk_state(&region->chunks, chunk) != CHUNK_DIRTY ||
+        weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0)
+        return CHUNK_NO;
+    return chunk;
+}
+
 static uint64_t pager_choose_suspect(const struct weir_region *region)
 {
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
          i = region->chunks.table[i - 1].next)
-        if (pager_is_suspect(region, i - 1))
+        if (pager_is_suspect(region, i - 1) && pager_may_write(region, i - 1))
             return i - 1;
     return CHUNK_NO;
 }
@@ -297,7 +333,9 @@ static uint64_t pager_choose(const struct weir_region *region, bool urgent)
         }
         chunk = weir__chunks_fullest(&region->chunks, CHUNK_KIND_DIRTY, chunk);
     }
-    return urgent ? open : CHUNK_NO;
+    if (!urgent)
+        return CHUNK_NO;
+    return open != CHUNK_NO ? open : pager_choose_mark(region);
 }
 
 /* A dirty chunk in which nothing is live gives its memory up without being written. */
@@ -475,7 +513,7 @@ bool weir__pager_revive(struct weir_region *region, uint64_t space)
 {
     struct weir__pager *pager = &region->pager;
 
-    if (region->resting_bytes < space)
+    if (weir__growth_resting(region) < space)
         return false;
     if (pager->revival.is_under_way)
         return true;

@@ -8,11 +8,13 @@
  *      region.c   the public calls, each in a few steps of the rooms below
  *      space      which extent an item gets, and what happens when it is freed
  *      table      the memory of the tables
- *      store      the mapped chunk store: the file, growth, and what a chunk is made of
+ *      store      the mapped chunk store: the file, and what a chunk is made of
+ *      growth     how long the file is, and where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *
+ *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
  */
 
@@ -22,6 +24,7 @@
 #include "base/list.h"
 #include "base/region_layout.h"
 #include "base/ring.h"
+#include "region/arena.h"
 #include "region/chunk.h"
 #include "region/extent.h"
 #include "region/slot.h"
@@ -30,17 +33,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define REGION_WRITE_COUNT  4
-#define REGION_HOLD_BUCKETS 1024
-#define REGION_MOVE_MARKS   1024
-#define CLEAN_WINDOW_COUNT  2
-#define CLEAN_TICK_BYTES    (UINT64_C(256) << 10) /* moved at most by one poll */
-#define CLEAN_PUT_BYTES     (UINT64_C(128) << 10) /* moved at most by one put */
-#define CLEAN_WAIT_BYTES    LAYOUT_CHUNK_BYTES    /* by a put that waits for nothing else */
-#define PAGER_TICK_BYTES    (UINT64_C(256) << 10) /* summed at most by one poll */
-#define PAGER_PUT_BYTES     (UINT64_C(128) << 10) /* by one put */
-#define PAGER_WAIT_BYTES    UINT64_MAX            /* by one that waits for nothing else */
-#define TABLE_ENTRY_STEP    UINT64_C(4096)        /* entries by which the tables grow */
+#define REGION_WRITE_COUNT    4
+#define REGION_PREFAULT_COUNT 2
+#define REGION_HOLD_BUCKETS   1024
+#define REGION_MOVE_MARKS     1024
+#define CLEAN_WINDOW_COUNT    2
+#define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */
+#define CLEAN_PUT_BYTES       (UINT64_C(128) << 10) /* moved at most by one put */
+#define CLEAN_WAIT_BYTES      LAYOUT_CHUNK_BYTES    /* by a put that waits for nothing else */
+#define PAGER_TICK_BYTES      (UINT64_C(256) << 10) /* summed at most by one poll */
+#define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
+#define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
+#define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
 
 /* How far the items of a chunk have been looked at, which takes more than one tick. */
 struct weir__walk {
@@ -73,21 +77,69 @@ struct weir__revival {
 struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
-    bool reads_direct;       /* fixed: it has */
     char *base;              /* of the mapping; fixed unless movable */
-    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t reserved_bytes; /* mapped for good; 0: movable */
     uint64_t mapped_bytes;
-    uint64_t file_bytes;  /* whole chunks; what fallocate() last agreed to */
+    uint64_t file_bytes;  /* whole chunks; what may be used of the file */
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
     bool direct;          /* fixed: direct_fd is O_DIRECT */
 };
 
+/* What of the file's length and blocks changes at the moment. */
+enum weir__growth_kind {
+    GROWTH_NONE,
+    GROWTH_EXTEND, /* blocks are reserved behind its end */
+    GROWTH_SHRINK, /* the blocks of the tail are given back, and then the tail */
+    GROWTH_PUNCH,  /* the blocks of free chunks are given back */
+    GROWTH_REFILL, /* and reserved again */
+};
+
+/* A chunk beyond the mark whose pages are made. */
+struct weir__prefault {
+    struct weir_operation operation;
+    struct weir_region *region;
+    bool is_under_way;
+};
+
+struct weir__growth {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_disk_cap cap;    /* fixed */
+    enum weir__growth_kind kind; /* of what is under way */
+    uint64_t from;               /* of that: which bytes of the file */
+    uint64_t to;
+    uint64_t end_bytes;   /* G1 */
+    uint64_t taken_bytes; /* G2 */
+    uint64_t hole_bytes;  /* G3 */
+    uint64_t hole_low;    /* no hole lies lower */
+    uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+
+    uint64_t ahead_bytes; /* room above the mark that is held ready */
+    uint64_t look_at;     /* from this mark on a put looks whether there is enough */
+    uint64_t pace_chunk;  /* of the mark, when it was last looked at */
+    uint64_t pace_ns;
+    struct weir__prefault prefaults[REGION_PREFAULT_COUNT];
+    uint32_t prefault_count;
+    bool cannot_prefault;
+
+    bool is_trimming;
+    bool cannot_punch;
+    uint64_t window_ns;   /* when mark_peak began */
+    uint64_t peak_before; /* of the mark, in the window before */
+    uint64_t peak_ever;   /* of the mark, since the tail was last given back */
+    uint64_t back_ns;     /* when something was last given back */
+    uint64_t look_ns;     /* when the look at free chunks last began */
+    uint64_t look_chunk;  /* where it is */
+    uint64_t look_free_count;
+};
+
 struct weir__pager {
     bool writes_back;               /* fixed: not everything may stay resident */
     bool cannot_zero;               /* blocks were not made unwritten when last asked */
     bool wanted;                    /* somebody waits for room: write back beyond the target */
+    bool refused;                   /* nobody has got room since somebody got none */
     uint64_t ticket_last;           /* of the last write-back submitted */
     uint64_t retry_ns;              /* after an error: not before */
     uint64_t suspect_count;         /* chunks to be written again after an error */
@@ -101,7 +153,7 @@ struct weir__pager {
 };
 
 struct weir__fetches {
-    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
@@ -133,16 +185,17 @@ struct weir__window {
 /* Moving what is live out of sparse chunks. */
 struct weir__cleaner {
     struct weir__window windows[CLEAN_WINDOW_COUNT];
-    char *buffer;            /* NULL: nothing was cleaned for a while */
-    uint64_t buffer_bytes;   /* fixed */
-    uint32_t first;          /* the window whose chunk is emptied first */
-    uint64_t nest_chunk;     /* where survivors go; CHUNK_NO: none */
-    uint32_t nest;           /* the extent that is left of it; 0: none */
-    bool needs_all;          /* an item needs the whole buffer: one window at a time */
-    bool is_stuck;           /* there was no room in memory */
-    uint64_t borrowed_bytes; /* by which the file had to grow beyond its goal: not for puts */
-    uint64_t full_until_ns;  /* the file could not grow: not tried again before */
-    uint64_t moved_bytes;    /* ever */
+    struct weir__arena arena; /* without pages of its own: the buffer is a mapping */
+    char *buffer;             /* NULL: nothing was cleaned for a while */
+    uint64_t buffer_bytes;    /* fixed */
+    uint32_t first;           /* the window whose chunk is emptied first */
+    uint64_t nest_chunk;      /* where survivors go; CHUNK_NO: none */
+    uint32_t nest;            /* the extent that is left of it; 0: none */
+    bool needs_all;           /* an item needs the whole buffer: one window at a time */
+    bool is_stuck;            /* there was no room in memory */
+    uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
+    uint64_t full_until_ns;   /* the file could not grow: not tried again before */
+    uint64_t moved_bytes;     /* ever */
 };
 
 struct weir_region {
@@ -150,6 +203,7 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
+    bool wipes;                 /* fixed: what is freed is overwritten */
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
@@ -160,8 +214,10 @@ struct weir_region {
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
 
+    uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
+
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest since the tail was last given back */
+    uint64_t mark_peak;  /* highest of late */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -173,6 +229,7 @@ struct weir_region {
     struct weir__extents extents;
     struct weir__chunks chunks;
     struct weir__store store;
+    struct weir__growth growth;
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
@@ -234,14 +291,28 @@ void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
-/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+/* What an extent must have to hold @space bytes at a multiple of @alignment wherever it begins. */
+static inline uint64_t weir__space_most(uint64_t space, uint64_t alignment)
+{
+    return space + alignment - LAYOUT_GRANULE;
+}
 
-/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* Where an item would lie in the free extent @index, or at the mark for 0. */
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment);
+
+/*
+ * What is there becomes an extent of @space bytes of its own: state BUILT,
+ * generation even. What of the free extent is before and behind it stays free.
+ */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
 
 /* All of a chunk that is FRESH, below the mark or right above it: state ZOMBIE, generation even. */
 uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk);
@@ -258,6 +329,9 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);
+
+/* What lies in @offset .. mark is free and rests: the mark is there now. */
+void weir__space_cut(struct weir_region *region, uint64_t offset);
 
 /*
  * Checksums for all items that touch a chunk and have none, about @budget bytes at
@@ -284,11 +358,8 @@ void weir__space_audit(const struct weir_region *region);
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
 void weir__store_close(struct weir_region *region);
 
-/* The file reaches @end afterwards. */
-int weir__store_grow(struct weir_region *region, uint64_t end);
-
-/* Give the empty tail of the file back. */
-void weir__store_trim(struct weir_region *region);
+/* The file is mapped up to @end afterwards; its blocks are there. */
+int weir__store_map(struct weir_region *region, uint64_t end);
 
 /* The chunk store: what a chunk in memory is made of. */
 static inline char *weir__store_address(const struct weir_region *region, uint64_t chunk)
@@ -307,6 +378,33 @@ int weir__store_zero(struct weir_region *region, uint64_t chunk);
 
 /* It could not be written: it is as new as if just stored. */
 void weir__store_renew(struct weir_region *region, uint64_t chunk);
+
+/* ---- growth.c ----------------------------------------------------------- */
+
+/* The first reservation. */
+int weir__growth_open(struct weir_region *region, const struct weir_region_config *config);
+void weir__growth_close(struct weir_region *region);
+
+/* The file reaches @end afterwards; it waits for the disk. -EAGAIN: not now. */
+int weir__growth_reach(struct weir_region *region, uint64_t end);
+
+/* Holes where @space bytes fit are reserved again; -ENOSPC: there are none. */
+int weir__growth_refill(struct weir_region *region, uint64_t space);
+
+/* Have the next room ready; once for each chunk that the mark begins. */
+void weir__growth_ahead(struct weir_region *region);
+
+/* One tick: ahead, and back to the file system. */
+void weir__growth_advance(struct weir_region *region);
+
+bool weir__growth_is_under_way(const struct weir_region *region);
+void weir__growth_audit(const struct weir_region *region);
+
+/* Free space that rests and has its blocks. */
+static inline uint64_t weir__growth_resting(const struct weir_region *region)
+{
+    return region->resting_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
 
 /* ---- pager.c ------------------------------------------------------------ */
 
@@ -329,6 +427,9 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget);
 
 /* Whether a write-back or revival is under way in the ring. */
 bool weir__pager_is_busy(const struct weir_region *region);
+
+/* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
@@ -410,12 +511,16 @@ void weir__clean_look_again(struct weir_region *region, const struct weir__entry
 /* @chunk is no longer on disk only: what was read of it means nothing. */
 void weir__clean_forget(struct weir_region *region, uint64_t chunk);
 
+/* Whether the file may get longer without anything being cleaned. */
+bool weir__clean_may_grow(const struct weir_region *region);
+
 /* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
 
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, uint32_t *ret_index);
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment,
+                      uint32_t *ret_index);
 
 #endif

@@ -73,6 +73,11 @@ static inline uint64_t weir__entry_bytes(const struct weir__entry *entry)
     return weir__entry_bytes_of(weir__word_load(&entry->place), weir__word_load(&entry->tag));
 }
 
+static inline uint64_t weir__entry_alignment(const struct weir__entry *entry)
+{
+    return weir__tag_alignment(weir__word_load(&entry->tag));
+}
+
 static inline uint64_t weir__entry_space(const struct weir__entry *entry)
 {
     return weir__extent_space(weir__entry_bytes(entry));

@@ -18,12 +18,15 @@
  *       chunks that may not
  *   R4  chunk.first is the extent that holds the chunk's first byte
  *   R5  the extent that ends at the mark is not FREE: it gave the mark back
+ *   R6  an item lies at a multiple of its alignment, wherever it is moved
  */
 #include "region/region_state.h"
 
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/fence.h"
+
+#include <string.h>
 
 #define SPACE_ITEM_COST                                                                            \
  UINT64_C(512) /* a small item takes as long as so many bytes of a large one */
@@ -222,6 +225,21 @@ static uint64_t space_run_end(const struct weir_region *region, uint64_t offset,
     return weir__min(at, end);
 }
 
+/*
+ * Nothing is left of what was in [offset, end), as far as it may be stored to now;
+ * the rest follows when its chunk is emptied or brought back.
+ */
+static void space_wipe(const struct weir_region *region, uint64_t offset, uint64_t end)
+{
+    while (offset < end) {
+        uint64_t chunk = weir__chunk_of(offset);
+        uint64_t part_end = weir__min(end, (chunk + 1) * LAYOUT_CHUNK_BYTES);
+        if (weir__chunk_state(&region->chunks, chunk) == CHUNK_DIRTY)
+            memset(region->store.base + offset, 0, part_end - offset);
+        offset = part_end;
+    }
+}
+
 /* An extent of several chunks, which may be of both kinds. */
 static void space_release_many(struct weir_region *region, uint32_t index)
 {
@@ -247,6 +265,8 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
+    if (WEIR_UNLIKELY(region->wipes))
+        space_wipe(region, offset, offset + bytes);
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
         uint64_t chunk = weir__chunk_of(offset);
@@ -280,6 +300,8 @@ static void space_turn(struct weir_region *region, uint64_t chunk, enum weir__ex
                 space_list(region, index);
                 index = inside;
             }
+            if (region->wipes && to == EXTENT_FREE)
+                space_wipe(region, space_offset(region, index), space_end(region, index));
             index = space_add(region, index, to);
         }
         index = space_next(region, index);
@@ -297,24 +319,63 @@ void weir__space_wake(struct weir_region *region, uint64_t chunk)
     space_lower_mark(region);
 }
 
-/* ---- Taking ------------------------------------------------------------- */
-
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space)
+void weir__space_cut(struct weir_region *region, uint64_t offset)
 {
-    return weir__extents_find(&region->extents, space);
+    uint32_t last = region->last;
+
+    WEIR_ASSERT(last != 0 && space_state(region, last) == EXTENT_RESTING);
+    WEIR_ASSERT(space_offset(region, last) <= offset && space_end(region, last) > offset);
+
+    space_unlist(region, last);
+    if (space_offset(region, last) < offset)
+        space_list(region, space_split(region, last, offset - space_offset(region, last)));
+    space_claim(region, 0, offset, region->mark_bytes);
+    space_link(region, space_previous(region, last), 0);
+    weir__slots_give(&region->slots, last);
+    region->mark_bytes = offset;
+    space_lower_mark(region);
 }
 
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space)
+/* ---- Taking ------------------------------------------------------------- */
+
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment)
 {
+    uint64_t offset = index != 0 ? space_offset(region, index) : region->mark_bytes;
+
+    return weir__round_up(offset, alignment);
+}
+
+/*
+ * The best fit, if that happens to be aligned or to be large enough as well; else
+ * the best of those that always are.
+ */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment)
+{
+    uint32_t index = weir__extents_find(&region->extents, space);
+
+    if (WEIR_LIKELY(alignment == LAYOUT_GRANULE) || index == 0)
+        return index;
+    if (weir__space_place(region, index, alignment) + space <= space_end(region, index))
+        return index;
+    return weir__extents_find(&region->extents, weir__space_most(space, alignment));
+}
+
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment)
+{
+    uint64_t offset = weir__space_place(region, index, alignment);
+
     WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+    WEIR_ASSERT(offset + space <= space_end(region, index));
 
     space_unlist(region, index);
+    if (offset > space_offset(region, index))
+        space_list(region, space_split(region, index, offset - space_offset(region, index)));
     if (space_bytes(region, index) > space) {
         uint32_t front = space_split(region, index, space);
         space_list(region, index);
         index = front;
     }
-    uint64_t offset = space_offset(region, index);
     space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
@@ -382,6 +443,18 @@ uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_
     return index;
 }
 
+/* What lies between the mark and an aligned place is given back as soon as the mark is over it. */
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment)
+{
+    uint64_t gap = weir__space_place(region, 0, alignment) - region->mark_bytes;
+    uint32_t front = gap > 0 ? weir__space_bump(region, gap) : 0;
+    uint32_t index = weir__space_bump(region, space);
+
+    if (front != 0)
+        weir__space_release(region, front);
+    return index;
+}
+
 /* ---- Moving ------------------------------------------------------------- */
 
 /*
@@ -402,6 +475,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     uint32_t after_target = space_next(region, target);
 
     WEIR_ASSERT(space_bytes(region, target) == space);
+    WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
     region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__word_add(&weir__region_figures(region)->move_count, 1);
@@ -515,8 +589,7 @@ void weir__space_damage(struct weir_region *region, uint32_t index)
     uint64_t tag = weir__word_load(&entry->tag);
 
     WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE);
-    weir__word_store(&entry->tag, weir__entry_tag(weir__tag_generation(tag), weir__tag_owner(tag),
-                                                  EXTENT_DAMAGED, weir__entry_bytes(entry)));
+    weir__word_store(&entry->tag, weir__tag_turn(tag, EXTENT_DAMAGED));
     region->damaged_count++;
 }
 
@@ -569,6 +642,8 @@ void weir__space_audit(const struct weir_region *region)
         WEIR_CHECK(state != EXTENT_VACANT);
         if (state == EXTENT_FREE || state == EXTENT_RESTING)
             space_audit_free(region, index);
+        if (weir__state_is_item(state)) /* R6 */
+            WEIR_CHECK(at % weir__entry_alignment(weir__region_entry(region, index)) == 0);
         free_bytes += state == EXTENT_FREE ? space_bytes(region, index) : 0;
         resting_bytes += state == EXTENT_RESTING ? space_bytes(region, index) : 0;
         for (uint64_t chunk = (at + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;

@@ -429,7 +429,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     uint32_t generation = weir__tag_generation(entry->tag);
     uint64_t offset = weir__place_offset(entry->place);
     uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
-    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT || state == EXTENT_DAMAGED;
+    bool named = weir__state_is_item(state);
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
@@ -439,11 +439,15 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
+    uint64_t alignment = named ? weir__tag_alignment(entry->tag) : LAYOUT_GRANULE;
+    if (alignment > LAYOUT_ALIGN_LIMIT || offset % alignment != 0)
+        return -EBADMSG;
 
     *ret_extent = (struct weir_view_extent){
         .offset = offset,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
+        .alignment = named ? alignment : 0,
         .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
         .held = state == EXTENT_ZOMBIE,
         .damaged = state == EXTENT_DAMAGED,
@@ -485,7 +489,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = weir__word_load(&view->chunks[index].word);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_FILLING)
+    if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,

@@ -18,8 +18,10 @@
  *   M2  items[] holds every live slot; what was freed answers -ESTALE
  *   M3  each fetch is called back once per slot, each piece completes once,
  *       both from poll alone; 0 for what lives then, -ESTALE for what does not
- *   M4  pinned bytes stay where they are, those of freed items too
- *   M5  the figures are the sums over items[]; the books are told metadata_bytes
+ *   M4  pinned bytes stay where they are, those of freed items too, and what is
+ *       filled in place stays as far as it is filled
+ *   M5  an item's address is a multiple of the alignment it was asked for
+ *   M6  the figures are the sums over items[]; the books are told metadata_bytes
  */
 
 #include <weir/region.h>
@@ -63,6 +65,7 @@ enum model_choice {
     MODEL_WAIT,
     MODEL_WALK,
     MODEL_FLOOD,
+    MODEL_PLACE,
     MODEL_CHOICE_COUNT,
 };
 
@@ -83,6 +86,9 @@ enum model_event {
     MODEL_SAW_GROWTH,
     MODEL_SAW_SHRINKING,
     MODEL_SAW_HOLES,
+    MODEL_SAW_PLACED,
+    MODEL_SAW_PLACED_COLD,
+    MODEL_SAW_MOVES,
     MODEL_EVENT_COUNT,
 };
 
@@ -102,6 +108,9 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_GROWTH] = "the file grew",
     [MODEL_SAW_SHRINKING] = "the file shrank",
     [MODEL_SAW_HOLES] = "there were free extents",
+    [MODEL_SAW_PLACED] = "an item was filled in place",
+    [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
+    [MODEL_SAW_MOVES] = "items were moved",
 };
 
 struct model_item {
@@ -111,7 +120,9 @@ struct model_item {
     uint64_t bytes;
     uint64_t written; /* of an unfinished item */
     bool unfinished;
-    bool built; /* in pieces */
+    bool built;           /* in pieces */
+    unsigned char *place; /* of an unfinished item that is filled in place */
+    uint64_t alignment;   /* 0: nothing was asked for */
     uint32_t pins;
     const void *pinned_at;
     uint32_t walk; /* the last walk that saw it */
@@ -137,8 +148,10 @@ struct model {
     struct weir_slot dead[MODEL_DEAD_COUNT];
     size_t dead_count;
 
-    uint64_t committed_bytes; /* M5 */
+    uint64_t committed_bytes; /* M6 */
     uint64_t unfinished_bytes;
+    uint64_t placed_bytes; /* of these, filled in place */
+    uint64_t placed_count;
     uint64_t pin_count; /* zombies' too */
     uint64_t put_count;
     uint64_t awaited; /* callbacks and completions to come, M3 */
@@ -288,6 +301,10 @@ static inline void model_forget(struct model *model, struct model_item *item)
     }
     if (item->unfinished)
         model->events[MODEL_SAW_BUILD_GIVEN_UP]++;
+    if (item->place != NULL) {
+        model->placed_bytes -= item->bytes;
+        model->placed_count--;
+    }
 
     model->by_index[item->slot.index] = 0;
     struct model_item last = model->items[--model->item_count];
@@ -341,6 +358,8 @@ static inline void model_check_at(struct model *model, const struct model_item *
     model->events[MODEL_SAW_HOT]++;
     MODEL_EQUAL(model, bytes, item->bytes);
     MODEL_EQUAL(model, memcmp(data, item->copy, bytes), 0);
+    if (item->alignment > 0) /* M5 */
+        MODEL_EQUAL(model, (uintptr_t)data % item->alignment, 0);
     if (item->pins > 0) /* M4 */
         MODEL_CHECK(model, data == item->pinned_at);
 }
@@ -399,7 +418,7 @@ static inline void model_check_figures(struct model *model)
     if (stats.bounded)
         MODEL_CHECK(model, stats.resident_bytes <= stats.resident_bytes_max);
     if (model->pin_count == 0)
-        MODEL_EQUAL(model, stats.pinned_bytes, 0);
+        MODEL_EQUAL(model, stats.pinned_bytes, model->placed_bytes);
     MODEL_EQUAL(model, stats.metadata_bytes, model->charged);
     MODEL_EQUAL(model, stats.write_error_count, 0);
     MODEL_EQUAL(model, stats.read_error_count, 0);
@@ -410,6 +429,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_SHRINKING]++;
     if (stats.free_extent_count > 0)
         model->events[MODEL_SAW_HOLES]++;
+    if (stats.moved_bytes > 0)
+        model->events[MODEL_SAW_MOVES]++;
     model->file_bytes = stats.file_bytes;
 }
 
@@ -432,11 +453,13 @@ static inline void model_check_walk(struct model *model)
 /* M4: what is pinned has not moved and has not changed. */
 static inline void model_check_pins(struct model *model)
 {
-    for (size_t i = 0; i < model->item_count; i++)
-        if (model->items[i].pins > 0)
-            MODEL_EQUAL(
-                model,
-                memcmp(model->items[i].pinned_at, model->items[i].copy, model->items[i].bytes), 0);
+    for (size_t i = 0; i < model->item_count; i++) {
+        const struct model_item *item = &model->items[i];
+        if (item->pins > 0)
+            MODEL_EQUAL(model, memcmp(item->pinned_at, item->copy, item->bytes), 0);
+        if (item->place != NULL)
+            MODEL_EQUAL(model, memcmp(item->place, item->copy, item->written), 0);
+    }
     for (size_t i = 0; i < model->zombie_count; i++)
         MODEL_EQUAL(
             model,
@@ -517,7 +540,7 @@ static inline void model_check_refusal(struct model *model, int r, uint64_t byte
     model->events[MODEL_SAW_BEHIND]++;
     /* On a ring of its own a region waits; only what we hold can be in its way. */
     if (model->ring == NULL)
-        MODEL_CHECK(model, model->pin_count > 0 || model->awaited > 0 ||
+        MODEL_CHECK(model, model->pin_count > 0 || model->placed_count > 0 || model->awaited > 0 ||
                                model_may_be_full(model, bytes) || model->in_callback);
 }
 
@@ -688,6 +711,49 @@ static inline void model_build(struct model *model, uint64_t bytes, uint16_t own
     model_add(model, item);
 }
 
+/* The rest of it is filled before commit; a power of two is not always asked for. */
+static inline void model_place(struct model *model, uint64_t bytes, uint64_t alignment,
+                               uint16_t owner)
+{
+    struct model_item item = {
+        .bytes = bytes, .label = {model->put_count, owner}, .unfinished = true, .built = true};
+    struct weir_slot slot = {4711, 4712};
+    void *data = model;
+    bool is_wrong = (alignment & (alignment - 1)) != 0 || alignment > 4096;
+
+    if (model->unfinished_bytes + bytes > model->build_max && bytes <= model->fixed.put_bytes_max)
+        return;
+
+    int r = weir_region_alloc_in_place(model->region, bytes, alignment, item.label, &slot, &data);
+    if (r < 0) {
+        MODEL_CHECK(model, slot.index == 4711 && slot.generation == 4712 && data == model);
+        if (is_wrong)
+            MODEL_EQUAL(model, r, -EINVAL);
+        else if (bytes > model->fixed.put_bytes_max)
+            MODEL_EQUAL(model, r, -EFBIG);
+        else if (r == -EAGAIN && model->placed_count > 0)
+            model->events[MODEL_SAW_BEHIND]++; /* what is in place is in the way, at any time */
+        else
+            model_check_refusal(model, r, bytes + alignment);
+        return;
+    }
+    MODEL_CHECK(model, !is_wrong && bytes <= model->fixed.put_bytes_max && data != NULL);
+    item.slot = slot;
+    item.alignment = alignment > 16 ? alignment : 16;
+    item.place = data;
+    MODEL_EQUAL(model, (uintptr_t)data % item.alignment, 0); /* M5 */
+    item.copy = model_alloc(bytes);
+    harness_fill(item.copy, bytes, model->seed ^ item.label.key, 0);
+    item.written = bytes / 2;
+    memset(item.place, 0xdd, bytes);
+    memcpy(item.place, item.copy, item.written);
+    model->put_count++;
+    model->unfinished_bytes += bytes;
+    model->placed_bytes += bytes;
+    model->placed_count++;
+    model_add(model, item);
+}
+
 static inline struct model_item *model_pick_unfinished(struct model *model, uint64_t a)
 {
     for (size_t i = 0; i < model->item_count && model->unfinished_bytes > 0 && i < 512; i++) {
@@ -704,6 +770,11 @@ static inline void model_write(struct model *model, struct model_item *item, uin
         bytes = item->bytes - item->written;
     if (bytes > model->fixed.put_bytes_max)
         bytes = model->fixed.put_bytes_max;
+    if (item->place != NULL) {
+        memcpy(item->place + item->written, item->copy + item->written, bytes);
+        item->written += bytes;
+        return;
+    }
 
     int r = weir_region_write(model->region, item->slot, item->written, item->copy + item->written,
                               bytes);
@@ -718,6 +789,11 @@ static inline void model_write_wrong(struct model *model, struct model_item *ite
     uint64_t rest = item->bytes - item->written;
     static const unsigned char wrong[64] = {0xbb};
 
+    if (item->place != NULL) { /* in pieces, into what is not */
+        MODEL_EQUAL(model, weir_region_write(model->region, item->slot, 0, wrong, 0), -EINVAL);
+        MODEL_EQUAL(model, weir_region_write(model->region, item->slot, a % 64, wrong, 1), -EINVAL);
+        return;
+    }
     MODEL_EQUAL(model,
                 weir_region_write(model->region, item->slot, item->written + 1 + a % 64, wrong, 1),
                 -EINVAL);
@@ -735,6 +811,15 @@ static inline void model_write_wrong(struct model *model, struct model_item *ite
 
 static inline void model_commit(struct model *model, struct model_item *item)
 {
+    if (item->place != NULL) {
+        MODEL_EQUAL(model, memcmp(item->place, item->copy, item->written), 0); /* M4 */
+        memcpy(item->place, item->copy, item->bytes);
+        model->placed_bytes -= item->bytes;
+        model->placed_count--;
+        item->place = NULL;
+        item->written = item->bytes;
+        model->events[MODEL_SAW_PLACED]++;
+    }
     if (item->written < item->bytes) {
         MODEL_EQUAL(model, weir_region_commit(model->region, item->slot), -EINVAL);
         return;
@@ -773,6 +858,7 @@ static inline void model_fetched(void *context, struct weir_slot slot, int resul
         MODEL_CHECK(model, !item->unfinished && info.resident);
         model_check_at(model, item);
         model->events[MODEL_SAW_FETCHED]++;
+        model->events[MODEL_SAW_PLACED_COLD] += item->alignment > 16;
     } else { /* an item that was not whole when it was asked for */
         MODEL_CHECK(model, item->built);
     }
@@ -1071,6 +1157,13 @@ static inline void model_step(struct model *model, enum model_choice choice, uin
     case MODEL_FLOOD:
         model_flood(model, 16 + a % 112);
         break;
+    case MODEL_PLACE: {
+        uint64_t bytes =
+            b % 32 == 0 ? a % (model->fixed.put_bytes_max + 2) : model_size(a, model->size_max);
+        uint64_t alignment = b / 32 % 64 == 0 ? b / 2048 % 5000 : UINT64_C(1) << b / 32 % 13;
+        model_place(model, bytes, b / 32 % 64 == 1 ? 0 : alignment, (uint16_t)(b % 16));
+        break;
+    }
     case MODEL_CHOICE_COUNT:
         break;
     }

@@ -553,7 +553,7 @@ def errors(tree):
 
 
 def layout_fields(code, name, bytes_of={'uint64_t': 8, 'int64_t': 8, 'uint32_t': 4, 'int32_t': 4,
-                                        'char': 1}):
+                                        'uint16_t': 2, 'char': 1}):
     """(offset, field, bytes) of a struct of region_layout.h; a nested one at its end"""
     body = re.search(r'^struct ' + name + r' \{\n(.*?)^\};', code, re.M | re.S)
     offset = 0

@@ -488,14 +488,14 @@ static void test_chunks(void **state)
     made_open(&made);
     made_publish(&made);
     struct weir_view *view = view_of(&made);
-    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_FILLING; i++) {
+    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_HOLE; i++) {
         made_chunk_state(&made, 3, (enum weir_chunk_state)i);
         assert_int_equal(weir_view_chunk(view, 3, &chunk), 0);
         assert_int_equal(chunk.state, i);
         assert_int_equal(chunk.live_bytes, 1000);
         assert_int_equal(chunk.pinned_count, 2);
     }
-    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_FILLING + 1));
+    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_HOLE + 1));
     assert_int_equal(weir_view_chunk(view, 3, &chunk), -EBADMSG);
     assert_int_equal(weir_view_chunk(view, CHUNK_COUNT, &chunk), -EINVAL);
     weir__word_store(&made.header->figures.file_bytes, LAYOUT_CHUNK_BYTES + 1);
