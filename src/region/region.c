@@ -715,6 +715,11 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     return 0;
 }
 
+static bool region_is_whole(enum weir__extent_state state)
+{
+    return state == EXTENT_LIVE || state == EXTENT_DAMAGED;
+}
+
 /* Twice at worst: what came may be the fault of the way. */
 static int region_read_whole(struct weir_region *region, struct weir_slot slot,
                              const struct weir__entry *entry, void *buffer)
@@ -741,7 +746,7 @@ int weir_region_read(struct weir_region *region, struct weir_slot slot, uint64_t
     const struct weir__entry *entry = region_find(region, slot);
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL || weir__entry_state(entry) == EXTENT_BUILT)
+    if (entry == NULL || !region_is_whole(weir__entry_state(entry)))
         return -ESTALE;
 
     uint64_t length = weir__entry_bytes(entry);
@@ -771,7 +776,7 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     if (entry == NULL)
         return -ESTALE;
     enum weir__extent_state state = weir__entry_state(entry);
-    bool committed = state != EXTENT_BUILT;
+    bool committed = region_is_whole(state);
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
