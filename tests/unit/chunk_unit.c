@@ -105,7 +105,8 @@ static void the_lists_are_in_order(void **state)
             CHUNK_FRESH + weir__random(&random) % (CHUNK_STATE_COUNT - CHUNK_FRESH));
         switch (weir__random(&random) % 4) {
         case 0:
-            if (live + bytes <= LAYOUT_CHUNK_BYTES)
+            if (live + bytes <= LAYOUT_CHUNK_BYTES &&
+                weir__chunk_state(&chunks, chunk) != CHUNK_HOLE)
                 weir__chunks_add_live(&chunks, begin, bytes);
             break;
         case 1:
@@ -113,7 +114,7 @@ static void the_lists_are_in_order(void **state)
                 weir__chunks_sub_live(&chunks, begin, bytes);
             break;
         case 2:
-            if (other != weir__chunk_state(&chunks, chunk))
+            if (other != weir__chunk_state(&chunks, chunk) && (other != CHUNK_HOLE || live == 0))
                 weir__chunk_turn(&chunks, chunk, other);
             break;
         default:
