@@ -308,9 +308,23 @@ static uint64_t pager_choose_dead(const struct weir_region *region)
     return CHUNK_NO;
 }
 
+/* The oldest that is nearly full: one that is a little less full than all others must go, too. */
+static uint64_t pager_choose_old(const struct weir_region *region)
+{
+    uint32_t i = region->chunks.queues[CHUNK_DIRTY].head;
+
+    for (uint32_t left = PAGER_LOOK_MAX; left > 0 && i != 0; left--) {
+        if (weir__chunk_live(&region->chunks, i - 1) >= PAGER_FULL_BYTES &&
+            pager_may_write(region, i - 1) && region->chunks.table[i - 1].open == 0)
+            return i - 1;
+        i = region->chunks.table[i - 1].next;
+    }
+    return CHUNK_NO;
+}
+
 /*
- * The chunk to write next. One of which nothing is live; else the fullest, if it
- * is nearly full: its free space rests from then on. For somebody who waits the
+ * The chunk to write next. One of which nothing is live; else the oldest that is
+ * nearly full, or the fullest: its free space rests from then on. For somebody who waits the
  * fullest in any case, and one that is being filled if there is no other.
  */
 static uint64_t pager_choose(const struct weir_region *region, bool urgent)
@@ -320,6 +334,8 @@ static uint64_t pager_choose(const struct weir_region *region, bool urgent)
 
     if (chunk == CHUNK_NO)
         chunk = pager_choose_dead(region);
+    if (chunk == CHUNK_NO)
+        chunk = pager_choose_old(region);
     if (chunk != CHUNK_NO)
         return chunk;
     chunk = weir__chunks_fullest(&region->chunks, CHUNK_KIND_DIRTY, CHUNK_NO);
