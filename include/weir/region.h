@@ -203,13 +203,14 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
- * Touches no cold page and allocates nothing; only the cleaning that it may go on
- * with does, and where it gets no memory it waits.
+ * Touches no cold page and allocates nothing; only the first cleaning does, which
+ * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
- *          Before the file grows items in memory are moved, if that makes room:
- *          about as many bytes as are put, at most 256 KiB. Faster than the file
- *          grows ahead: at worst one growth step, which waits for the disk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -299,7 +300,8 @@ WEIR_API void weir_region_free_owner(struct weir_region *region, uint16_t owner,
  * weir_region_at() - the address of an item that is in memory
  * @ret_bytes:  its exact length, as it was put in; may be NULL
  *
- * Return: 0, -ESTALE, or -EAGAIN if the item is cold: weir_region_fetch() it.
+ * Return: 0, -ESTALE, -EBADMSG (it was found damaged), or -EAGAIN if the item is
+ *         cold: weir_region_fetch() it.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct weir_slot slot,
                                             const void **ret_data, size_t *ret_bytes);
@@ -309,7 +311,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct w
  *
  * Pins count. Pinned bytes stay in memory: pin little, and not for long.
  *
- * Return: 0, -ESTALE, -EAGAIN if the item is cold, or -ENOMEM.
+ * Return: 0, -ESTALE, -EBADMSG, -EAGAIN if the item is cold, or -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_pin(struct weir_region *region, struct weir_slot slot,
                                              const void **ret_data, size_t *ret_bytes);
@@ -357,7 +359,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
  *              negative errno (-ESTALE: freed meanwhile)
  *
  * For items too large for memory. Pieces are not verified one by one; the
- * checksum of the whole is in the slot.
+ * checksum of the whole is in the slot. What is left of a damaged item comes so.
  *
  * Return: 0, -EINVAL, -ESTALE, -ENOMEM.
  */
@@ -372,7 +374,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
  * @buffer_bytes:  room in @buffer
  * @ret_bytes:     how many were copied: less than asked for only at the end
  *
- * Blocks while a cold item is read. The whole item at once is verified.
+ * Blocks while a cold item is read. The whole item at once is verified; of a
+ * damaged one a piece can be read.
  *
  * Return: 0, -ESTALE, -EBADMSG, -ENOMEM, or what pread(2) says.
  */
@@ -388,6 +391,7 @@ struct weir_slot_info {
     struct weir_label label;
     bool resident;  /* at() would answer */
     bool committed; /* false: still under construction */
+    bool damaged;   /* its bytes came back from disk other than they were put */
 };
 
 /* weir_region_slot() - what @slot is; 0 or -ESTALE */
@@ -415,7 +419,8 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * ahead, and gives free space back to the file system by steps: the tail above
  * what was in use of late, and whole chunks that stay free, a reserve left out. A
  * first reservation that was never used stays.
- * Never blocks.
+ * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
+ * a tick stays below a millisecond.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -449,7 +454,7 @@ struct weir_region_stats {
     uint64_t free_bytes;     /* in free extents under the mark */
     uint64_t resident_bytes; /* chunks in memory and fetched items */
     uint64_t dirty_bytes;    /* of these, not yet on disk */
-    uint64_t fetched_bytes;  /* of these, in fetch buffers */
+    uint64_t fetched_bytes;  /* of these, in buffers beside the file */
     uint64_t pinned_bytes;   /* also of what is filled in place */
     uint64_t metadata_bytes; /* tables and indexes; told to config.books */
     uint64_t slot_count;
@@ -463,13 +468,14 @@ struct weir_region_stats {
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
-    uint64_t freed_bytes; /* named: freed since the last sync(), space again after the next */
-    bool bounded;         /* the kernel lets go of what is dropped */
-    bool direct;          /* fetches pass by the page cache (O_DIRECT) */
-    bool degraded;        /* a write-back failed and has not succeeded since */
-    bool synchronous;     /* no io_uring: plain system calls */
-    bool movable;         /* no address space reserved: growth may move the mapping */
-    uint64_t reserved[8];
+    uint64_t damaged_count; /* live slots that are damaged: weir_region_next() finds them */
+    uint64_t freed_bytes;   /* named: freed since the last sync(), space again after the next */
+    bool bounded;           /* the kernel lets go of what is dropped */
+    bool direct;            /* fetches pass by the page cache (O_DIRECT) */
+    bool degraded;          /* a write-back failed and has not succeeded since */
+    bool synchronous;       /* no io_uring: plain system calls */
+    bool movable;           /* no address space reserved: growth may move the mapping */
+    uint64_t reserved[7];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

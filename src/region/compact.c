@@ -27,8 +27,9 @@
  * the last look ended, some extents at a time; only then around the largest
  * holes. No index is kept for this: put and free pay nothing.
  *
- * With little free there is nothing to be gained, and the file grows. Nothing
- * here waits for I/O: cold chunks are the cleaner's.
+ * With little free there is nothing to be gained, and the file grows; so it does
+ * for a while after some looks in vain, longer each time. Nothing here waits for I/O:
+ * cold chunks are the cleaner's.
  *
  *   K1  what is moved in one call is at most COMPACT_BYTES_MAX, and at most the
  *       space that is asked for
@@ -42,13 +43,16 @@
 #include <string.h>
 
 #define COMPACT_NONE        UINT64_MAX
-#define COMPACT_STEPS       128                      /* extents that are looked at at a time */
-#define COMPACT_LOOK_MAX    UINT64_C(256)            /* chunks that are passed over at a time */
-#define COMPACT_SWEEP_BYTES (UINT64_C(64) << 10)     /* for so many more there is one more look */
-#define COMPACT_SEED_COUNT  4                        /* of the largest holes */
-#define COMPACT_ITEMS_MAX   128                      /* moved at once */
-#define COMPACT_BYTES_MAX   (UINT64_C(256) << 10)    /* moved at once (K1) */
-#define COMPACT_SPACE_MAX   (UINT64_C(1) << 20)      /* for larger items the file grows */
+#define COMPACT_STEPS       128                   /* extents that are looked at at a time */
+#define COMPACT_LOOK_MAX    UINT64_C(256)         /* chunks that are passed over at a time */
+#define COMPACT_SWEEP_BYTES (UINT64_C(64) << 10)  /* for so many more there is one more look */
+#define COMPACT_SEED_COUNT  4                     /* of the largest holes */
+#define COMPACT_ITEMS_MAX   128                   /* moved at once */
+#define COMPACT_BYTES_MAX   (UINT64_C(256) << 10) /* moved at once (K1) */
+#define COMPACT_SPACE_MAX   (UINT64_C(1) << 20)   /* for larger items the file grows */
+#define COMPACT_VAIN_COUNT  16 /* looks in vain in a row, then there is a pause */
+#define COMPACT_PAUSE_MIN   (LAYOUT_CHUNK_BYTES / 16) /* of so much that the mark moves */
+#define COMPACT_PAUSE_MAX   LAYOUT_CHUNK_BYTES
 #define COMPACT_FREE_MIN    (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
 #define COMPACT_FREE_SHARE  48                       /* nor below this part of what is live */
 
@@ -260,7 +264,8 @@ static struct compact_window compact_choose(struct weir_region *region, uint64_t
     uint32_t seeds[COMPACT_SEED_COUNT];
 
     /* A larger item may look further, in proportion to what its put costs anyway. */
-    for (uint64_t i = 0; i <= space / COMPACT_SWEEP_BYTES && best.first == 0; i++)
+    uint64_t looks = 1 + weir__min(space, COMPACT_BYTES_MAX) / COMPACT_SWEEP_BYTES;
+    for (; looks > 0 && best.first == 0; looks--)
         compact_sweep(region, space, &best);
     if (best.first != 0)
         return best;
@@ -360,14 +365,35 @@ static bool compact_run(struct weir_region *region, const struct compact_window 
     return is_ready;
 }
 
+/* After some looks in vain the mark moves first, further each time. */
+static void compact_pause(struct weir_region *region, bool is_made)
+{
+    struct weir__compactor *compactor = &region->compactor;
+
+    compactor->left_mark = region->mark_bytes;
+    compactor->vain_count = is_made ? 0 : compactor->vain_count + 1;
+    if (compactor->vain_count < COMPACT_VAIN_COUNT)
+        compactor->pause_bytes = 0;
+    else
+        compactor->pause_bytes =
+            weir__min(weir__max(2 * compactor->pause_bytes, COMPACT_PAUSE_MIN), COMPACT_PAUSE_MAX);
+}
+
 bool weir__compact_make_place(struct weir_region *region, uint64_t space)
 {
+    struct weir__compactor *compactor = &region->compactor;
+
     if (space > COMPACT_SPACE_MAX || !compact_is_due(region))
+        return false;
+    /* A mark that came down is another one. */
+    if (region->mark_bytes - compactor->left_mark < compactor->pause_bytes)
         return false;
     /* An aligned target may cut a hole in three. */
     if (weir__table_ready(region, region->spare_min + 2 * COMPACT_ITEMS_MAX) < 0)
         return false;
 
     struct compact_window window = compact_choose(region, space);
-    return window.first != 0 && compact_run(region, &window);
+    bool is_made = window.first != 0 && compact_run(region, &window);
+    compact_pause(region, is_made);
+    return is_made;
 }

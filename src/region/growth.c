@@ -399,7 +399,8 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
     uint64_t from;
 
     if (growth->kind != GROWTH_NONE || now_ns < growth->retry_ns ||
-        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes)
+        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes ||
+        !weir__clean_may_grow(region))
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);

@@ -159,12 +159,12 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     }
     if (weir__state_is_freed(state))
         return recover_look_at_freed(region, index, data_bytes);
-    if (state != EXTENT_LIVE) {
+    if (state != EXTENT_LIVE && state != EXTENT_DAMAGED) {
         report->unfinished_slot_count += is_odd;
         recover_vacate(region, index);
         return 0;
     }
-    if (!recover_is_inside(region, entry, data_bytes)) {
+    if (state == EXTENT_DAMAGED || !recover_is_inside(region, entry, data_bytes)) {
         recover_lose(region, index, -EBADMSG);
         return 0;
     }

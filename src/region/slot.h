@@ -13,6 +13,7 @@
 
 #include <weir/base.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -54,6 +55,12 @@ static inline struct weir__entry *weir__slots_find(const struct weir__slots *slo
     if (weir__tag_generation(tag) != slot.generation || weir__tag_state(tag) != state)
         return NULL;
     return entry;
+}
+
+/* Why it is not found: its bytes are not those that were put, or it was freed. */
+static inline int weir__slots_lost(const struct weir__slots *slots, struct weir_slot slot)
+{
+    return weir__slots_find(slots, slot, EXTENT_DAMAGED) != NULL ? -EBADMSG : -ESTALE;
 }
 
 static inline uint64_t weir__entry_offset(const struct weir__entry *entry)

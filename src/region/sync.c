@@ -53,7 +53,7 @@ uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index)
     uint64_t bytes = weir__entry_bytes(entry);
 
     WEIR_ASSERT(weir__sync_is_confirmed(region, index));
-    WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE); /* N3 */
+    WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag))); /* N3 */
     named->freed_bytes += weir__extent_space(bytes);
     return weir__tag_with(tag, weir__state_freed(named->sync_count));
 }
@@ -154,9 +154,13 @@ bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk)
 /* An item without a checksum has bytes that were never written: they are in memory. */
 static void sync_sum(struct weir_region *region)
 {
-    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
-         i = region->chunks.table[i - 1].next)
-        weir__space_sum(region, i - 1);
+    for (uint32_t index = 1; index <= region->slots.used_count; index++) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        if (weir__entry_state(entry) == EXTENT_LIVE && region->slots.sums[index] == 0)
+            weir__word_store(&region->slots.sums[index],
+                             weir__sum(region->store.base + weir__entry_offset(entry),
+                                       weir__entry_bytes(entry)));
+    }
 }
 
 static int sync_tables(struct weir_region *region)

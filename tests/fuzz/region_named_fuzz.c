@@ -359,7 +359,8 @@ static void fuzz_walk(struct weir_region *region, const struct fuzz_case *input)
 
     weir_region_report(region, &report);
     for (; weir_region_next(region, &slot); count++)
-        (void)fuzz_read(region, slot, report.after_power_loss);
+        if (fuzz_read(region, slot, report.after_power_loss) < 0) /* or it is lost once more */
+            fuzz_check(weir_region_free(region, slot) == 0);
     fuzz_check(count == report.kept_slot_count);
     fuzz_check((report.lost_slot_count > 0 || report.damaged_entry_count > 0) ==
                (report.first_error != 0));

@@ -595,6 +595,25 @@ def layout(tree):
 
 
 @rule
+def seam(tree):
+    """the fault seam knows each function of base/sys, base/ring and base/heap, and no other"""
+    table = 'tests/harness/seam_calls.def'
+    code = c_code(tree.text(table))
+    listed = {match.group(1): line_of(code, match.start())
+              for match in re.finditer(r'^SEAM_[A-Z]+\((\w+)', code, re.M)}
+    doors = {}
+    for name in ('sys', 'ring', 'heap'):
+        path = f'src/base/{name}.h'
+        declared = c_code(tree.text(path))
+        for match in re.finditer(r'\bweir__(' + name + r'_\w+)\s*\(', declared):
+            doors.setdefault(match.group(1), f'{path}:{line_of(declared, match.start())}')
+    for name in sorted(set(doors) - set(listed)):
+        yield f'{doors[name]}: weir__{name}() does not stand in {table}'
+    for name in sorted(set(listed) - set(doors)):
+        yield f'{table}:{listed[name]}: there is no weir__{name}()'
+
+
+@rule
 def features(tree):
     """docs/features.md: what is called done or part names a test that is there, and its case"""
     whole = tree.text('docs/features.md')

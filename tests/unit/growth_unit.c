@@ -468,7 +468,7 @@ static void flags_of(const void *address, char *flags, size_t flags_bytes)
         if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
             is_here = (uintptr_t)address >= from && (uintptr_t)address < to;
         else if (is_here && strncmp(line, "VmFlags:", 8) == 0)
-            snprintf(flags, flags_bytes, "%s", line + 8);
+            snprintf(flags, flags_bytes, "%.*s", (int)flags_bytes - 1, line + 8);
     }
     fclose(maps);
 }

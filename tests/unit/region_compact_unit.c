@@ -310,6 +310,26 @@ static void a_pinned_item_keeps_its_place(void **state)
     finish(f);
 }
 
+/* Where nothing can be moved puts go on, and the file grows. */
+static void where_all_is_pinned_the_file_grows(void **state)
+{
+    struct fixture *f = start_with_holes();
+    const void *data;
+
+    (void)state;
+    for (uint64_t i = 0; i < SMALL_COUNT; i++)
+        if (!weir_slot_is_none(f->small[i]))
+            assert_int_equal(weir_region_pin(f->region, f->small[i], &data, NULL), 0);
+    fill_large(f);
+    assert_int_equal(figures(f).moved_bytes, 0);
+    assert_true(figures(f).mark_bytes > LIVE_BYTES / 100 * 120);
+    for (uint64_t i = 0; i < SMALL_COUNT; i++)
+        if (!weir_slot_is_none(f->small[i]))
+            weir_region_unpin(f->region, f->small[i]);
+    assert_all_whole(f);
+    finish(f);
+}
+
 /* Freed and still pinned: the bytes belong to whoever holds the pin. */
 static void a_pinned_item_that_was_freed_keeps_its_bytes(void **state)
 {
@@ -453,6 +473,7 @@ int main(void)
         CASE("a very large put moves nothing", a_very_large_put_moves_nothing),
         CASE("a put moves no more than it brings", a_put_moves_little),
         CASE("a pinned item keeps its place", a_pinned_item_keeps_its_place),
+        CASE("where all is pinned the file grows", where_all_is_pinned_the_file_grows),
         CASE("a pinned item that was freed keeps its bytes",
              a_pinned_item_that_was_freed_keeps_its_bytes),
         CASE("an item under construction stays whole", an_item_under_construction_stays_whole),
