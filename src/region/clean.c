@@ -22,7 +22,8 @@
  * What survived lives on longer than what was just put, so it is not mixed with
  * that: it is packed into chunks of its own (the nest), which are soon written.
  *
- * What is pinned, under construction or too large for the buffer stays; a chunk
+ * What is pinned, under construction, confirmed by a sync or too large for the
+ * buffer stays; a chunk
  * that holds such an item is set aside until something in it is freed or unpinned.
  *
  *   L1  a window that is being read has its half of the buffer, or all of it
@@ -252,7 +253,7 @@ static bool clean_is_movable(const struct weir_region *region, uint32_t index)
     enum weir__extent_state state = weir__entry_state(entry);
 
     return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
-           !weir__fetches_are_held(region, slot);
+           !weir__fetches_are_held(region, slot) && !weir__sync_is_confirmed(region, index);
 }
 
 /* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
