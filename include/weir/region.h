@@ -24,12 +24,19 @@
  * block) or through the ring (fetch, fetch_into). A cold item is never read
  * through the mapping.
  *
+ * The file grows ahead of need and gives back what is free unasked, both from
+ * poll; in memory are also the pages that are made ahead of the next put.
+ *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out or emptied; one on a worker's
- * ring answers -EAGAIN there and goes on when the worker turns: return to it
+ * write where a chunk must first be written out or emptied, or where at this
+ * moment the tail of the file is given back; one on a worker's ring answers -EAGAIN there and goes on when the worker turns: return to it
  * before the next try, for poll alone takes no completions of a ring that is not
  * the region's. Where the kernel forbids io_uring, all of it is done by plain
  * system calls.
+ *
+ * An anonymous region ends with its owner. A named one is found again by the next
+ * weir_region_open() of that name: after a kill -9 with every committed slot, after
+ * a power loss with what weir_region_sync() confirmed. Handles stay what they were.
  *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
@@ -59,10 +66,13 @@ struct weir_region;
  * struct weir_region_config - how a region is opened
  * @directory:           where the file lives; required. Of a directory of which only a
  *                       descriptor is known: "/proc/self/fd/<descriptor>"
- * @name:                NULL: anonymous, nothing is left of it after a crash.
- *                       Named regions are not there yet: -EOPNOTSUPP.
+ * @name:                NULL: anonymous, nothing is left of it after a crash. Else
+ *                       the files are NAME.weir (tables) and NAME.weir-data, mode
+ *                       0600; no '/' in it, at most 200 bytes
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
- * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB
+ * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB. Of a region that
+ *                       is there already: 0: as it is; more lets it grow; less is
+ *                       -EINVAL
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
@@ -74,7 +84,8 @@ struct weir_region;
  * @wipes:               what is freed is overwritten: at once where it lies in
  *                       memory and may be stored to, else when its chunk is
  *                       brought back, or given up with its last item; the file
- *                       at close. A disk may keep what it was told to forget.
+ *                       at close, unless it has a name. A disk may keep what it
+ *                       was told to forget.
  */
 struct weir_region_config {
     const char *directory;
@@ -98,12 +109,23 @@ struct weir_region_config {
  * Writes one chunk, drops it and asks the kernel whether it left the memory;
  * where it did not, stats.bounded is false and resident_bytes_max is a wish.
  *
- * Cost:    some milliseconds and one chunk of I/O.
+ * A named region is made if it is not there. If it is, all of it is cold at first
+ * and weir_region_report() tells what was found; damage costs the items that it
+ * hit, not the region. weir_region_next() walks the slots. Files in @directory
+ * that an earlier weir made and did not live to name are removed.
+ *
+ * Cost:    some milliseconds and one chunk of I/O. A region that is there: O(its
+ *          slots) and what of it had not reached the disk; after a power loss, or
+ *          where the files were copied, all that is live is read.
  *
  * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
  *         reserve blocks or copies them when they are written: btrfs does not, it
- *         is told), or what open(2) says.
+ *         is told), or what open(2) says. Named also: -ENAMETOOLONG, -EBUSY
+ *         (it has an owner), -ELOOP (one of the files is a symbolic link), -EEXIST
+ *         (a data file without tables that is not ours), -ENOENT (the data file is
+ *         gone), -EPROTONOSUPPORT (another version), -EBADMSG (not a region, or the
+ *         head of it is damaged), or -EIO (what was in memory cannot be written).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -111,11 +133,67 @@ WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *c
 /*
  * weir_region_close() - wait for what is under way, and give the file back
  *
+ * The files of a named region stay; they are the caller's to delete, with
+ * weir_region_remove(). Closing confirms nothing: weir_region_sync() first.
+ *
  * Takes NULL. No item may be pinned; what is not committed is given up, and its
  * address with it. Calls back nothing: fetches that are under
  * way are forgotten once the kernel has let go of their buffers.
  */
 WEIR_API void weir_region_close(struct weir_region *region);
+
+/* ---- Named regions ---------------------------------------------------------- */
+
+/*
+ * weir_region_sync() - what is committed now survives a power loss
+ *
+ * After a power loss the region holds every item that the last sync() which
+ * returned 0 confirmed, byte for byte, those freed since included; what was put
+ * since is there if it is whole. For that, what was confirmed stays where it is:
+ * space freed since is used again only after the next sync() (stats.freed_bytes),
+ * and the cleaner leaves confirmed items alone.
+ *
+ * Cost: O(slots); blocks while the disk writes and flushes.
+ *
+ * Return: 0; -EOPNOTSUPP: the region has no name; -ENOMEM; or what fdatasync(2)
+ *         says: nothing is confirmed then, and nothing in memory is lost.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
+
+/*
+ * struct weir_region_report - what opening a named region found
+ *
+ * Lost items are stale from then on. Bytes are lengths of items.
+ */
+struct weir_region_report {
+    bool existed;                 /* false: it was made, and all below is 0 */
+    bool clean_shutdown;          /* the last owner closed it */
+    bool after_power_loss;        /* not written under this boot of this kernel: all was verified */
+    int first_error;              /* of the damage: -EBADMSG, -EIO; 0: there is none */
+    uint64_t kept_slot_count;     /* live now */
+    uint64_t kept_bytes;          /* of these */
+    uint64_t restored_slot_count; /* of these, freed since the last sync() and there again */
+    uint64_t unfinished_slot_count; /* were under construction, and are gone */
+    uint64_t lost_slot_count;       /* committed, and gone: their bytes or their place are wrong */
+    uint64_t lost_bytes;            /* of these */
+    uint64_t damaged_entry_count;   /* made no sense at all */
+    struct weir_slot first_lost;    /* all zero: none */
+    uint64_t sync_count;            /* how often sync() has confirmed this region, ever */
+    uint64_t reserved[8];
+};
+
+/* weir_region_report() - what weir_region_open() found; all zero for an anonymous region */
+WEIR_API void weir_region_report(const struct weir_region *region,
+                                 struct weir_region_report *ret_report);
+
+/*
+ * weir_region_remove() - delete the files of a named region
+ *
+ * Return: 0, -EINVAL, -ENAMETOOLONG, -ENOENT, -EBUSY (it has an owner), -ELOOP,
+ *         -EPROTONOSUPPORT or -EBADMSG (NAME.weir is no region that we know), or
+ *         what unlink(2) says.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const char *name);
 
 /* ---- Items in --------------------------------------------------------------- */
 
@@ -125,10 +203,14 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
- * Touches no cold page and allocates nothing; only the cleaning that it may go on
- * with does, and where it gets no memory it waits.
+ * Touches no cold page and allocates nothing; only the first cleaning does, which
+ * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * 128 KiB of checksums, and of items to be moved.
  *
- * Cost:    O(log free extents); no syscall, but at worst one growth step.
+ * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -218,7 +300,8 @@ WEIR_API void weir_region_free_owner(struct weir_region *region, uint16_t owner,
  * weir_region_at() - the address of an item that is in memory
  * @ret_bytes:  its exact length, as it was put in; may be NULL
  *
- * Return: 0, -ESTALE, or -EAGAIN if the item is cold: weir_region_fetch() it.
+ * Return: 0, -ESTALE, -EBADMSG (it was found damaged), or -EAGAIN if the item is
+ *         cold: weir_region_fetch() it.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct weir_slot slot,
                                             const void **ret_data, size_t *ret_bytes);
@@ -228,7 +311,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct w
  *
  * Pins count. Pinned bytes stay in memory: pin little, and not for long.
  *
- * Return: 0, -ESTALE, -EAGAIN if the item is cold, or -ENOMEM.
+ * Return: 0, -ESTALE, -EBADMSG, -EAGAIN if the item is cold, or -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_pin(struct weir_region *region, struct weir_slot slot,
                                              const void **ret_data, size_t *ret_bytes);
@@ -276,7 +359,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
  *              negative errno (-ESTALE: freed meanwhile)
  *
  * For items too large for memory. Pieces are not verified one by one; the
- * checksum of the whole is in the slot.
+ * checksum of the whole is in the slot. What is left of a damaged item comes so.
  *
  * Return: 0, -EINVAL, -ESTALE, -ENOMEM.
  */
@@ -291,7 +374,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
  * @buffer_bytes:  room in @buffer
  * @ret_bytes:     how many were copied: less than asked for only at the end
  *
- * Blocks while a cold item is read. The whole item at once is verified.
+ * Blocks while a cold item is read. The whole item at once is verified; of a
+ * damaged one a piece can be read.
  *
  * Return: 0, -ESTALE, -EBADMSG, -ENOMEM, or what pread(2) says.
  */
@@ -307,6 +391,7 @@ struct weir_slot_info {
     struct weir_label label;
     bool resident;  /* at() would answer */
     bool committed; /* false: still under construction */
+    bool damaged;   /* its bytes came back from disk other than they were put */
 };
 
 /* weir_region_slot() - what @slot is; 0 or -ESTALE */
@@ -330,9 +415,12 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
- * the empty tail of the file back.
- * Never blocks.
+ * drops clean chunks, moves items out of sparse ones, grows file and tables
+ * ahead, and gives free space back to the file system by steps: the tail above
+ * what was in use of late, and whole chunks that stay free, a reserve left out. A
+ * first reservation that was never used stays.
+ * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
+ * a tick stays below a millisecond.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -360,13 +448,13 @@ struct weir_region_stats {
     uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
     uint64_t live_bytes;      /* lengths of live items */
     uint64_t live_bytes_peak;
-    uint64_t file_bytes;     /* length of the file */
-    uint64_t disk_bytes;     /* blocks really allocated to it */
+    uint64_t file_bytes;     /* length of the file; a step more while that is changed */
+    uint64_t disk_bytes;     /* blocks really allocated to it: less where there are holes */
     uint64_t mark_bytes;     /* space ever handed out, less the tail given back */
     uint64_t free_bytes;     /* in free extents under the mark */
     uint64_t resident_bytes; /* chunks in memory and fetched items */
     uint64_t dirty_bytes;    /* of these, not yet on disk */
-    uint64_t fetched_bytes;  /* of these, in fetch buffers */
+    uint64_t fetched_bytes;  /* of these, in buffers beside the file */
     uint64_t pinned_bytes;   /* also of what is filled in place */
     uint64_t metadata_bytes; /* tables and indexes; told to config.books */
     uint64_t slot_count;
@@ -376,16 +464,18 @@ struct weir_region_stats {
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
     uint64_t read_bytes;  /* ever read back */
-    uint64_t moved_bytes; /* ever moved out of sparse chunks */
+    uint64_t moved_bytes; /* ever moved, out of sparse chunks or to make room */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
-    bool bounded;     /* the kernel lets go of what is dropped */
-    bool direct;      /* fetches pass by the page cache (O_DIRECT) */
-    bool degraded;    /* a write-back failed and has not succeeded since */
-    bool synchronous; /* no io_uring: plain system calls */
-    bool movable;     /* no address space reserved: growth may move the mapping */
-    uint64_t reserved[8];
+    uint64_t damaged_count; /* live slots that are damaged: weir_region_next() finds them */
+    uint64_t freed_bytes;   /* named: freed since the last sync(), space again after the next */
+    bool bounded;           /* the kernel lets go of what is dropped */
+    bool direct;            /* fetches pass by the page cache (O_DIRECT) */
+    bool degraded;          /* a write-back failed and has not succeeded since */
+    bool synchronous;       /* no io_uring: plain system calls */
+    bool movable;           /* no address space reserved: growth may move the mapping */
+    uint64_t reserved[7];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

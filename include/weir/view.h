@@ -3,7 +3,7 @@
 #define WEIR_VIEW_H
 
 /*
- * view - a read-only look into a live region
+ * view - a read-only look into a live region, or into the files of a named one
  *
  * From another core or another process, without the owner's help and without
  * disturbing it: the tables are mapped, the payload is copied by pread(2) and
@@ -40,7 +40,7 @@ enum weir_chunk_state {
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)
 
 /*
- * weir_view_scan() - the live regions of a process
+ * weir_view_scan() - the live regions of a process, named ones included
  * @pid:      0: this process
  * @ret_fds:  the descriptors of their tables, as numbers in that process
  *
@@ -52,7 +52,11 @@ WEIR_API int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count);
 /*
  * weir_view_open() - look into the region with these tables
  * @pid:  0: this process
- * @fd:   in that process: from weir_view_scan() or weir_region_fd()
+ * @fd:   in that process: from weir_view_scan() or weir_region_fd(), or opened
+ *        on NAME.weir, whether that region has an owner or not
+ *
+ * Tables of a named region are read by pread(2), word by word, never mapped:
+ * their length cannot be sealed.
  *
  * What was seen of a region stays readable until weir_view_close(), even when
  * its owner closes it or dies.
@@ -109,8 +113,9 @@ struct weir_view_extent {
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
     bool committed;
-    bool held;   /* freed while pinned: no slot any more, the space not free yet */
-    bool summed; /* its checksum is known: it was written back at least once */
+    bool held; /* freed while pinned, or since a sync(): no slot any more, the space not free yet */
+    bool summed;  /* its checksum is known: it was written back at least once */
+    bool damaged; /* its owner found its bytes to be others than were put */
 };
 
 /*
@@ -141,7 +146,8 @@ WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint6
  * Cold chunks are read past the page cache: looking does not warm them.
  *
  * Return: 0, -ESTALE, -EAGAIN (under construction, or moved again and again),
- *         -EBADMSG (its entry makes no sense), or what pread(2) says.
+ *         -EBADMSG (its entry makes no sense, or its owner found it damaged), or
+ *         what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct weir_slot slot,
                                             uint64_t offset, void *buffer, size_t buffer_bytes,

@@ -6,8 +6,8 @@
  * region_layout - the bytes of a region, known to region and view alike
  *
  * A region is two files. The data file holds nothing but payload: extents of
- * whole 16-byte granules, none of it described there. The table file (a memfd)
- * describes it:
+ * whole 16-byte granules, none of it described there. The table file (a memfd;
+ * of a named region a file like the other) describes it:
  *
  *      0        4096         entry_offset         sum_offset            vacant_offset
  *      | header | chunks ... | entries ... (32 B) | checksums ... (8 B) | vacant ... |
@@ -22,7 +22,7 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it
+ *                     to leave a place and come back to it; renewing: 0?
  *
  * An entry is one extent, live or free:
  *
@@ -37,6 +37,7 @@
 #include "base/check.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -49,6 +50,9 @@
 #define LAYOUT_ITEM_LIMIT   (UINT64_C(1) << 36) /* the length of an item is less */
 #define LAYOUT_ALIGN_LIMIT  UINT64_C(4096)
 #define LAYOUT_NAME         "weir.region" /* of the memfd: readlink shows /memfd:weir.region */
+#define LAYOUT_TABLE_SUFFIX ".weir"       /* of a named region's files, behind its name */
+#define LAYOUT_DATA_SUFFIX  ".weir-data"
+#define LAYOUT_TEMPORARY    ".weir-" /* begins the names that are gone at the next open */
 
 _Static_assert(LAYOUT_BYTES_LIMIT / LAYOUT_GRANULE == UINT64_C(1) << 36, "offsets fit 36 bits");
 _Static_assert(LAYOUT_CHUNK_BYTES % LAYOUT_GRANULE == 0, "a chunk is whole granules");
@@ -74,6 +78,7 @@ struct weir__figures {
     uint64_t bounded;
     uint64_t degraded;
     uint64_t move_count; /* of items that changed places; counted before each does */
+    uint64_t renewing;   /* not 0: bytes of a chunk are being put back; counts as two moves */
 };
 
 struct weir__header {
@@ -94,11 +99,18 @@ struct weir__header {
     int32_t table_fd;
     int32_t data_fd;
     char directory[256];
-    uint64_t fixed_sum; /* XXH3 of all above, magic left out */
+    uint64_t boot;       /* XXH3 of the kernel's boot id when it was opened; 0: not known */
+    uint32_t generation; /* even: what a new entry begins with */
+    uint32_t named;      /* 1: the files have names */
+    uint64_t fixed_sum;  /* XXH3 of all above, magic left out */
     struct weir__figures figures;
+    uint64_t born;       /* 1: both files have their names; before, nothing was ever put */
+    uint64_t closed;     /* 1: the last owner closed it */
+    uint64_t sync_count; /* how often all that was there was confirmed */
 };
 
 _Static_assert(sizeof(struct weir__header) <= LAYOUT_HEADER_BYTES, "the header fits its page");
+_Static_assert(offsetof(struct weir__header, figures) <= 512, "what has a sum is one sector");
 
 struct weir__entry {
     uint64_t place;
@@ -115,31 +127,42 @@ struct weir__chunk {
     uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
     uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t open;       /* items under construction whose next piece goes here */
-    uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
-    uint32_t left_live;  /* what was live when the cleaner gave up on it */
+    uint32_t open;      /* items under construction whose next piece goes here */
+    uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
+    uint32_t fill_next; /* among those about as full as it, chunk number + 1 */
+    uint32_t fill_previous;
+    uint32_t fill;       /* which list that is, from 1; 0: none; else it was set aside */
     uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
     uint16_t idle;       /* looks in a row that found nothing live in it */
     uint32_t placed;     /* items that are filled in place: it stays as it is */
     uint32_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
 };
 
-_Static_assert(sizeof(struct weir__chunk) == 48, "six words");
+_Static_assert(sizeof(struct weir__chunk) == 56, "seven words");
 
 enum weir__extent_state {
     EXTENT_VACANT,  /* the entry is not in use */
     EXTENT_FREE,    /* a free extent that may be stored to */
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
-    EXTENT_BUILT,  /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE, /* freed while pinned: no slot any more, space not yet free */
-    EXTENT_PLACED, /* under construction, filled in place by its owner */
+    EXTENT_BUILT,   /* under construction: allocated, not committed */
+    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_PLACED,  /* under construction, filled in place by its owner */
+    EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
+    /*
+     * Freed since the sync() that confirmed it, whose count was even or odd: no
+     * slot any more, but an item again after a power loss. Keeps all else that it
+     * had, its generation too; the space comes free with the next sync().
+     */
+    EXTENT_FREED_EVEN,
+    EXTENT_FREED_ODD,
 };
 
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
 static inline bool weir__state_is_item(enum weir__extent_state state)
 {
-    const uint32_t items = 1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED;
+    const uint32_t items =
+        1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED | 1u << EXTENT_DAMAGED;
 
     return (items >> state & 1) != 0;
 }
@@ -162,6 +185,25 @@ static inline void weir__word_add(uint64_t *word, uint64_t value)
     weir__word_store(word, weir__word_load(word) + value);
 }
 
+/*
+ * One half of a word of two links, 0: the low one. A store to a half needs
+ * nothing of the other, so it does not wait for the line to come.
+ */
+static inline uint32_t *weir__word_half(uint64_t *word, unsigned half)
+{
+    return (uint32_t *)word + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? half : 1 - half);
+}
+
+static inline uint32_t weir__half_load(const uint64_t *word, unsigned half)
+{
+    return __atomic_load_n(weir__word_half((uint64_t *)word, half), __ATOMIC_RELAXED);
+}
+
+static inline void weir__half_store(uint64_t *word, unsigned half, uint32_t value)
+{
+    __atomic_store_n(weir__word_half(word, half), value, __ATOMIC_RELAXED);
+}
+
 /* ---- Entries -------------------------------------------------------------- */
 
 static inline uint64_t weir__place_offset(uint64_t place)
@@ -182,6 +224,23 @@ static inline uint16_t weir__tag_owner(uint64_t tag)
 static inline enum weir__extent_state weir__tag_state(uint64_t tag)
 {
     return (enum weir__extent_state)(tag >> 48 & 0xf);
+}
+
+/* What an item is that is freed after this many syncs. */
+static inline enum weir__extent_state weir__state_freed(uint64_t sync_count)
+{
+    return sync_count % 2 == 0 ? EXTENT_FREED_EVEN : EXTENT_FREED_ODD;
+}
+
+/* All that it says but the state. */
+static inline uint64_t weir__tag_with(uint64_t tag, enum weir__extent_state state)
+{
+    return (tag & ~(UINT64_C(0xf) << 48)) | (uint64_t)state << 48;
+}
+
+static inline bool weir__state_is_freed(enum weir__extent_state state)
+{
+    return state == EXTENT_FREED_EVEN || state == EXTENT_FREED_ODD;
 }
 
 static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)

@@ -24,6 +24,7 @@
  *   G1  file_bytes <= end_bytes; the file is never longer than end_bytes
  *   G2  taken_bytes, what the cap gave, is end_bytes less hole_bytes
  *   G3  hole_bytes counts the HOLE chunks that nothing is under way for
+ *   G4  what lies above the mark may be stored to
  */
 #include "region/region_state.h"
 
@@ -398,7 +399,8 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
     uint64_t from;
 
     if (growth->kind != GROWTH_NONE || now_ns < growth->retry_ns ||
-        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes)
+        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes ||
+        !weir__clean_may_grow(region))
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
@@ -591,6 +593,13 @@ static void growth_look(struct weir_region *region, uint64_t now_ns)
     }
     for (uint32_t left = GROWTH_LOOK_COUNT; left > 0 && growth->look_chunk < end; left--) {
         struct weir__chunk *entry = &region->chunks.table[growth->look_chunk];
+        if (growth_is_stuck(region, growth->look_chunk)) {
+            if (run > 0)
+                break;
+            weir__pager_empty(region, growth->look_chunk); /* it was freed at a bad moment */
+            if (!growth_is_stuck(region, growth->look_chunk))
+                return; /* the mark may be another */
+        }
         bool is_free = growth_is_free(region, growth->look_chunk);
         bool is_stuck = growth_is_stuck(region, growth->look_chunk);
         entry->idle = is_free || is_stuck ? (uint16_t)weir__min(entry->idle + 1u, UINT16_MAX) : 0;
@@ -631,10 +640,50 @@ bool weir__growth_is_under_way(const struct weir_region *region)
     return region->growth.kind != GROWTH_NONE || region->growth.prefault_count > 0;
 }
 
+/*
+ * What a named region holds: all of it is cold. What lies behind it is cut off,
+ * so that no chunk above the mark was ever stored to.
+ */
+static int growth_adopt(struct weir_region *region, uint64_t end)
+{
+    struct weir__store *store = &region->store;
+    int r = growth_ask(region, end);
+
+    if (r == 0)
+        r = weir__sys_ftruncate(store->data_fd, end);
+    if (r == 0)
+        r = weir__store_map(region, end);
+    if (r < 0)
+        return r;
+    for (uint64_t chunk = 0; chunk < weir__chunk_of(end); chunk++)
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_COLD);
+    store->file_bytes = end;
+    growth_publish(region);
+    return 0;
+}
+
+/* The first reservation takes what fits; one chunk must, if there is none. */
+static int growth_extend_first(struct weir_region *region, uint64_t bytes_initial)
+{
+    const struct weir__store *store = &region->store;
+    uint64_t initial = bytes_initial > 0 ? bytes_initial : UINT64_C(64) << 20;
+    uint64_t least = weir__min(store->file_bytes + LAYOUT_CHUNK_BYTES, region->bytes_max);
+
+    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
+                        region->bytes_max);
+    initial = weir__max(initial, least);
+    if (initial == store->file_bytes)
+        return 0;
+    int r = growth_extend(region, initial);
+    if (r == -ENOSPC || r == -EDQUOT)
+        r = growth_extend(region, least);
+    bool is_full = r == -ENOSPC || r == -EDQUOT;
+    return is_full && store->file_bytes > 0 ? 0 : r;
+}
+
 int weir__growth_open(struct weir_region *region, const struct weir_region_config *config)
 {
     struct weir__growth *growth = &region->growth;
-    uint64_t initial = config->bytes_initial > 0 ? config->bytes_initial : UINT64_C(64) << 20;
 
     *growth = (struct weir__growth){
         .operation = {growth_complete},
@@ -649,13 +698,8 @@ int weir__growth_open(struct weir_region *region, const struct weir_region_confi
             .region = region,
         };
 
-    /* The first reservation takes what fits; one chunk must. */
-    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
-                        region->bytes_max);
-    int r = growth_extend(region, initial);
-    if (r == -ENOSPC || r == -EDQUOT)
-        r = growth_extend(region, LAYOUT_CHUNK_BYTES);
-    return r;
+    int r = region->named.report.existed ? growth_adopt(region, region->named.kept_bytes) : 0;
+    return r < 0 ? r : growth_extend_first(region, config->bytes_initial);
 }
 
 void weir__growth_close(struct weir_region *region)
@@ -675,6 +719,9 @@ void weir__growth_audit(const struct weir_region *region)
 
     WEIR_CHECK(region->store.file_bytes <= growth->end_bytes);                 /* G1 */
     WEIR_CHECK(growth->taken_bytes == growth->end_bytes - growth->hole_bytes); /* G2 */
+    for (uint64_t chunk = region->mark_bytes / LAYOUT_CHUNK_BYTES;
+         chunk < weir__chunk_of(region->store.file_bytes); chunk++) /* G4 */
+        WEIR_CHECK(weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)));
     WEIR_CHECK(growth->hole_bytes + busy_bytes ==
                region->chunks.hole_count * LAYOUT_CHUNK_BYTES); /* G3 */
 }
