@@ -116,6 +116,7 @@ struct weir__growth {
     uint64_t hole_bytes;  /* G3 */
     uint64_t hole_low;    /* no hole lies lower */
     uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+    uint64_t refused_ns;  /* when a put last heard that the disk is full; 0: never */
 
     uint64_t ahead_bytes; /* room above the mark that is held ready */
     uint64_t look_at;     /* from this mark on a put looks whether there is enough */
