@@ -119,6 +119,7 @@ struct weir__growth {
     uint64_t hole_bytes;  /* G3 */
     uint64_t hole_low;    /* no hole lies lower */
     uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+    uint64_t refused_ns;  /* when a put last heard that the disk is full; 0: never */
 
     uint64_t ahead_bytes; /* room above the mark that is held ready */
     uint64_t look_at;     /* from this mark on a put looks whether there is enough */
@@ -199,7 +200,9 @@ struct weir__cleaner {
     bool is_stuck;            /* there was no room in memory */
     uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
-    uint64_t moved_bytes;     /* ever */
+    uint64_t no_room_bytes;   /* with so much that may be stored to an item found no room */
+    uint64_t no_room_until_ns;
+    uint64_t moved_bytes; /* ever */
 };
 
 /* An item that recover found: where it lies, and whether it is to be believed. */
