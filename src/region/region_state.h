@@ -200,9 +200,8 @@ struct weir__cleaner {
     bool is_stuck;            /* there was no room in memory */
     uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
-    uint64_t no_room_bytes;   /* with so much that may be stored to an item found no room */
-    uint64_t no_room_until_ns;
-    uint64_t moved_bytes; /* ever */
+    uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
+    uint64_t moved_bytes;     /* ever */
 };
 
 /* An item that recover found: where it lies, and whether it is to be believed. */
