@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * arena - slabs and pieces
+ *
+ *   A1  a slab is in `free` exactly if a bit of its mask is set
+ *   A2  a piece that is free has no page in memory
+ *
+ * One slab that is wholly free is kept, so that a buffer that comes and goes does
+ * not map and unmap; it holds address space, no memory.
+ */
+#include "writebuf/arena.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/sys.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#define SLAB_PIECES 32u
+#define SLAB_BYTES  (ARENA_PIECE_BYTES * SLAB_PIECES)
+#define SLAB_FREE   UINT32_MAX
+#define PAGE_BYTES  UINT64_C(4096)
+
+struct weir__arena_slab {
+    struct weir__list link;
+    char *base;
+    uint32_t free_mask; /* A1 */
+};
+
+static int arena_map(struct weir__arena *arena, uint64_t bytes, char **ret_data)
+{
+    void *data;
+    int r = weir__sys_mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &data);
+
+    if (r < 0)
+        return -ENOMEM;
+    /* One page that is written must not bring in 2 MiB. */
+    (void)weir__sys_madvise(data, bytes, MADV_NOHUGEPAGE);
+    arena->mapped_bytes += bytes;
+    *ret_data = data;
+    return 0;
+}
+
+static void arena_unmap(struct weir__arena *arena, char *data, uint64_t bytes)
+{
+    weir__sys_munmap(data, bytes);
+    arena->mapped_bytes -= bytes;
+}
+
+static void arena_drop_slab(struct weir__arena *arena, struct weir__arena_slab *slab)
+{
+    weir__list_remove(&slab->link);
+    arena_unmap(arena, slab->base, SLAB_BYTES);
+    weir__heap_free(arena->heap, slab, sizeof(*slab));
+}
+
+void weir__arena_init(struct weir__arena *arena, struct weir__heap *heap)
+{
+    *arena = (struct weir__arena){.heap = heap};
+    weir__list_init(&arena->free);
+    weir__list_init(&arena->full);
+}
+
+void weir__arena_deinit(struct weir__arena *arena)
+{
+    WEIR_CHECK(arena->piece_bytes == 0);
+    WEIR_CHECK(weir__list_is_empty(&arena->full));
+    while (!weir__list_is_empty(&arena->free))
+        arena_drop_slab(arena, WEIR_CONTAINER_OF(arena->free.next, struct weir__arena_slab, link));
+}
+
+static int arena_add_slab(struct weir__arena *arena)
+{
+    struct weir__arena_slab *slab = weir__heap_alloc(arena->heap, sizeof(*slab));
+    int r;
+
+    if (slab == NULL)
+        return -ENOMEM;
+    r = arena_map(arena, SLAB_BYTES, &slab->base);
+    if (r < 0) {
+        weir__heap_free(arena->heap, slab, sizeof(*slab));
+        return r;
+    }
+    slab->free_mask = SLAB_FREE;
+    weir__list_append(&arena->free, &slab->link);
+    return 0;
+}
+
+int weir__arena_take(struct weir__arena *arena, uint64_t bytes, struct weir__piece *ret_piece)
+{
+    int r;
+
+    if (bytes > ARENA_PIECE_BYTES) {
+        char *data;
+
+        bytes = weir__round_up(bytes, PAGE_BYTES);
+        r = arena_map(arena, bytes, &data);
+        if (r < 0)
+            return r;
+        *ret_piece = (struct weir__piece){.data = data, .bytes = bytes};
+        arena->piece_bytes += bytes;
+        return 0;
+    }
+
+    if (weir__list_is_empty(&arena->free)) {
+        r = arena_add_slab(arena);
+        if (r < 0)
+            return r;
+    }
+    struct weir__arena_slab *slab =
+        WEIR_CONTAINER_OF(arena->free.next, struct weir__arena_slab, link);
+    uint32_t index = weir__lowest_bit(slab->free_mask);
+    slab->free_mask &= ~(UINT32_C(1) << index);
+    if (slab->free_mask == 0) {
+        weir__list_remove(&slab->link);
+        weir__list_append(&arena->full, &slab->link);
+    }
+    *ret_piece = (struct weir__piece){
+        .data = slab->base + index * ARENA_PIECE_BYTES,
+        .bytes = ARENA_PIECE_BYTES,
+        .slab = slab,
+    };
+    arena->piece_bytes += ARENA_PIECE_BYTES;
+    return 0;
+}
+
+void weir__arena_give(struct weir__arena *arena, struct weir__piece *piece)
+{
+    struct weir__arena_slab *slab = piece->slab;
+
+    if (piece->data == NULL)
+        return;
+    arena->piece_bytes -= piece->bytes;
+    if (slab == NULL) {
+        arena_unmap(arena, piece->data, piece->bytes);
+        *piece = (struct weir__piece){0};
+        return;
+    }
+
+    uint32_t index = (uint32_t)((uint64_t)(piece->data - slab->base) / ARENA_PIECE_BYTES);
+    WEIR_CHECK(index < SLAB_PIECES);
+    WEIR_CHECK((slab->free_mask & (UINT32_C(1) << index)) == 0);
+    (void)weir__sys_madvise(piece->data, piece->bytes, MADV_DONTNEED); /* A2 */
+    if (slab->free_mask == 0) {
+        weir__list_remove(&slab->link);
+        weir__list_append(&arena->free, &slab->link);
+    }
+    slab->free_mask |= UINT32_C(1) << index;
+    if (slab->free_mask == SLAB_FREE && arena->free.next != arena->free.previous)
+        arena_drop_slab(arena, slab);
+    *piece = (struct weir__piece){0};
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef WEIR_WRITEBUF_ARENA_H
+#define WEIR_WRITEBUF_ARENA_H
+
+/*
+ * arena - memory for blocks, which goes back to the kernel when it is given back
+ *
+ * Pieces of 64 KiB are cut from slabs of 2 MiB; larger ones are mappings of their
+ * own. Only pages that are written are in memory, so a piece may be charged as it
+ * fills, and those of a piece that is given back leave at once: what the books say
+ * and what the kernel counts stay together, whatever the holes in a slab.
+ */
+
+#include "base/heap.h"
+#include "base/list.h"
+
+#include <stdint.h>
+
+#define ARENA_PIECE_BYTES UINT64_C(65536)
+
+struct weir__arena_slab;
+
+struct weir__piece {
+    char *data; /* zeroed; NULL: none */
+    uint64_t bytes;
+    struct weir__arena_slab *slab; /* NULL: a mapping of its own */
+};
+
+struct weir__arena {
+    struct weir__heap *heap; /* for what is known of slabs */
+    struct weir__list free;  /* slabs with room */
+    struct weir__list full;
+    uint64_t mapped_bytes;
+    uint64_t piece_bytes; /* given out */
+};
+
+void weir__arena_init(struct weir__arena *arena, struct weir__heap *heap);
+
+/* All pieces must be back. */
+void weir__arena_deinit(struct weir__arena *arena);
+
+/* At least @bytes; 0 or -ENOMEM. */
+int weir__arena_take(struct weir__arena *arena, uint64_t bytes, struct weir__piece *ret_piece);
+
+/* Takes an empty piece; leaves one. */
+void weir__arena_give(struct weir__arena *arena, struct weir__piece *piece);
+
+#endif

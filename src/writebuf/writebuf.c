@@ -1,0 +1,1055 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * writebuf - how changes are kept until they are flushed
+ *
+ *      first                                        tail
+ *      | slot | slot | slot | memory | memory | memory, open |
+ *        `--- the region -'   `- spill_next
+ *
+ * A buffer is a row of blocks of 64 KiB, each some encoded records one after the
+ * other. A block that spills goes to the region as it is, one slot for all its
+ * records; the oldest go first, for a flush needs them first and fetches them
+ * while it works. A block that a flush fetches back keeps its slot until its
+ * records are committed, so that a flush that fails has lost nothing and writes
+ * nothing twice.
+ *
+ * The account is asked per block, not per record; the first block of a buffer is
+ * charged in steps as it fills, for most of hundreds of buffers hold little. Where
+ * the governor refuses, some block of the set goes to the region and its charge is
+ * taken over: paused and failing buffers give first, then the one that holds
+ * most. No memory is needed for that, for the region takes a copy.
+ *
+ * Numbers in comments name the invariant that a check defends:
+ *
+ *   W1  the records of a buffer's blocks, one after the other, have rising
+ *       sequences, all above the position of the buffer from head_offset on,
+ *       but for those that the sink has told us it has
+ *   W2  charged_bytes == the charges of blocks and tables + credit_bytes;
+ *       memory_bytes are those of blocks without a slot, loaded_bytes those with
+ *   W3  spill_next is the first block that has no slot and is in no round
+ *   W4  a round is the first blocks up to `last`; they stay as they are until
+ *       it ends
+ *   W5  credit_bytes are 0 between two calls
+ *   W6  poll has nothing to do by the clock before due_ns
+ *
+ * Not here: the gate and the flush (flush.c), the memory of blocks (arena.c), the
+ * table of keys (compact.c), the bytes of a record (record.c).
+ */
+#include "writebuf/writebuf_state.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/random.h"
+#include "writebuf/record.h"
+
+#include <weir/governor.h>
+
+#include <errno.h>
+#include <string.h>
+
+#define WRITEBUF_RECORD_BYTES  (UINT64_C(256) << 10)
+#define WRITEBUF_COLLECT_BYTES (UINT64_C(16) << 20)
+#define WRITEBUF_FLUSH_BYTES   (UINT64_C(512) << 20)
+#define WRITEBUF_FLUSHES       4u
+#define WRITEBUF_FLUSHES_MAX   64u
+#define WRITEBUF_AGE_NS        UINT64_C(5000000000)
+#define WRITEBUF_QUIET_NS      UINT64_C(100000000)
+#define WRITEBUF_RETRY_NS      UINT64_C(1000000000)
+#define WRITEBUF_RETRY_NS_MAX  UINT64_C(60000000000)
+#define WRITEBUF_STALL_NS      UINT64_C(60000000000)
+#define WRITEBUF_HASH_MIN      64u
+
+/* The window of a flush has at least so many blocks. */
+#define WRITEBUF_WINDOW_BLOCKS 4u
+
+static _Thread_local struct weir__list writebuf_sets;
+static _Thread_local uint64_t writebuf_id;
+
+bool weir__writebuf_is_mine(const struct weir_writebuf_set *set)
+{
+    return pthread_equal(set->owner, pthread_self());
+}
+
+void weir__writebuf_due(struct weir_writebuf_set *set, uint64_t ns)
+{
+    set->due_ns = weir__min(set->due_ns, ns);
+}
+
+/* ---- Charges -------------------------------------------------------------------- */
+
+void weir__writebuf_refund(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    WEIR_CHECK(bytes <= set->charged_bytes);
+    set->charged_bytes -= bytes;
+    if (set->config.account != NULL && bytes > 0)
+        weir_account_refund(set->config.account, bytes);
+}
+
+void weir__writebuf_settle(struct weir_writebuf_set *set)
+{
+    uint64_t bytes = set->credit_bytes;
+
+    set->credit_bytes = 0;
+    weir__writebuf_refund(set, bytes);
+}
+
+/* What the account says; on WEIR_ADMIT and WEIR_FLUSH it is charged. */
+static enum weir_verdict writebuf_ask(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    enum weir_verdict verdict = WEIR_ADMIT;
+
+    /* What can never fit is no different from what does not fit now: it can spill. */
+    if (set->config.account != NULL &&
+        weir_account_charge(set->config.account, bytes, &verdict) < 0)
+        verdict = WEIR_WAIT;
+    switch (verdict) {
+    case WEIR_FLUSH:
+        set->is_short = true;
+        set->charged_bytes += bytes;
+        break;
+    case WEIR_ADMIT:
+        set->charged_bytes += bytes;
+        break;
+    case WEIR_SPILL:
+    case WEIR_WAIT:
+        set->is_short = true;
+        break;
+    }
+    return verdict;
+}
+
+bool weir__writebuf_may_take(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    enum weir_verdict verdict = writebuf_ask(set, bytes);
+
+    return verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
+}
+
+/* ---- Blocks --------------------------------------------------------------------- */
+
+/* Whether a flush of it is of no use now. */
+static bool writebuf_is_held_up(const struct weir_writebuf *buffer)
+{
+    return buffer->is_paused || buffer->failure_count > 0;
+}
+
+static void writebuf_add_held(struct weir_writebuf *buffer, int64_t bytes, int64_t records)
+{
+    struct weir_writebuf_set *set = buffer->set;
+
+    buffer->held_bytes += (uint64_t)bytes;
+    set->held_bytes += (uint64_t)bytes;
+    buffer->record_count += (uint64_t)records;
+    set->record_count += (uint64_t)records;
+    if (buffer->is_counted)
+        set->backlog_bytes += (uint64_t)bytes;
+}
+
+void weir__writebuf_count(struct weir_writebuf *buffer)
+{
+    bool is_counted = !writebuf_is_held_up(buffer);
+
+    if (is_counted == buffer->is_counted)
+        return;
+    buffer->is_counted = is_counted;
+    buffer->set->backlog_bytes += is_counted ? buffer->held_bytes : -buffer->held_bytes;
+}
+
+/* The charge of a piece that is given back goes into the credit. */
+static void writebuf_give_piece(struct weir_writebuf *buffer, struct writebuf_block *block)
+{
+    struct weir_writebuf_set *set = buffer->set;
+
+    if (block->piece.data == NULL)
+        return;
+    weir__arena_give(&set->arena, &block->piece);
+    if (weir_slot_is_none(block->slot)) {
+        buffer->memory_bytes -= block->charged_bytes;
+        set->memory_bytes -= block->charged_bytes;
+    } else {
+        buffer->loaded_bytes -= block->charged_bytes + block->window_bytes;
+        set->loaded_bytes -= block->charged_bytes + block->window_bytes;
+        if (block->window_bytes > 0)
+            buffer->flush->window_bytes -= block->window_bytes;
+    }
+    set->credit_bytes += block->charged_bytes;
+    block->charged_bytes = 0;
+    block->window_bytes = 0;
+}
+
+void weir__writebuf_unload(struct weir_writebuf *buffer, struct writebuf_block *block)
+{
+    WEIR_CHECK(!weir_slot_is_none(block->slot));
+    if (block->asked_by != NULL) {
+        /* It will be called back, and nobody will know it. */
+        weir__list_remove(&block->loading);
+        block->asked_by->load_count--;
+        block->asked_by = NULL;
+    }
+    block->is_loading = false;
+    writebuf_give_piece(buffer, block);
+}
+
+void weir__writebuf_drop_block(struct weir_writebuf *buffer, struct writebuf_block *block)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    uint64_t bytes = block->fill_bytes;
+    uint64_t records = block->record_count;
+
+    if (block == weir__writebuf_first(buffer)) {
+        bytes -= buffer->head_offset;
+        records -= buffer->head_records;
+        buffer->head_offset = 0;
+        buffer->head_records = 0;
+        buffer->head_barriers = 0;
+    }
+    writebuf_add_held(buffer, -(int64_t)bytes, -(int64_t)records);
+    if (!weir_slot_is_none(block->slot)) {
+        weir__writebuf_unload(buffer, block);
+        weir_region_free(set->config.region, block->slot);
+        buffer->spilled_bytes -= block->fill_bytes;
+        set->spilled_bytes -= block->fill_bytes;
+    } else {
+        writebuf_give_piece(buffer, block);
+    }
+    if (buffer->spill_next == block)
+        weir__writebuf_spill_from(buffer, weir__writebuf_after(buffer, block));
+    if (buffer->tail == block)
+        buffer->tail = NULL;
+    weir__list_remove(&block->link);
+    weir__heap_free(&set->heap, block, sizeof(*block));
+}
+
+void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_block *block)
+{
+    while (block != NULL && (!weir_slot_is_none(block->slot) || block->is_in_round))
+        block = weir__writebuf_after(buffer, block);
+    buffer->spill_next = block;
+}
+
+/* ---- Spill ---------------------------------------------------------------------- */
+
+/* The oldest block that is only in memory goes to the region; 0 or why not. */
+static int writebuf_spill_block(struct weir_writebuf *buffer)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    struct writebuf_block *block = buffer->spill_next;
+    struct weir_label label = {.key = buffer->id, .owner = set->config.owner};
+    struct weir_slot slot;
+    int r;
+
+    WEIR_ASSERT(block != NULL && weir_slot_is_none(block->slot) && !block->is_in_round);
+
+    r = weir_region_put(set->config.region, block->piece.data, block->fill_bytes, label, &slot);
+    if (r < 0) {
+        set->ever.failed_spill_count++;
+        return r;
+    }
+    writebuf_give_piece(buffer, block);
+    block->slot = slot;
+    buffer->spilled_bytes += block->fill_bytes;
+    set->spilled_bytes += block->fill_bytes;
+    set->ever.block_count++;
+    set->ever.block_bytes += block->fill_bytes;
+    if (buffer->tail == block)
+        buffer->tail = NULL;
+    weir__writebuf_spill_from(buffer, weir__writebuf_after(buffer, block));
+    if (set->config.quiet_ns != UINT64_MAX)
+        weir__writebuf_due(set, set->now_ns + set->config.quiet_ns);
+    return 0;
+}
+
+/*
+ * Whose block goes: of those that no flush will help soon, else of all, the one
+ * that holds most memory. @kept: a block that must stay.
+ */
+static struct weir_writebuf *writebuf_victim(const struct weir_writebuf_set *set,
+                                             const struct writebuf_block *kept)
+{
+    struct weir_writebuf *found = NULL;
+    bool found_is_held_up = false;
+
+    WEIR_LIST_FOREACH (link, &set->buffers) {
+        struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
+        bool is_held_up = writebuf_is_held_up(buffer);
+
+        if (buffer->spill_next == NULL || buffer->spill_next == kept)
+            continue;
+        if (found != NULL &&
+            (is_held_up < found_is_held_up ||
+             (is_held_up == found_is_held_up && buffer->memory_bytes <= found->memory_bytes)))
+            continue;
+        found = buffer;
+        found_is_held_up = is_held_up;
+    }
+    return found;
+}
+
+uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    uint64_t freed;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+    WEIR_ASSERT(set->credit_bytes == 0);
+
+    if (set->config.region == NULL)
+        return 0;
+    while (set->credit_bytes < bytes) {
+        struct weir_writebuf *victim = writebuf_victim(set, NULL);
+
+        if (victim == NULL || writebuf_spill_block(victim) < 0)
+            break;
+    }
+    freed = set->credit_bytes;
+    weir__writebuf_settle(set);
+    return freed;
+}
+
+/*
+ * Charge @bytes, by what others of the set give up if need be. 0, -EAGAIN, or why
+ * the region takes no more.
+ */
+static int writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
+                           const struct writebuf_block *kept)
+{
+    for (;;) {
+        struct weir_writebuf *victim;
+        int r;
+
+        if (set->credit_bytes >= bytes) {
+            set->credit_bytes -= bytes;
+            return 0;
+        }
+        if (set->credit_bytes == 0 && weir__writebuf_may_take(set, bytes))
+            return 0;
+        victim = set->config.region != NULL ? writebuf_victim(set, kept) : NULL;
+        if (victim == NULL)
+            return -EAGAIN;
+        r = writebuf_spill_block(victim);
+        if (r < 0)
+            return r;
+    }
+}
+
+/* ---- Lifecycle ------------------------------------------------------------------ */
+
+static uint64_t writebuf_default(uint64_t value, uint64_t if_zero)
+{
+    return value != 0 ? value : if_zero;
+}
+
+static bool writebuf_config_is_valid(const struct weir_writebuf_config *config)
+{
+    if (config == NULL || !weir__reserved_is_zero(config->reserved))
+        return false;
+    if (config->sink.begin == NULL || config->sink.put == NULL || config->sink.remove == NULL ||
+        config->sink.commit == NULL || config->sink.abort == NULL)
+        return false;
+    return config->flushes_max <= WRITEBUF_FLUSHES_MAX &&
+           config->record_bytes_max <= RECORD_VALUE_MAX;
+}
+
+static void writebuf_fill_defaults(struct weir_writebuf_config *config)
+{
+    config->record_bytes_max = writebuf_default(config->record_bytes_max, WRITEBUF_RECORD_BYTES);
+    config->collect_bytes_max = writebuf_default(config->collect_bytes_max, WRITEBUF_COLLECT_BYTES);
+    config->flush_bytes_max = writebuf_default(config->flush_bytes_max, WRITEBUF_FLUSH_BYTES);
+    config->held_bytes_max = writebuf_default(config->held_bytes_max, UINT64_MAX);
+    config->backlog_bytes_max = writebuf_default(config->backlog_bytes_max, UINT64_MAX);
+    if (config->flushes_max == 0)
+        config->flushes_max = WRITEBUF_FLUSHES;
+    config->trigger_bytes = writebuf_default(config->trigger_bytes, config->collect_bytes_max / 2);
+    config->trigger_rows = writebuf_default(config->trigger_rows, UINT64_MAX);
+    config->trigger_age_ns = writebuf_default(config->trigger_age_ns, WRITEBUF_AGE_NS);
+    config->quiet_ns = writebuf_default(config->quiet_ns, WRITEBUF_QUIET_NS);
+    config->retry_ns = writebuf_default(config->retry_ns, WRITEBUF_RETRY_NS);
+    config->retry_ns_max =
+        weir__max(writebuf_default(config->retry_ns_max, WRITEBUF_RETRY_NS_MAX), config->retry_ns);
+    config->stall_ns_max = writebuf_default(config->stall_ns_max, WRITEBUF_STALL_NS);
+}
+
+/* The largest block there will be. */
+static uint64_t writebuf_block_bytes_max(const struct weir_writebuf_config *config)
+{
+    uint64_t bytes =
+        weir__round_up(RECORD_HEADER_BYTES + config->record_bytes_max, WRITEBUF_PAGE_BYTES);
+
+    return weir__max(bytes, ARENA_PIECE_BYTES);
+}
+
+static int writebuf_check_caps(const struct weir_writebuf_config *config)
+{
+    uint64_t block_bytes = writebuf_block_bytes_max(config);
+
+    if (config->collect_bytes_max < 2 * block_bytes || config->flush_bytes_max < 2 * block_bytes)
+        return -EINVAL;
+    if (config->region != NULL) {
+        struct weir_region_stats stats;
+
+        weir_region_stats(config->region, &stats);
+        if (stats.put_bytes_max < block_bytes || stats.fetch_bytes_max < block_bytes)
+            return -EINVAL;
+    }
+    return 0;
+}
+
+static int writebuf_make_parts(struct weir_writebuf_set *set)
+{
+    set->hash = weir__heap_alloc(&set->heap, WRITEBUF_HASH_MIN * sizeof(*set->hash));
+    if (set->hash == NULL)
+        return -ENOMEM;
+    set->hash_count = WRITEBUF_HASH_MIN;
+    set->flushes = weir__heap_alloc(&set->heap, set->config.flushes_max * sizeof(*set->flushes));
+    if (set->flushes == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < set->config.flushes_max; i++) {
+        /* Part of the working set: the account has it already. */
+        set->flushes[i].index_memory = weir__heap_alloc(NULL, WRITEBUF_INDEX_BYTES);
+        if (set->flushes[i].index_memory == NULL)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static void writebuf_free_parts(struct weir_writebuf_set *set)
+{
+    for (uint32_t i = 0; set->flushes != NULL && i < set->config.flushes_max; i++)
+        weir__heap_free(NULL, set->flushes[i].index_memory, WRITEBUF_INDEX_BYTES);
+    weir__heap_free(&set->heap, set->flushes, set->config.flushes_max * sizeof(*set->flushes));
+    weir__heap_free(&set->heap, set->hash, set->hash_count * sizeof(*set->hash));
+    weir__arena_deinit(&set->arena);
+}
+
+static int writebuf_take_working_set(struct weir_writebuf_set *set)
+{
+    enum weir_verdict verdict;
+
+    set->window_bytes_max = weir__max(WRITEBUF_WINDOW_BLOCKS * ARENA_PIECE_BYTES,
+                                      writebuf_block_bytes_max(&set->config));
+    set->working_bytes = set->config.flushes_max * (set->window_bytes_max + WRITEBUF_INDEX_BYTES);
+    if (set->config.account == NULL)
+        return 0;
+    if (weir_account_charge(set->config.account, set->working_bytes, &verdict) < 0)
+        return -EDQUOT;
+    return verdict == WEIR_ADMIT || verdict == WEIR_FLUSH ? 0 : -EDQUOT;
+}
+
+int weir_writebuf_create(const struct weir_writebuf_config *config,
+                         struct weir_writebuf_set **ret_set)
+{
+    struct weir_writebuf_set *set;
+    int r;
+
+    if (!writebuf_config_is_valid(config) || ret_set == NULL)
+        return -EINVAL;
+    set = weir__heap_alloc(NULL, sizeof(*set));
+    if (set == NULL)
+        return -ENOMEM;
+    set->config = *config;
+    writebuf_fill_defaults(&set->config);
+    r = writebuf_check_caps(&set->config);
+    if (r == 0)
+        r = writebuf_take_working_set(set);
+    if (r < 0) {
+        weir__heap_free(NULL, set, sizeof(*set));
+        return r;
+    }
+
+    if (config->account != NULL)
+        set->heap.books = weir_account_books(config->account);
+    set->owner = pthread_self();
+    set->due_ns = UINT64_MAX;
+    weir__list_init(&set->buffers);
+    weir__list_init(&set->gate);
+    weir__list_init(&set->loads);
+    weir__list_init(&set->finished);
+    weir__arena_init(&set->arena, &set->heap);
+    r = writebuf_make_parts(set);
+    if (r < 0) {
+        writebuf_free_parts(set);
+        if (config->account != NULL)
+            weir_account_refund(config->account, set->working_bytes);
+        weir__heap_free(NULL, set, sizeof(*set));
+        return r;
+    }
+    if (writebuf_sets.next == NULL)
+        weir__list_init(&writebuf_sets);
+    set->id = ++writebuf_id;
+    weir__list_append(&writebuf_sets, &set->link);
+    *ret_set = set;
+    return 0;
+}
+
+void weir_writebuf_destroy(struct weir_writebuf_set *set)
+{
+    struct weir_account *account;
+
+    if (set == NULL)
+        return;
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+    WEIR_CHECK(!set->in_callback);
+
+    while (!weir__list_is_empty(&set->buffers))
+        weir_writebuf_clear(WEIR_CONTAINER_OF(set->buffers.next, struct weir_writebuf, link));
+    (void)weir__writebuf_tell(set);
+    WEIR_CHECK(set->charged_bytes == 0);
+    WEIR_CHECK(weir__list_is_empty(&set->loads));
+    account = set->config.account;
+    weir__list_remove(&set->link);
+    writebuf_free_parts(set);
+    WEIR_CHECK(set->heap.bytes == 0);
+    if (account != NULL)
+        weir_account_refund(account, set->working_bytes);
+    weir__heap_free(NULL, set, sizeof(*set));
+}
+
+struct weir_writebuf_set *weir__writebuf_set_of(uint64_t id)
+{
+    if (writebuf_sets.next == NULL)
+        return NULL;
+    WEIR_LIST_FOREACH (link, &writebuf_sets) {
+        struct weir_writebuf_set *set = WEIR_CONTAINER_OF(link, struct weir_writebuf_set, link);
+
+        if (set->id == id)
+            return set;
+    }
+    return NULL;
+}
+
+/* ---- Buffers -------------------------------------------------------------------- */
+
+static struct weir_writebuf **writebuf_bucket(const struct weir_writebuf_set *set, uint64_t id)
+{
+    return &set->hash[weir__mix(id) & (set->hash_count - 1)];
+}
+
+/* Twice the buckets; where there is no memory for them, chains are longer. */
+static void writebuf_grow_hash(struct weir_writebuf_set *set)
+{
+    uint64_t count = set->hash_count;
+    struct weir_writebuf **hash = set->hash;
+    struct weir_writebuf **larger = weir__heap_alloc(&set->heap, count * 2 * sizeof(*larger));
+
+    if (larger == NULL)
+        return;
+    set->hash = larger;
+    set->hash_count = count * 2;
+    WEIR_LIST_FOREACH (link, &set->buffers) {
+        struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
+        struct weir_writebuf **bucket = writebuf_bucket(set, buffer->id);
+
+        buffer->hash_next = *bucket;
+        *bucket = buffer;
+    }
+    weir__heap_free(&set->heap, hash, count * sizeof(*hash));
+}
+
+int weir_writebuf_ensure(struct weir_writebuf_set *set, uint64_t id,
+                         struct weir_writebuf **ret_buffer)
+{
+    struct weir_writebuf **bucket;
+    struct weir_writebuf *buffer;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+
+    for (buffer = *writebuf_bucket(set, id); buffer != NULL; buffer = buffer->hash_next) {
+        if (buffer->id == id) {
+            *ret_buffer = buffer;
+            return 0;
+        }
+    }
+
+    buffer = weir__heap_alloc(&set->heap, sizeof(*buffer));
+    if (buffer == NULL)
+        return -ENOMEM;
+    buffer->set = set;
+    buffer->id = id;
+    buffer->is_counted = true;
+    buffer->is_position_known = set->config.sink.position == NULL;
+    weir__list_init(&buffer->waiting);
+    weir__list_init(&buffer->tickets);
+    weir__list_init(&buffer->blocks);
+    if (set->buffer_count >= set->hash_count)
+        writebuf_grow_hash(set);
+    bucket = writebuf_bucket(set, id);
+    buffer->hash_next = *bucket;
+    *bucket = buffer;
+    weir__list_append(&set->buffers, &buffer->link);
+    set->buffer_count++;
+    *ret_buffer = buffer;
+    return 0;
+}
+
+void weir_writebuf_clear(struct weir_writebuf *buffer)
+{
+    struct weir_writebuf_set *set;
+    struct weir_writebuf **link;
+
+    if (buffer == NULL)
+        return;
+    set = buffer->set;
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+    WEIR_CHECK(!set->in_callback);
+
+    weir__writebuf_stop(buffer, -ECANCELED);
+    while (!weir__list_is_empty(&buffer->blocks))
+        weir__writebuf_drop_block(buffer, weir__writebuf_first(buffer));
+    weir__writebuf_settle(set);
+    for (link = writebuf_bucket(set, buffer->id); *link != buffer; link = &(*link)->hash_next)
+        WEIR_ASSERT(*link != NULL);
+    *link = buffer->hash_next;
+    weir__list_remove(&buffer->link);
+    set->buffer_count--;
+    set->paused_count -= buffer->is_paused;
+    set->failing_count -= buffer->failure_count > 0;
+    weir__heap_free(&set->heap, buffer, sizeof(*buffer));
+    (void)weir__writebuf_tell(set);
+}
+
+struct weir_writebuf *weir_writebuf_next(const struct weir_writebuf_set *set,
+                                         const struct weir_writebuf *buffer)
+{
+    const struct weir__list *link = buffer != NULL ? buffer->link.next : set->buffers.next;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+    return link == &set->buffers ? NULL : WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
+}
+
+void weir_writebuf_pause(struct weir_writebuf *buffer)
+{
+    struct weir_writebuf_set *set = buffer->set;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+
+    if (buffer->is_paused)
+        return;
+    buffer->is_paused = true;
+    set->paused_count++;
+    if (buffer->is_queued) {
+        weir__list_remove(&buffer->waiting);
+        buffer->is_queued = false;
+        set->queued_count--;
+    }
+    weir__writebuf_count(buffer);
+}
+
+void weir_writebuf_resume(struct weir_writebuf *buffer)
+{
+    struct weir_writebuf_set *set = buffer->set;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+
+    set->paused_count -= buffer->is_paused;
+    buffer->is_paused = false;
+    buffer->retry_ns = 0;
+    weir__writebuf_count(buffer);
+    if (buffer->reasons != 0)
+        weir__writebuf_want(buffer, (enum writebuf_reason)buffer->reasons);
+    weir__writebuf_due(set, set->now_ns);
+}
+
+/* ---- Append --------------------------------------------------------------------- */
+
+/* Charge @bytes for a block of this buffer, within its cap. */
+static int writebuf_take_memory(struct weir_writebuf *buffer, uint64_t bytes,
+                                const struct writebuf_block *kept)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    uint64_t cap = set->config.collect_bytes_max;
+
+    if (buffer->flush != NULL) {
+        uint64_t used = buffer->loaded_bytes + buffer->flush->index_charged_bytes;
+        uint64_t bytes_max = set->config.flush_bytes_max;
+
+        cap = weir__max(cap, bytes_max - weir__min(bytes_max, used));
+    }
+
+    /* After a flush that failed it can be far above: not all of that in one append. */
+    while (buffer->memory_bytes + bytes > cap && set->credit_bytes < 2 * bytes) {
+        int r;
+
+        weir__writebuf_want(buffer, WRITEBUF_FOR_MEMORY);
+        if (set->config.region == NULL || buffer->spill_next == NULL || buffer->spill_next == kept)
+            return -EAGAIN;
+        r = writebuf_spill_block(buffer);
+        if (r < 0)
+            return r;
+    }
+    return writebuf_charge(set, bytes, kept);
+}
+
+static void writebuf_add_charge(struct weir_writebuf *buffer, struct writebuf_block *block,
+                                uint64_t bytes)
+{
+    block->charged_bytes += bytes;
+    buffer->memory_bytes += bytes;
+    buffer->set->memory_bytes += bytes;
+}
+
+/* The open block has address space for @bytes more: have it charged. */
+static int writebuf_extend(struct weir_writebuf *buffer, uint64_t bytes)
+{
+    struct writebuf_block *tail = buffer->tail;
+    uint64_t wanted = weir__max(tail->charged_bytes * 2,
+                                weir__round_up(tail->fill_bytes + bytes, WRITEBUF_PAGE_BYTES));
+    uint64_t more = weir__min(wanted, tail->piece.bytes) - tail->charged_bytes;
+    int r = writebuf_take_memory(buffer, more, tail);
+
+    if (r == 0)
+        writebuf_add_charge(buffer, tail, more);
+    return r;
+}
+
+static int writebuf_open_block(struct weir_writebuf *buffer, uint64_t bytes)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    bool is_first = weir__list_is_empty(&buffer->blocks);
+    uint64_t charge = weir__round_up(bytes, WRITEBUF_PAGE_BYTES);
+    struct writebuf_block *block;
+    int r;
+
+    if (!is_first)
+        charge = weir__max(charge, ARENA_PIECE_BYTES);
+    r = writebuf_take_memory(buffer, charge, NULL);
+    if (r < 0)
+        return r;
+    block = weir__heap_alloc(&set->heap, sizeof(*block));
+    r = block != NULL ? weir__arena_take(&set->arena, charge, &block->piece) : -ENOMEM;
+    if (r < 0) {
+        weir__heap_free(&set->heap, block, sizeof(*block));
+        set->credit_bytes += charge;
+        return r;
+    }
+    weir__list_init(&block->loading);
+    weir__list_append(&buffer->blocks, &block->link);
+    buffer->tail = block;
+    if (buffer->spill_next == NULL)
+        buffer->spill_next = block;
+    writebuf_add_charge(buffer, block, charge);
+    return 0;
+}
+
+static int writebuf_make_room(struct weir_writebuf *buffer, uint64_t bytes)
+{
+    const struct writebuf_block *tail = buffer->tail;
+    int r = tail != NULL && tail->fill_bytes + bytes <= tail->piece.bytes
+                ? writebuf_extend(buffer, bytes)
+                : writebuf_open_block(buffer, bytes);
+
+    weir__writebuf_settle(buffer->set);
+    return r;
+}
+
+/* Whether the set holds as much as it may for now. */
+static bool writebuf_is_full(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    uint64_t bytes_max = set->config.backlog_bytes_max;
+
+    if (bytes_max == UINT64_MAX)
+        return false;
+    if (set->is_full && set->backlog_bytes <= bytes_max / 8 * 7)
+        set->is_full = false;
+    /* What is alone is let in, whatever its size. */
+    if (!set->is_full && set->backlog_bytes > 0 && set->backlog_bytes + bytes > bytes_max)
+        set->is_full = true;
+    if (set->is_full)
+        set->is_short = true;
+    return set->is_full;
+}
+
+static int writebuf_admits(struct weir_writebuf *buffer, const struct weir_writebuf_record *record)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    uint64_t bytes = (uint64_t)record->key_bytes + record->value_bytes;
+
+    if ((unsigned)record->operation > WEIR_WRITEBUF_BARRIER || record->sequence == 0)
+        return -EINVAL;
+    if (record->key_bytes > RECORD_KEY_MAX || record->value_bytes > set->config.record_bytes_max ||
+        bytes > set->config.record_bytes_max)
+        return -EFBIG;
+    if (record->sequence <= buffer->last_sequence)
+        return -ERANGE;
+    if (buffer->held_bytes + bytes > set->config.held_bytes_max) {
+        weir__writebuf_want(buffer, WRITEBUF_FOR_BYTES);
+        return -EDQUOT;
+    }
+    if (buffer->is_counted && writebuf_is_full(set, bytes))
+        return -EAGAIN;
+    return 0;
+}
+
+static void writebuf_note(struct weir_writebuf *buffer, struct writebuf_block *tail,
+                          const struct weir_writebuf_record *record)
+{
+    struct weir_writebuf_set *set = buffer->set;
+
+    if (tail->record_count++ == 0)
+        tail->first_sequence = record->sequence;
+    tail->last_sequence = record->sequence;
+    tail->insert_count += record->operation == WEIR_WRITEBUF_INSERT;
+    tail->barrier_count += record->operation == WEIR_WRITEBUF_BARRIER;
+    buffer->last_sequence = record->sequence;
+    set->ever.appended_count++;
+    set->ever.appended_bytes += record->key_bytes + record->value_bytes;
+    if (buffer->record_count == 1) {
+        buffer->oldest_ns = set->now_ns;
+        if (set->config.trigger_age_ns != UINT64_MAX)
+            weir__writebuf_due(set, set->now_ns + set->config.trigger_age_ns);
+    }
+    if (buffer->held_bytes >= set->config.trigger_bytes)
+        weir__writebuf_want(buffer, WRITEBUF_FOR_BYTES);
+    if (buffer->record_count >= set->config.trigger_rows)
+        weir__writebuf_want(buffer, WRITEBUF_FOR_ROWS);
+}
+
+int weir_writebuf_append(struct weir_writebuf *buffer, const struct weir_writebuf_record *record)
+{
+    struct weir_writebuf_set *set = buffer->set;
+    struct writebuf_block *tail = buffer->tail;
+    uint64_t bytes = weir__record_bytes(record);
+    int r;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+    WEIR_ASSERT(record->key != NULL || record->key_bytes == 0);
+    WEIR_ASSERT(record->value != NULL || record->value_bytes == 0);
+
+    r = writebuf_admits(buffer, record);
+    if (r == 0 && (tail == NULL || tail->fill_bytes + bytes > tail->charged_bytes))
+        r = writebuf_make_room(buffer, bytes);
+    if (r < 0) {
+        if (r == -EAGAIN) {
+            set->ever.refused_count++;
+            set->is_refused = true;
+        }
+        return r;
+    }
+
+    tail = buffer->tail;
+    weir__record_encode(tail->piece.data + tail->fill_bytes, record);
+    tail->fill_bytes += bytes;
+    writebuf_add_held(buffer, (int64_t)bytes, 1);
+    writebuf_note(buffer, tail, record);
+    return 0;
+}
+
+/* ---- Statistics ----------------------------------------------------------------- */
+
+void weir_writebuf_buffer_stats(const struct weir_writebuf *buffer,
+                                struct weir_writebuf_buffer_stats *ret_stats)
+{
+    WEIR_ASSERT(weir__writebuf_is_mine(buffer->set));
+
+    *ret_stats = (struct weir_writebuf_buffer_stats){
+        .id = buffer->id,
+        .position = buffer->position,
+        .last_sequence = buffer->last_sequence,
+        .record_count = buffer->record_count,
+        .held_bytes = buffer->held_bytes,
+        .memory_bytes = buffer->memory_bytes,
+        .spilled_bytes = buffer->spilled_bytes,
+        .loaded_bytes = buffer->loaded_bytes,
+        .oldest_ns = buffer->record_count > 0 ? buffer->oldest_ns : 0,
+        .flush_count = buffer->flush_count,
+        .failure_count = buffer->failure_count,
+        .retry_ns = buffer->retry_ns,
+        .last_error = buffer->last_error,
+        .paused = buffer->is_paused,
+        .queued = buffer->is_queued,
+        .flushing = buffer->flush != NULL,
+    };
+}
+
+void weir_writebuf_stats(const struct weir_writebuf_set *set, struct weir_writebuf_stats *ret_stats)
+{
+    struct weir_writebuf_stats stats = set->ever;
+
+    WEIR_ASSERT(weir__writebuf_is_mine(set));
+
+    stats.buffer_count = set->buffer_count;
+    stats.queued_count = set->queued_count;
+    stats.flushing_count = set->flushing_count;
+    stats.paused_count = set->paused_count;
+    stats.failing_count = set->failing_count;
+    stats.record_count = set->record_count;
+    stats.held_bytes = set->held_bytes;
+    stats.backlog_bytes = set->backlog_bytes;
+    stats.memory_bytes = set->memory_bytes;
+    stats.spilled_bytes = set->spilled_bytes;
+    stats.loaded_bytes = set->loaded_bytes;
+    for (uint32_t i = 0; i < set->config.flushes_max; i++)
+        stats.index_bytes += set->flushes[i].index_charged_bytes;
+    stats.working_bytes = set->working_bytes;
+    stats.charged_bytes = set->charged_bytes + set->working_bytes;
+    stats.metadata_bytes = set->heap.bytes;
+    stats.mapped_bytes = set->arena.mapped_bytes;
+    *ret_stats = stats;
+}
+
+/* ---- Audit ---------------------------------------------------------------------- */
+
+struct writebuf_sums {
+    uint64_t records;
+    uint64_t held;
+    uint64_t memory;
+    uint64_t loaded;
+    uint64_t spilled;
+    uint64_t charged;
+    uint64_t window;
+    uint64_t pieces;
+    uint32_t loads;
+};
+
+static void writebuf_audit_records(const struct writebuf_block *block, uint64_t *sequence)
+{
+    uint64_t offset = 0;
+    uint32_t count = 0;
+    uint32_t inserts = 0;
+    uint32_t barriers = 0;
+
+    while (offset < block->fill_bytes) {
+        struct weir_writebuf_record record;
+        uint64_t bytes;
+
+        WEIR_CHECK(weir__record_decode(block->piece.data + offset, block->fill_bytes - offset,
+                                       &record, &bytes) == 0);
+        WEIR_CHECK(record.sequence > *sequence);
+        *sequence = record.sequence;
+        if (count++ == 0)
+            WEIR_CHECK(record.sequence == block->first_sequence);
+        inserts += record.operation == WEIR_WRITEBUF_INSERT;
+        barriers += record.operation == WEIR_WRITEBUF_BARRIER;
+        offset += bytes;
+    }
+    WEIR_CHECK(*sequence == block->last_sequence);
+    WEIR_CHECK(count == block->record_count);
+    WEIR_CHECK(inserts == block->insert_count);
+    WEIR_CHECK(barriers == block->barrier_count);
+}
+
+static void writebuf_audit_block(const struct weir_writebuf *buffer,
+                                 const struct writebuf_block *block, uint64_t *sequence,
+                                 struct writebuf_sums *sums)
+{
+    const struct weir_writebuf_set *set = buffer->set;
+    struct weir_slot_info info;
+
+    WEIR_CHECK(block->record_count > 0 || block == buffer->tail);
+    WEIR_CHECK(block->first_sequence > *sequence || block->record_count == 0); /* W1 */
+    sums->records += block->record_count;
+    sums->held += block->fill_bytes;
+    sums->charged += block->charged_bytes;
+    sums->window += block->window_bytes;
+    sums->pieces += block->piece.bytes;
+    sums->loads += block->asked_by != NULL;
+    if (weir_slot_is_none(block->slot)) {
+        WEIR_CHECK(block->piece.data != NULL);
+        WEIR_CHECK(block->fill_bytes <= block->charged_bytes);
+        WEIR_CHECK(block->charged_bytes <= block->piece.bytes);
+        WEIR_CHECK(block->window_bytes == 0 && !block->is_loading);
+        sums->memory += block->charged_bytes;
+        if (block->record_count > 0)
+            writebuf_audit_records(block, sequence);
+        return;
+    }
+    WEIR_CHECK(block != buffer->tail);
+    WEIR_CHECK(weir_region_slot(set->config.region, block->slot, &info) == 0);
+    WEIR_CHECK(info.bytes == block->fill_bytes);
+    WEIR_CHECK(info.label.key == buffer->id && info.label.owner == set->config.owner);
+    sums->spilled += block->fill_bytes;
+    sums->loaded += block->charged_bytes + block->window_bytes;
+    if (block->piece.data == NULL) {
+        WEIR_CHECK(block->charged_bytes + block->window_bytes == 0);
+        WEIR_CHECK(!block->is_loading);
+    } else {
+        WEIR_CHECK(buffer->flush != NULL);
+    }
+    *sequence = block->last_sequence;
+}
+
+static void writebuf_audit_buffer(const struct weir_writebuf *buffer, struct writebuf_sums *all)
+{
+    struct writebuf_sums sums = {0};
+    uint64_t sequence = 0;
+    bool is_round = buffer->flush != NULL && buffer->flush->last != NULL;
+    bool is_spillable = false;
+
+    WEIR_LIST_FOREACH (link, &buffer->blocks) {
+        const struct writebuf_block *block = WEIR_CONTAINER_OF(link, struct writebuf_block, link);
+
+        writebuf_audit_block(buffer, block, &sequence, &sums);
+        WEIR_CHECK(block->is_in_round == is_round); /* W4 */
+        if (is_round && block == buffer->flush->last)
+            is_round = false;
+        if (!is_spillable && weir_slot_is_none(block->slot) && !block->is_in_round) {
+            WEIR_CHECK(block == buffer->spill_next); /* W3 */
+            is_spillable = true;
+        }
+    }
+    WEIR_CHECK(!is_round);
+    WEIR_CHECK(is_spillable == (buffer->spill_next != NULL));
+    WEIR_CHECK(sequence <= buffer->last_sequence);
+    WEIR_CHECK(buffer->position <= buffer->last_sequence);
+    WEIR_CHECK(sums.records - buffer->head_records == buffer->record_count);
+    WEIR_CHECK(sums.held - buffer->head_offset == buffer->held_bytes);
+    WEIR_CHECK(sums.memory == buffer->memory_bytes);
+    WEIR_CHECK(sums.loaded == buffer->loaded_bytes);
+    WEIR_CHECK(sums.spilled == buffer->spilled_bytes);
+    if (buffer->flush != NULL) {
+        WEIR_CHECK(sums.window == buffer->flush->window_bytes);
+        WEIR_CHECK(sums.window <= buffer->set->window_bytes_max);
+        WEIR_CHECK(sums.loads == buffer->flush->load_count);
+        WEIR_CHECK(!buffer->is_queued);
+    } else {
+        WEIR_CHECK(sums.window == 0 && sums.loads == 0);
+    }
+    WEIR_CHECK(buffer->is_counted == !writebuf_is_held_up(buffer));
+    if (buffer->is_queued)
+        WEIR_CHECK(!buffer->is_paused && buffer->retry_ns == 0 && buffer->reasons != 0);
+
+    all->records += buffer->record_count;
+    all->held += buffer->held_bytes;
+    all->memory += sums.memory;
+    all->loaded += sums.loaded;
+    all->spilled += sums.spilled;
+    all->charged += sums.charged;
+    all->pieces += sums.pieces;
+    all->window += buffer->is_counted ? buffer->held_bytes : 0;
+}
+
+void weir_writebuf_audit(const struct weir_writebuf_set *set)
+{
+    struct writebuf_sums sums = {0};
+    uint64_t buffers = 0;
+    uint64_t flushing = 0;
+    uint64_t queued = 0;
+
+    WEIR_CHECK(weir__writebuf_is_mine(set));
+    WEIR_LIST_FOREACH (link, &set->buffers) {
+        const struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
+
+        writebuf_audit_buffer(buffer, &sums);
+        buffers++;
+        queued += buffer->is_queued;
+        flushing += buffer->flush != NULL;
+    }
+    for (uint32_t i = 0; i < set->config.flushes_max; i++) {
+        const struct writebuf_flush *flush = &set->flushes[i];
+
+        WEIR_CHECK(flush->buffer == NULL || flush->buffer->flush == flush);
+        sums.charged += flush->index_charged_bytes;
+        sums.pieces += flush->index_piece.bytes;
+    }
+    WEIR_CHECK(buffers == set->buffer_count);
+    WEIR_CHECK(queued == set->queued_count);
+    WEIR_CHECK(flushing == set->flushing_count);
+    WEIR_CHECK(flushing <= set->config.flushes_max);
+    WEIR_CHECK(sums.records == set->record_count);
+    WEIR_CHECK(sums.held == set->held_bytes);
+    WEIR_CHECK(sums.window == set->backlog_bytes);
+    WEIR_CHECK(sums.memory == set->memory_bytes);
+    WEIR_CHECK(sums.loaded == set->loaded_bytes);
+    WEIR_CHECK(sums.spilled == set->spilled_bytes);
+    WEIR_CHECK(sums.charged == set->charged_bytes); /* W2 */
+    WEIR_CHECK(sums.pieces == set->arena.piece_bytes);
+    WEIR_CHECK(set->credit_bytes == 0); /* W5 */
+}
