@@ -26,7 +26,7 @@
  * be refused: the working set is charged at create.
  *
  * Nothing runs by itself: weir_writebuf_poll() does the work in small steps and
- * is told the time. Poll the region as well; the worker does both.
+ * is told the time. Poll the region as well.
  *
  * Units    bytes, nanoseconds of the clock that poll is given
  * Thread   the thread that made the set, and no other
