@@ -128,7 +128,7 @@ static int sink_make_table(struct sqlite_sink *sink, uint64_t id)
 
     snprintf(text, sizeof(text),
              "CREATE TABLE IF NOT EXISTS weir_%" PRIu64
-             " (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID",
+             " (key BLOB PRIMARY KEY, value BLOB)",
              id);
     return sink_run(sink, text);
 }
