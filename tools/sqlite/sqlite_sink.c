@@ -127,9 +127,7 @@ static int sink_make_table(struct sqlite_sink *sink, uint64_t id)
     char text[128];
 
     snprintf(text, sizeof(text),
-             "CREATE TABLE IF NOT EXISTS weir_%" PRIu64
-             " (key BLOB PRIMARY KEY, value BLOB)",
-             id);
+             "CREATE TABLE IF NOT EXISTS weir_%" PRIu64 " (key BLOB PRIMARY KEY, value BLOB)", id);
     return sink_run(sink, text);
 }
 
