@@ -19,6 +19,7 @@ YARDSTICKS = {
     },
     'governor': {'atomic add', 'atomic add, shared'},
     'reorder': {'memcpy', 'tsearch + malloc'},
+    'writebuf': {'memcpy'},
 }
 
 
