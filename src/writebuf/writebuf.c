@@ -32,8 +32,9 @@
  *   W5  credit_bytes are 0 between two calls
  *   W6  poll has nothing to do by the clock before due_ns
  *
- * Not here: the gate and the flush (flush.c), the memory of blocks (arena.c), the
- * table of keys (compact.c), the bytes of a record (record.c).
+ * Not here: charges and spill (spill.c), the gate (gate.c), the flush (flush.c),
+ * the memory of blocks (arena.c), the table of keys (compact.c), the bytes of a
+ * record (record.c).
  */
 #include "writebuf/writebuf_state.h"
 
@@ -73,262 +74,6 @@ bool weir__writebuf_is_mine(const struct weir_writebuf_set *set)
 void weir__writebuf_due(struct weir_writebuf_set *set, uint64_t ns)
 {
     set->due_ns = weir__min(set->due_ns, ns);
-}
-
-/* ---- Charges -------------------------------------------------------------------- */
-
-void weir__writebuf_refund(struct weir_writebuf_set *set, uint64_t bytes)
-{
-    WEIR_CHECK(bytes <= set->charged_bytes);
-    set->charged_bytes -= bytes;
-    if (set->config.account != NULL && bytes > 0)
-        weir_account_refund(set->config.account, bytes);
-}
-
-void weir__writebuf_settle(struct weir_writebuf_set *set)
-{
-    uint64_t bytes = set->credit_bytes;
-
-    set->credit_bytes = 0;
-    weir__writebuf_refund(set, bytes);
-}
-
-/* What the account says; on WEIR_ADMIT and WEIR_FLUSH it is charged. */
-static enum weir_verdict writebuf_ask(struct weir_writebuf_set *set, uint64_t bytes)
-{
-    enum weir_verdict verdict = WEIR_ADMIT;
-
-    /* What can never fit is no different from what does not fit now: it can spill. */
-    if (set->config.account != NULL &&
-        weir_account_charge(set->config.account, bytes, &verdict) < 0)
-        verdict = WEIR_WAIT;
-    switch (verdict) {
-    case WEIR_FLUSH:
-        set->is_short = true;
-        set->charged_bytes += bytes;
-        break;
-    case WEIR_ADMIT:
-        set->charged_bytes += bytes;
-        break;
-    case WEIR_SPILL:
-    case WEIR_WAIT:
-        set->is_short = true;
-        break;
-    }
-    return verdict;
-}
-
-bool weir__writebuf_may_take(struct weir_writebuf_set *set, uint64_t bytes)
-{
-    enum weir_verdict verdict = writebuf_ask(set, bytes);
-
-    return verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
-}
-
-/* ---- Blocks --------------------------------------------------------------------- */
-
-/* Whether a flush of it is of no use now. */
-static bool writebuf_is_held_up(const struct weir_writebuf *buffer)
-{
-    return buffer->is_paused || buffer->failure_count > 0;
-}
-
-static void writebuf_add_held(struct weir_writebuf *buffer, int64_t bytes, int64_t records)
-{
-    struct weir_writebuf_set *set = buffer->set;
-
-    buffer->held_bytes += (uint64_t)bytes;
-    set->held_bytes += (uint64_t)bytes;
-    buffer->record_count += (uint64_t)records;
-    set->record_count += (uint64_t)records;
-    if (buffer->is_counted)
-        set->backlog_bytes += (uint64_t)bytes;
-}
-
-void weir__writebuf_count(struct weir_writebuf *buffer)
-{
-    bool is_counted = !writebuf_is_held_up(buffer);
-
-    if (is_counted == buffer->is_counted)
-        return;
-    buffer->is_counted = is_counted;
-    buffer->set->backlog_bytes += is_counted ? buffer->held_bytes : -buffer->held_bytes;
-}
-
-/* The charge of a piece that is given back goes into the credit. */
-static void writebuf_give_piece(struct weir_writebuf *buffer, struct writebuf_block *block)
-{
-    struct weir_writebuf_set *set = buffer->set;
-
-    if (block->piece.data == NULL)
-        return;
-    weir__arena_give(&set->arena, &block->piece);
-    if (weir_slot_is_none(block->slot)) {
-        buffer->memory_bytes -= block->charged_bytes;
-        set->memory_bytes -= block->charged_bytes;
-    } else {
-        buffer->loaded_bytes -= block->charged_bytes + block->window_bytes;
-        set->loaded_bytes -= block->charged_bytes + block->window_bytes;
-        if (block->window_bytes > 0)
-            buffer->flush->window_bytes -= block->window_bytes;
-    }
-    set->credit_bytes += block->charged_bytes;
-    block->charged_bytes = 0;
-    block->window_bytes = 0;
-}
-
-void weir__writebuf_unload(struct weir_writebuf *buffer, struct writebuf_block *block)
-{
-    WEIR_CHECK(!weir_slot_is_none(block->slot));
-    if (block->asked_by != NULL) {
-        /* It will be called back, and nobody will know it. */
-        weir__list_remove(&block->loading);
-        block->asked_by->load_count--;
-        block->asked_by = NULL;
-    }
-    block->is_loading = false;
-    writebuf_give_piece(buffer, block);
-}
-
-void weir__writebuf_drop_block(struct weir_writebuf *buffer, struct writebuf_block *block)
-{
-    struct weir_writebuf_set *set = buffer->set;
-    uint64_t bytes = block->fill_bytes;
-    uint64_t records = block->record_count;
-
-    if (block == weir__writebuf_first(buffer)) {
-        bytes -= buffer->head_offset;
-        records -= buffer->head_records;
-        buffer->head_offset = 0;
-        buffer->head_records = 0;
-        buffer->head_barriers = 0;
-    }
-    writebuf_add_held(buffer, -(int64_t)bytes, -(int64_t)records);
-    if (!weir_slot_is_none(block->slot)) {
-        weir__writebuf_unload(buffer, block);
-        weir_region_free(set->config.region, block->slot);
-        buffer->spilled_bytes -= block->fill_bytes;
-        set->spilled_bytes -= block->fill_bytes;
-    } else {
-        writebuf_give_piece(buffer, block);
-    }
-    if (buffer->spill_next == block)
-        weir__writebuf_spill_from(buffer, weir__writebuf_after(buffer, block));
-    if (buffer->tail == block)
-        buffer->tail = NULL;
-    weir__list_remove(&block->link);
-    weir__heap_free(&set->heap, block, sizeof(*block));
-}
-
-void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_block *block)
-{
-    while (block != NULL && (!weir_slot_is_none(block->slot) || block->is_in_round))
-        block = weir__writebuf_after(buffer, block);
-    buffer->spill_next = block;
-}
-
-/* ---- Spill ---------------------------------------------------------------------- */
-
-/* The oldest block that is only in memory goes to the region; 0 or why not. */
-static int writebuf_spill_block(struct weir_writebuf *buffer)
-{
-    struct weir_writebuf_set *set = buffer->set;
-    struct writebuf_block *block = buffer->spill_next;
-    struct weir_label label = {.key = buffer->id, .owner = set->config.owner};
-    struct weir_slot slot;
-    int r;
-
-    WEIR_ASSERT(block != NULL && weir_slot_is_none(block->slot) && !block->is_in_round);
-
-    r = weir_region_put(set->config.region, block->piece.data, block->fill_bytes, label, &slot);
-    if (r < 0) {
-        set->ever.failed_spill_count++;
-        return r;
-    }
-    writebuf_give_piece(buffer, block);
-    block->slot = slot;
-    buffer->spilled_bytes += block->fill_bytes;
-    set->spilled_bytes += block->fill_bytes;
-    set->ever.block_count++;
-    set->ever.block_bytes += block->fill_bytes;
-    if (buffer->tail == block)
-        buffer->tail = NULL;
-    weir__writebuf_spill_from(buffer, weir__writebuf_after(buffer, block));
-    if (set->config.quiet_ns != UINT64_MAX)
-        weir__writebuf_due(set, set->now_ns + set->config.quiet_ns);
-    return 0;
-}
-
-/*
- * Whose block goes: of those that no flush will help soon, else of all, the one
- * that holds most memory. @kept: a block that must stay.
- */
-static struct weir_writebuf *writebuf_victim(const struct weir_writebuf_set *set,
-                                             const struct writebuf_block *kept)
-{
-    struct weir_writebuf *found = NULL;
-    bool found_is_held_up = false;
-
-    WEIR_LIST_FOREACH (link, &set->buffers) {
-        struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
-        bool is_held_up = writebuf_is_held_up(buffer);
-
-        if (buffer->spill_next == NULL || buffer->spill_next == kept)
-            continue;
-        if (found != NULL &&
-            (is_held_up < found_is_held_up ||
-             (is_held_up == found_is_held_up && buffer->memory_bytes <= found->memory_bytes)))
-            continue;
-        found = buffer;
-        found_is_held_up = is_held_up;
-    }
-    return found;
-}
-
-uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes)
-{
-    uint64_t freed;
-
-    WEIR_ASSERT(weir__writebuf_is_mine(set));
-    WEIR_ASSERT(set->credit_bytes == 0);
-
-    if (set->config.region == NULL)
-        return 0;
-    while (set->credit_bytes < bytes) {
-        struct weir_writebuf *victim = writebuf_victim(set, NULL);
-
-        if (victim == NULL || writebuf_spill_block(victim) < 0)
-            break;
-    }
-    freed = set->credit_bytes;
-    weir__writebuf_settle(set);
-    return freed;
-}
-
-/*
- * Charge @bytes, by what others of the set give up if need be. 0, -EAGAIN, or why
- * the region takes no more.
- */
-static int writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
-                           const struct writebuf_block *kept)
-{
-    for (;;) {
-        struct weir_writebuf *victim;
-        int r;
-
-        if (set->credit_bytes >= bytes) {
-            set->credit_bytes -= bytes;
-            return 0;
-        }
-        if (set->credit_bytes == 0 && weir__writebuf_may_take(set, bytes))
-            return 0;
-        victim = set->config.region != NULL ? writebuf_victim(set, kept) : NULL;
-        if (victim == NULL)
-            return -EAGAIN;
-        r = writebuf_spill_block(victim);
-        if (r < 0)
-            return r;
-    }
 }
 
 /* ---- Lifecycle ------------------------------------------------------------------ */
@@ -491,7 +236,7 @@ void weir_writebuf_destroy(struct weir_writebuf_set *set)
 
     while (!weir__list_is_empty(&set->buffers))
         weir_writebuf_clear(WEIR_CONTAINER_OF(set->buffers.next, struct weir_writebuf, link));
-    (void)weir__writebuf_tell(set);
+    (void)weir__gate_tell(set);
     WEIR_CHECK(set->charged_bytes == 0);
     WEIR_CHECK(weir__list_is_empty(&set->loads));
     account = set->config.account;
@@ -591,7 +336,7 @@ void weir_writebuf_clear(struct weir_writebuf *buffer)
     WEIR_ASSERT(weir__writebuf_is_mine(set));
     WEIR_CHECK(!set->in_callback);
 
-    weir__writebuf_stop(buffer, -ECANCELED);
+    weir__gate_stop(buffer, -ECANCELED);
     while (!weir__list_is_empty(&buffer->blocks))
         weir__writebuf_drop_block(buffer, weir__writebuf_first(buffer));
     weir__writebuf_settle(set);
@@ -603,7 +348,7 @@ void weir_writebuf_clear(struct weir_writebuf *buffer)
     set->paused_count -= buffer->is_paused;
     set->failing_count -= buffer->failure_count > 0;
     weir__heap_free(&set->heap, buffer, sizeof(*buffer));
-    (void)weir__writebuf_tell(set);
+    (void)weir__gate_tell(set);
 }
 
 struct weir_writebuf *weir_writebuf_next(const struct weir_writebuf_set *set,
@@ -644,7 +389,7 @@ void weir_writebuf_resume(struct weir_writebuf *buffer)
     buffer->retry_ns = 0;
     weir__writebuf_count(buffer);
     if (buffer->reasons != 0)
-        weir__writebuf_want(buffer, (enum writebuf_reason)buffer->reasons);
+        weir__gate_want(buffer, (enum writebuf_reason)buffer->reasons);
     weir__writebuf_due(set, set->now_ns);
 }
 
@@ -668,14 +413,14 @@ static int writebuf_take_memory(struct weir_writebuf *buffer, uint64_t bytes,
     while (buffer->memory_bytes + bytes > cap && set->credit_bytes < 2 * bytes) {
         int r;
 
-        weir__writebuf_want(buffer, WRITEBUF_FOR_MEMORY);
+        weir__gate_want(buffer, WRITEBUF_FOR_MEMORY);
         if (set->config.region == NULL || buffer->spill_next == NULL || buffer->spill_next == kept)
             return -EAGAIN;
-        r = writebuf_spill_block(buffer);
+        r = weir__writebuf_spill_block(buffer);
         if (r < 0)
             return r;
     }
-    return writebuf_charge(set, bytes, kept);
+    return weir__writebuf_charge(set, bytes, kept);
 }
 
 static void writebuf_add_charge(struct weir_writebuf *buffer, struct writebuf_block *block,
@@ -770,7 +515,7 @@ static int writebuf_admits(struct weir_writebuf *buffer, const struct weir_write
     if (record->sequence <= buffer->last_sequence)
         return -ERANGE;
     if (buffer->held_bytes + bytes > set->config.held_bytes_max) {
-        weir__writebuf_want(buffer, WRITEBUF_FOR_BYTES);
+        weir__gate_want(buffer, WRITEBUF_FOR_BYTES);
         return -EDQUOT;
     }
     if (buffer->is_counted && writebuf_is_full(set, bytes))
@@ -797,9 +542,9 @@ static void writebuf_note(struct weir_writebuf *buffer, struct writebuf_block *t
             weir__writebuf_due(set, set->now_ns + set->config.trigger_age_ns);
     }
     if (buffer->held_bytes >= set->config.trigger_bytes)
-        weir__writebuf_want(buffer, WRITEBUF_FOR_BYTES);
+        weir__gate_want(buffer, WRITEBUF_FOR_BYTES);
     if (buffer->record_count >= set->config.trigger_rows)
-        weir__writebuf_want(buffer, WRITEBUF_FOR_ROWS);
+        weir__gate_want(buffer, WRITEBUF_FOR_ROWS);
 }
 
 int weir_writebuf_append(struct weir_writebuf *buffer, const struct weir_writebuf_record *record)
@@ -827,229 +572,7 @@ int weir_writebuf_append(struct weir_writebuf *buffer, const struct weir_writebu
     tail = buffer->tail;
     weir__record_encode(tail->piece.data + tail->fill_bytes, record);
     tail->fill_bytes += bytes;
-    writebuf_add_held(buffer, (int64_t)bytes, 1);
+    weir__writebuf_add_held(buffer, (int64_t)bytes, 1);
     writebuf_note(buffer, tail, record);
     return 0;
-}
-
-/* ---- Statistics ----------------------------------------------------------------- */
-
-void weir_writebuf_buffer_stats(const struct weir_writebuf *buffer,
-                                struct weir_writebuf_buffer_stats *ret_stats)
-{
-    WEIR_ASSERT(weir__writebuf_is_mine(buffer->set));
-
-    *ret_stats = (struct weir_writebuf_buffer_stats){
-        .id = buffer->id,
-        .position = buffer->position,
-        .last_sequence = buffer->last_sequence,
-        .record_count = buffer->record_count,
-        .held_bytes = buffer->held_bytes,
-        .memory_bytes = buffer->memory_bytes,
-        .spilled_bytes = buffer->spilled_bytes,
-        .loaded_bytes = buffer->loaded_bytes,
-        .oldest_ns = buffer->record_count > 0 ? buffer->oldest_ns : 0,
-        .flush_count = buffer->flush_count,
-        .failure_count = buffer->failure_count,
-        .retry_ns = buffer->retry_ns,
-        .last_error = buffer->last_error,
-        .paused = buffer->is_paused,
-        .queued = buffer->is_queued,
-        .flushing = buffer->flush != NULL,
-    };
-}
-
-void weir_writebuf_stats(const struct weir_writebuf_set *set, struct weir_writebuf_stats *ret_stats)
-{
-    struct weir_writebuf_stats stats = set->ever;
-
-    WEIR_ASSERT(weir__writebuf_is_mine(set));
-
-    stats.buffer_count = set->buffer_count;
-    stats.queued_count = set->queued_count;
-    stats.flushing_count = set->flushing_count;
-    stats.paused_count = set->paused_count;
-    stats.failing_count = set->failing_count;
-    stats.record_count = set->record_count;
-    stats.held_bytes = set->held_bytes;
-    stats.backlog_bytes = set->backlog_bytes;
-    stats.memory_bytes = set->memory_bytes;
-    stats.spilled_bytes = set->spilled_bytes;
-    stats.loaded_bytes = set->loaded_bytes;
-    for (uint32_t i = 0; i < set->config.flushes_max; i++)
-        stats.index_bytes += set->flushes[i].index_charged_bytes;
-    stats.working_bytes = set->working_bytes;
-    stats.charged_bytes = set->charged_bytes + set->working_bytes;
-    stats.metadata_bytes = set->heap.bytes;
-    stats.mapped_bytes = set->arena.mapped_bytes;
-    *ret_stats = stats;
-}
-
-/* ---- Audit ---------------------------------------------------------------------- */
-
-struct writebuf_sums {
-    uint64_t records;
-    uint64_t held;
-    uint64_t memory;
-    uint64_t loaded;
-    uint64_t spilled;
-    uint64_t charged;
-    uint64_t window;
-    uint64_t pieces;
-    uint32_t loads;
-};
-
-static void writebuf_audit_records(const struct writebuf_block *block, uint64_t *sequence)
-{
-    uint64_t offset = 0;
-    uint32_t count = 0;
-    uint32_t inserts = 0;
-    uint32_t barriers = 0;
-
-    while (offset < block->fill_bytes) {
-        struct weir_writebuf_record record;
-        uint64_t bytes;
-
-        WEIR_CHECK(weir__record_decode(block->piece.data + offset, block->fill_bytes - offset,
-                                       &record, &bytes) == 0);
-        WEIR_CHECK(record.sequence > *sequence);
-        *sequence = record.sequence;
-        if (count++ == 0)
-            WEIR_CHECK(record.sequence == block->first_sequence);
-        inserts += record.operation == WEIR_WRITEBUF_INSERT;
-        barriers += record.operation == WEIR_WRITEBUF_BARRIER;
-        offset += bytes;
-    }
-    WEIR_CHECK(*sequence == block->last_sequence);
-    WEIR_CHECK(count == block->record_count);
-    WEIR_CHECK(inserts == block->insert_count);
-    WEIR_CHECK(barriers == block->barrier_count);
-}
-
-static void writebuf_audit_block(const struct weir_writebuf *buffer,
-                                 const struct writebuf_block *block, uint64_t *sequence,
-                                 struct writebuf_sums *sums)
-{
-    const struct weir_writebuf_set *set = buffer->set;
-    struct weir_slot_info info;
-
-    WEIR_CHECK(block->record_count > 0 || block == buffer->tail);
-    WEIR_CHECK(block->first_sequence > *sequence || block->record_count == 0); /* W1 */
-    sums->records += block->record_count;
-    sums->held += block->fill_bytes;
-    sums->charged += block->charged_bytes;
-    sums->window += block->window_bytes;
-    sums->pieces += block->piece.bytes;
-    sums->loads += block->asked_by != NULL;
-    if (weir_slot_is_none(block->slot)) {
-        WEIR_CHECK(block->piece.data != NULL);
-        WEIR_CHECK(block->fill_bytes <= block->charged_bytes);
-        WEIR_CHECK(block->charged_bytes <= block->piece.bytes);
-        WEIR_CHECK(block->window_bytes == 0 && !block->is_loading);
-        sums->memory += block->charged_bytes;
-        if (block->record_count > 0)
-            writebuf_audit_records(block, sequence);
-        return;
-    }
-    WEIR_CHECK(block != buffer->tail);
-    WEIR_CHECK(weir_region_slot(set->config.region, block->slot, &info) == 0);
-    WEIR_CHECK(info.bytes == block->fill_bytes);
-    WEIR_CHECK(info.label.key == buffer->id && info.label.owner == set->config.owner);
-    sums->spilled += block->fill_bytes;
-    sums->loaded += block->charged_bytes + block->window_bytes;
-    if (block->piece.data == NULL) {
-        WEIR_CHECK(block->charged_bytes + block->window_bytes == 0);
-        WEIR_CHECK(!block->is_loading);
-    } else {
-        WEIR_CHECK(buffer->flush != NULL);
-    }
-    *sequence = block->last_sequence;
-}
-
-static void writebuf_audit_buffer(const struct weir_writebuf *buffer, struct writebuf_sums *all)
-{
-    struct writebuf_sums sums = {0};
-    uint64_t sequence = 0;
-    bool is_round = buffer->flush != NULL && buffer->flush->last != NULL;
-    bool is_spillable = false;
-
-    WEIR_LIST_FOREACH (link, &buffer->blocks) {
-        const struct writebuf_block *block = WEIR_CONTAINER_OF(link, struct writebuf_block, link);
-
-        writebuf_audit_block(buffer, block, &sequence, &sums);
-        WEIR_CHECK(block->is_in_round == is_round); /* W4 */
-        if (is_round && block == buffer->flush->last)
-            is_round = false;
-        if (!is_spillable && weir_slot_is_none(block->slot) && !block->is_in_round) {
-            WEIR_CHECK(block == buffer->spill_next); /* W3 */
-            is_spillable = true;
-        }
-    }
-    WEIR_CHECK(!is_round);
-    WEIR_CHECK(is_spillable == (buffer->spill_next != NULL));
-    WEIR_CHECK(sequence <= buffer->last_sequence);
-    WEIR_CHECK(buffer->position <= buffer->last_sequence);
-    WEIR_CHECK(sums.records - buffer->head_records == buffer->record_count);
-    WEIR_CHECK(sums.held - buffer->head_offset == buffer->held_bytes);
-    WEIR_CHECK(sums.memory == buffer->memory_bytes);
-    WEIR_CHECK(sums.loaded == buffer->loaded_bytes);
-    WEIR_CHECK(sums.spilled == buffer->spilled_bytes);
-    if (buffer->flush != NULL) {
-        WEIR_CHECK(sums.window == buffer->flush->window_bytes);
-        WEIR_CHECK(sums.window <= buffer->set->window_bytes_max);
-        WEIR_CHECK(sums.loads == buffer->flush->load_count);
-        WEIR_CHECK(!buffer->is_queued);
-    } else {
-        WEIR_CHECK(sums.window == 0 && sums.loads == 0);
-    }
-    WEIR_CHECK(buffer->is_counted == !writebuf_is_held_up(buffer));
-    if (buffer->is_queued)
-        WEIR_CHECK(!buffer->is_paused && buffer->retry_ns == 0 && buffer->reasons != 0);
-
-    all->records += buffer->record_count;
-    all->held += buffer->held_bytes;
-    all->memory += sums.memory;
-    all->loaded += sums.loaded;
-    all->spilled += sums.spilled;
-    all->charged += sums.charged;
-    all->pieces += sums.pieces;
-    all->window += buffer->is_counted ? buffer->held_bytes : 0;
-}
-
-void weir_writebuf_audit(const struct weir_writebuf_set *set)
-{
-    struct writebuf_sums sums = {0};
-    uint64_t buffers = 0;
-    uint64_t flushing = 0;
-    uint64_t queued = 0;
-
-    WEIR_CHECK(weir__writebuf_is_mine(set));
-    WEIR_LIST_FOREACH (link, &set->buffers) {
-        const struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);
-
-        writebuf_audit_buffer(buffer, &sums);
-        buffers++;
-        queued += buffer->is_queued;
-        flushing += buffer->flush != NULL;
-    }
-    for (uint32_t i = 0; i < set->config.flushes_max; i++) {
-        const struct writebuf_flush *flush = &set->flushes[i];
-
-        WEIR_CHECK(flush->buffer == NULL || flush->buffer->flush == flush);
-        sums.charged += flush->index_charged_bytes;
-        sums.pieces += flush->index_piece.bytes;
-    }
-    WEIR_CHECK(buffers == set->buffer_count);
-    WEIR_CHECK(queued == set->queued_count);
-    WEIR_CHECK(flushing == set->flushing_count);
-    WEIR_CHECK(flushing <= set->config.flushes_max);
-    WEIR_CHECK(sums.records == set->record_count);
-    WEIR_CHECK(sums.held == set->held_bytes);
-    WEIR_CHECK(sums.window == set->backlog_bytes);
-    WEIR_CHECK(sums.memory == set->memory_bytes);
-    WEIR_CHECK(sums.loaded == set->loaded_bytes);
-    WEIR_CHECK(sums.spilled == set->spilled_bytes);
-    WEIR_CHECK(sums.charged == set->charged_bytes); /* W2 */
-    WEIR_CHECK(sums.pieces == set->arena.piece_bytes);
-    WEIR_CHECK(set->credit_bytes == 0); /* W5 */
 }

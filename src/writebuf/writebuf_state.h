@@ -5,7 +5,6 @@
 /*
  * writebuf_state - what the files of writebuf share
  *
- * writebuf.c: buffers, append, spill; flush.c: the gate and what runs behind it.
  * The invariants are numbered in writebuf.c.
  */
 
@@ -209,7 +208,18 @@ bool weir__writebuf_is_mine(const struct weir_writebuf_set *set);
 /* The set of this thread with this number; NULL: it is gone. */
 struct weir_writebuf_set *weir__writebuf_set_of(uint64_t id);
 
+/* Whether a flush of it is of no use now. */
+static inline bool weir__writebuf_is_held_up(const struct weir_writebuf *buffer)
+{
+    return buffer->is_paused || buffer->failure_count > 0;
+}
+
 /* ---- writebuf.c ----------------------------------------------------------------- */
+
+/* Poll has something to do at @ns. */
+void weir__writebuf_due(struct weir_writebuf_set *set, uint64_t ns);
+
+/* ---- spill.c -------------------------------------------------------------------- */
 
 /* Give back what was put aside and not used. */
 void weir__writebuf_settle(struct weir_writebuf_set *set);
@@ -220,30 +230,54 @@ void weir__writebuf_refund(struct weir_writebuf_set *set, uint64_t bytes);
 /* Whether the account admits @bytes without anybody making room; then they are charged. */
 bool weir__writebuf_may_take(struct weir_writebuf_set *set, uint64_t bytes);
 
+/*
+ * Charge @bytes, by what others of the set give up if need be, but for the block
+ * @kept. 0, -EAGAIN, or why the region takes no more.
+ */
+int weir__writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
+                          const struct writebuf_block *kept);
+
+/* The oldest block that is only in memory goes to the region; 0 or why not. */
+int weir__writebuf_spill_block(struct weir_writebuf *buffer);
+
+/* spill_next is @block or, if that cannot spill, the first behind it that can. */
+void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_block *block);
+
+/* It holds so much more, or less. */
+void weir__writebuf_add_held(struct weir_writebuf *buffer, int64_t bytes, int64_t records);
+
+/* Whether it is part of the backlog, after something that decides it has changed. */
+void weir__writebuf_count(struct weir_writebuf *buffer);
+
 /* The block and all that it holds, slot too, are gone. */
 void weir__writebuf_drop_block(struct weir_writebuf *buffer, struct writebuf_block *block);
 
 /* The memory of a block that is in the region as well. */
 void weir__writebuf_unload(struct weir_writebuf *buffer, struct writebuf_block *block);
 
-/* spill_next is @block or, if that cannot spill, the first behind it that can. */
-void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_block *block);
+/* ---- gate.c --------------------------------------------------------------------- */
 
-/* Whether it is part of the backlog, after something that decides it has changed. */
-void weir__writebuf_count(struct weir_writebuf *buffer);
+/* It wants to be flushed, and queues if it may. */
+void weir__gate_want(struct weir_writebuf *buffer, enum writebuf_reason reason);
 
-/* Poll has something to do at @ns. */
-void weir__writebuf_due(struct weir_writebuf_set *set, uint64_t ns);
+/* After a flush: what wants it flushed now. */
+void weir__gate_again(struct weir_writebuf *buffer);
+
+/* Tickets whose records are committed, or all if the flush failed, have their result. */
+void weir__gate_finish(struct weir_writebuf *buffer, int result);
+
+/* It leaves the gate, what runs is aborted, its tickets are told @result. */
+void weir__gate_stop(struct weir_writebuf *buffer, int result);
+
+/* Tell those whose tickets are done; how many. */
+int weir__gate_tell(struct weir_writebuf_set *set);
 
 /* ---- flush.c -------------------------------------------------------------------- */
 
-/* It wants to be flushed, and queues if it may. */
-void weir__writebuf_want(struct weir_writebuf *buffer, enum writebuf_reason reason);
+/* A piece of this flush; how much was done. */
+int weir__flush_go_on(struct writebuf_flush *flush);
 
-/* It leaves the gate, what runs is aborted, its tickets are told @result. */
-void weir__writebuf_stop(struct weir_writebuf *buffer, int result);
-
-/* Tell those whose tickets are done. */
-int weir__writebuf_tell(struct weir_writebuf_set *set);
+/* The flush has no more of the buffer, nor the buffer of it. */
+void weir__flush_leave(struct writebuf_flush *flush);
 
 #endif

@@ -34,12 +34,13 @@
 
 #include <cmocka.h>
 
-#define MIB         (UINT64_C(1) << 20)
-#define SECOND      UINT64_C(1000000000)
-#define FAILING     3
-#define VALUE_BYTES 1000
-#define TABLES_MAX  200
-#define DIRECTORY   "/var/tmp/weir-writebuf-XXXXXX"
+#define MIB          (UINT64_C(1) << 20)
+#define SECOND       UINT64_C(1000000000)
+#define FAILING      3
+#define VALUE_BYTES  1000
+#define TABLES_MAX   200
+#define TICK_RECORDS 4096
+#define DIRECTORY    "/var/tmp/weir-writebuf-XXXXXX"
 
 /* What SQLite takes for itself, and what a read of /proc is late by. */
 #define FOREIGN_BYTES (UINT64_C(24) * MIB)
@@ -376,7 +377,8 @@ static void test_many_tables_under_one_limit(void **state)
 
     for (uint64_t i = 0; i < count; i++) {
         append_one(world);
-        if (i % 64 == 0)
+        /* More comes than a tick can hand on: memory fills up to the limit. */
+        if (i % TICK_RECORDS == 0)
             poll_all(world);
     }
     flush_all(world);
@@ -440,7 +442,7 @@ int main(int argc, char **argv)
                                  .bytes = UINT64_C(8192) * MIB,
                                  .bytes_max = 512 * MIB,
                                  .resident_bytes = 64 * MIB,
-                                 .keys = 4096};
+                                 .keys = 1024};
     }
     return cmocka_run_group_tests_name("writebuf", tests, NULL, NULL);
 }

@@ -841,6 +841,7 @@ static void test_the_backlog_leaves_out_who_is_held_up(void **state)
     changes(fixture, 1, WEIR_WRITEBUF_UPDATE, 20000, 100);
     assert_int_equal(stats_of(fixture).backlog_bytes, 0);
 
+    changes(fixture, 4, WEIR_WRITEBUF_UPDATE, 400, 100);
     for (int i = 0; r == 0; i++) {
         assert_true(i < 20000);
         r = change(fixture, 2 + (uint64_t)i % 2, WEIR_WRITEBUF_UPDATE, (uint32_t)i % KEYS, 100);
@@ -848,6 +849,11 @@ static void test_the_backlog_leaves_out_who_is_held_up(void **state)
     assert_int_equal(r, -EAGAIN);
     assert_true(stats_of(fixture).backlog_bytes <= MIB);
     assert_int_equal(change(fixture, 0, WEIR_WRITEBUF_UPDATE, 1, 100), 0);
+    /* A little less is not enough. */
+    weir_writebuf_clear(fixture->buffers[4]);
+    assert_int_equal(weir_writebuf_ensure(fixture->set, 4, &fixture->buffers[4]), 0);
+    assert_true(stats_of(fixture).backlog_bytes < MIB - 20 * KIB);
+    assert_int_equal(change(fixture, 2, WEIR_WRITEBUF_UPDATE, 1, 100), -EAGAIN);
     settle(fixture);
     assert_true(stats_of(fixture).backlog_bytes <= MIB / 8 * 7);
     assert_int_equal(change(fixture, 2, WEIR_WRITEBUF_UPDATE, 1, 100), 0);
@@ -1046,6 +1052,8 @@ static void test_quiet_times_replay_what_was_spilled(void **state)
     assert_true(stats_of(fixture).replay_count >= 1);
     assert_true(fixture->target.tables[1].position > 2000);
     /* What is in memory only waits for its own trigger. */
+    assert_true(buffer_of(fixture, 0).record_count > 0);
+    assert_true(buffer_of(fixture, 1).record_count > 0);
     assert_int_equal(fixture->target.tables[2].begin_count, 0);
     for (uint64_t id = 0; id < 3; id++) {
         flush(fixture, id);
