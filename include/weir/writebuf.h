@@ -109,6 +109,9 @@ struct weir_writebuf_sink {
  * @held_bytes_max:     of one buffer, in memory and spilled; 0: none
  * @backlog_bytes_max:  of all buffers, in memory and spilled, the paused and the
  *                      failing apart; 0: none. Left at 7/8 of it.
+ * @working_bytes:      charged at create and kept: what flushes live on where
+ *                      the account admits nothing, in equal parts; 0: what they
+ *                      need at least, and 1 MiB each
  * @flushes_max:        how many are flushed at once; 0: 4; at most 64
  * @owner:              the owner tag of its slots in the region; the key is the id
  * @trigger_bytes:      flush a buffer that holds so much; 0: half of
@@ -135,6 +138,7 @@ struct weir_writebuf_config {
     uint64_t flush_bytes_max;
     uint64_t held_bytes_max;
     uint64_t backlog_bytes_max;
+    uint64_t working_bytes;
     uint32_t flushes_max;
     uint16_t owner;
     uint64_t trigger_bytes;
@@ -152,8 +156,9 @@ struct weir_writebuf_config {
 /*
  * weir_writebuf_create() - a set without buffers
  *
- * Return: 0, -EINVAL (a cap is too small for the largest record, or the region
- *         does not take one), -ENOMEM, -EDQUOT: the working set does not fit.
+ * Return: 0, -EINVAL (a cap or the working set is too small for the largest
+ *         record, or the region does not take one), -ENOMEM, -EDQUOT: the working
+ *         set does not fit.
  */
 WEIR_API WEIR_MUST_CHECK int weir_writebuf_create(const struct weir_writebuf_config *config,
                                                   struct weir_writebuf_set **ret_set);

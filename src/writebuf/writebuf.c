@@ -60,8 +60,8 @@
 #define WRITEBUF_STALL_NS      UINT64_C(60000000000)
 #define WRITEBUF_HASH_MIN      64u
 
-/* The window of a flush has at least so many blocks. */
-#define WRITEBUF_WINDOW_BLOCKS 4u
+/* What a flush has of the working set for blocks, unless the config says otherwise. */
+#define WRITEBUF_WINDOW_BYTES (UINT64_C(1) << 20)
 
 static _Thread_local struct weir__list writebuf_sets;
 static _Thread_local uint64_t writebuf_id;
@@ -168,10 +168,18 @@ static void writebuf_free_parts(struct weir_writebuf_set *set)
 static int writebuf_take_working_set(struct weir_writebuf_set *set)
 {
     enum weir_verdict verdict;
+    uint64_t window_bytes =
+        weir__max(WRITEBUF_WINDOW_BYTES, writebuf_block_bytes_max(&set->config));
 
-    set->window_bytes_max = weir__max(WRITEBUF_WINDOW_BLOCKS * ARENA_PIECE_BYTES,
-                                      writebuf_block_bytes_max(&set->config));
-    set->working_bytes = set->config.flushes_max * (set->window_bytes_max + WRITEBUF_INDEX_BYTES);
+    if (set->config.working_bytes != 0) {
+        uint64_t part = set->config.working_bytes / set->config.flushes_max;
+
+        if (part < WRITEBUF_INDEX_BYTES + writebuf_block_bytes_max(&set->config))
+            return -EINVAL;
+        window_bytes = weir__round_down(part - WRITEBUF_INDEX_BYTES, WRITEBUF_PAGE_BYTES);
+    }
+    set->window_bytes_max = window_bytes;
+    set->working_bytes = set->config.flushes_max * (window_bytes + WRITEBUF_INDEX_BYTES);
     if (set->config.account == NULL)
         return 0;
     if (weir_account_charge(set->config.account, set->working_bytes, &verdict) < 0)

@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "double.h"
 #include "target.h"
+#include "writebuf/arena.h"
 #include "writebuf/compact.h"
 #include "writebuf/record.h"
 
@@ -15,6 +16,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -253,6 +255,9 @@ static void test_config_is_checked(void **state)
     config.collect_bytes_max = 64 * KIB;
     assert_int_equal(weir_writebuf_create(&config, &set), -EINVAL);
     config = good;
+    config.working_bytes = 4 * (256 + 64) * KIB;
+    assert_int_equal(weir_writebuf_create(&config, &set), -EINVAL);
+    config = good;
     config.flushes_max = 65;
     assert_int_equal(weir_writebuf_create(&config, &set), -EINVAL);
     config = good;
@@ -269,7 +274,10 @@ static void test_config_is_checked(void **state)
     fixture->account.wait_at = UINT64_MAX;
     make(fixture, (struct weir_writebuf_config){0});
     assert_true(fixture->account.charged_bytes >= stats_of(fixture).working_bytes);
-    assert_true(stats_of(fixture).working_bytes >= 4 * (256 + 64) * KIB);
+    assert_int_equal(stats_of(fixture).working_bytes, 4 * (1024 + 64) * KIB);
+    weir_writebuf_destroy(fixture->set);
+    make(fixture, (struct weir_writebuf_config){.working_bytes = 3 * MIB, .flushes_max = 2});
+    assert_int_equal(stats_of(fixture).working_bytes, 3 * MIB);
 }
 
 static void test_a_refused_append_changes_nothing(void **state)
@@ -703,7 +711,7 @@ static void test_a_flush_needs_no_memory_that_is_refused(void **state)
     make(fixture, (struct weir_writebuf_config){.region = &fixture->region});
     working_bytes = stats_of(fixture).working_bytes;
     fixture->region.puts_are_cold = true;
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < 40; i++)
         changes(fixture, 0, WEIR_WRITEBUF_UPDATE, KEYS, 100);
     weir_writebuf_spill(fixture->set, UINT64_MAX);
     assert_int_equal(buffer_of(fixture, 0).memory_bytes, 0);
@@ -1108,7 +1116,50 @@ static void test_damaged_bytes_are_not_handed_on(void **state)
     assert_true(target_is_equal(&fixture->target, 1));
 }
 
-/* ---- The pure parts --------------------------------------------------------------- */
+/* ---- The parts --------------------------------------------------------------- */
+
+static uint32_t pages_of(const struct weir__piece *piece)
+{
+    unsigned char pages[256];
+    uint32_t count = 0;
+
+    assert_true(piece->bytes / 4096 <= sizeof(pages));
+    assert_int_equal(mincore(piece->data, piece->bytes, pages), 0);
+    for (uint64_t i = 0; i < piece->bytes / 4096; i++)
+        count += pages[i] & 1;
+    return count;
+}
+
+static void test_pages_of_a_free_piece_leave(void **state)
+{
+    struct weir__heap heap = {0};
+    struct weir__arena arena;
+    struct weir__piece pieces[40] = {0};
+    struct weir__piece given;
+
+    (void)state;
+    weir__arena_init(&arena, &heap);
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(weir__arena_take(&arena, i == 7 ? 100000 : 1, &pieces[i]), 0);
+        assert_int_equal(pages_of(&pieces[i]), 0);
+        memset(pieces[i].data, i, 5000);
+        assert_int_equal(pages_of(&pieces[i]), 2);
+    }
+    given = pieces[3];
+    weir__arena_give(&arena, &pieces[3]);
+    assert_null(pieces[3].data);
+    assert_int_equal(pages_of(&given), 0);
+    assert_int_equal(pages_of(&pieces[4]), 2);
+    assert_int_equal(given.data[4999], 0);
+    assert_int_equal(weir__arena_take(&arena, 65536, &pieces[3]), 0);
+    assert_true(arena.mapped_bytes >= 4 * MIB);
+    for (int i = 0; i < 40; i++)
+        weir__arena_give(&arena, &pieces[i]);
+    assert_true(arena.mapped_bytes <= 2 * MIB);
+    weir__arena_deinit(&arena);
+    assert_int_equal(arena.mapped_bytes, 0);
+    assert_int_equal(heap.bytes, 0);
+}
 
 static void test_a_record_comes_back(void **state)
 {
@@ -1223,6 +1274,7 @@ int main(void)
          end, NULL},
         {"a failed fetch is tried again", test_a_failed_fetch_is_tried_again, begin, end, NULL},
         {"damaged bytes are not handed on", test_damaged_bytes_are_not_handed_on, begin, end, NULL},
+        {"pages of a free piece leave", test_pages_of_a_free_piece_leave, NULL, NULL, NULL},
         {"a record comes back", test_a_record_comes_back, NULL, NULL, NULL},
         {"a full table says so", test_a_full_table_says_so, NULL, NULL, NULL},
     };
