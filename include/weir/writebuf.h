@@ -117,7 +117,8 @@ struct weir_writebuf_sink {
  * @trigger_bytes:      flush a buffer that holds so much; 0: half of
  *                      collect_bytes_max; UINT64_MAX: never
  * @trigger_rows:       or so many records; 0: never
- * @trigger_age_ns:     or one that is so old; 0: 5 s; UINT64_MAX: never
+ * @trigger_age_ns:     or one whose first record is so old, as the polls tell the
+ *                      time; 0: 5 s; UINT64_MAX: never
  * @quiet_ns:           without an append for so long, spilled records are
  *                      replayed; 0: 100 ms; UINT64_MAX: never
  * @retry_ns:           back-off after the first failure, doubled with each
@@ -240,8 +241,8 @@ WEIR_API int weir_writebuf_cancel(struct weir_writebuf *buffer,
 /*
  * weir_writebuf_pause() - collect, but do not flush: a snapshot is being taken
  *
- * A flush that is under way goes on. What a paused buffer holds spills first and
- * holds nobody up.
+ * A flush that is under way goes on; a demand waits. What a paused buffer holds
+ * spills first and holds nobody up.
  */
 WEIR_API void weir_writebuf_pause(struct weir_writebuf *buffer);
 

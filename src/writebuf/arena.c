@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * arena - slabs and pieces
+ * arena - slabs and pieces, and objects that are cut from them
  *
  *   A1  a slab is in `free` exactly if a bit of its mask is set
  *   A2  a piece that is free has no page in memory
@@ -15,6 +15,7 @@
 #include "base/sys.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #define SLAB_PIECES 32u
@@ -151,4 +152,107 @@ void weir__arena_give(struct weir__arena *arena, struct weir__piece *piece)
     if (slab->free_mask == SLAB_FREE && arena->free.next != arena->free.previous)
         arena_drop_slab(arena, slab);
     *piece = (struct weir__piece){0};
+}
+
+/* ---- Pools ---------------------------------------------------------------------- */
+
+/* At the beginning of a piece; what follows are places. */
+struct pool_shelf {
+    struct weir__list link;
+    struct weir__piece piece;
+    struct pool_place *free; /* given back; linked */
+    uint32_t used_count;
+    uint32_t fresh_index; /* from here on never used, and their pages not touched */
+};
+
+/* An object and where it is from; while it is free, the next that is free. */
+struct pool_place {
+    union {
+        struct pool_shelf *shelf;
+        struct pool_place *next;
+    } link;
+    char object[];
+};
+_Static_assert(sizeof(struct pool_shelf) % 8 == 0, "places are aligned");
+
+static uint32_t pool_place_count(const struct weir__pool *pool)
+{
+    return (uint32_t)((ARENA_PIECE_BYTES - sizeof(struct pool_shelf)) /
+                      (sizeof(struct pool_place) + pool->object_bytes));
+}
+
+static struct pool_place *pool_place_at(const struct weir__pool *pool, struct pool_shelf *shelf,
+                                        uint32_t index)
+{
+    return (struct pool_place *)(void *)((char *)(shelf + 1) +
+                                         index * (sizeof(struct pool_place) + pool->object_bytes));
+}
+
+void weir__pool_init(struct weir__pool *pool, struct weir__arena *arena, struct weir__heap *heap,
+                     uint64_t object_bytes)
+{
+    WEIR_CHECK(object_bytes % 8 == 0);
+    *pool = (struct weir__pool){.arena = arena, .heap = heap, .object_bytes = object_bytes};
+    weir__list_init(&pool->free);
+    weir__list_init(&pool->full);
+}
+
+static bool pool_add_shelf(struct weir__pool *pool)
+{
+    struct weir__piece piece;
+
+    if (weir__arena_take(pool->arena, ARENA_PIECE_BYTES, &piece) < 0)
+        return false;
+    struct pool_shelf *shelf = (void *)piece.data;
+    *shelf = (struct pool_shelf){.piece = piece};
+    weir__list_append(&pool->free, &shelf->link);
+    pool->bytes += piece.bytes;
+    weir__heap_account(pool->heap, (int64_t)piece.bytes);
+    return true;
+}
+
+void *weir__pool_take(struct weir__pool *pool)
+{
+    struct pool_place *place;
+
+    if (weir__list_is_empty(&pool->free) && !pool_add_shelf(pool))
+        return NULL;
+    struct pool_shelf *shelf = WEIR_CONTAINER_OF(pool->free.next, struct pool_shelf, link);
+    if (shelf->free != NULL) {
+        place = shelf->free;
+        shelf->free = place->link.next;
+    } else {
+        place = pool_place_at(pool, shelf, shelf->fresh_index++);
+    }
+    shelf->used_count++;
+    if (shelf->used_count == pool_place_count(pool)) {
+        weir__list_remove(&shelf->link);
+        weir__list_append(&pool->full, &shelf->link);
+    }
+    place->link.shelf = shelf;
+    memset(place->object, 0, pool->object_bytes);
+    return place->object;
+}
+
+void weir__pool_give(struct weir__pool *pool, void *object)
+{
+    if (object == NULL)
+        return;
+    struct pool_place *place = WEIR_CONTAINER_OF(object, struct pool_place, object);
+    struct pool_shelf *shelf = place->link.shelf;
+
+    if (shelf->used_count == pool_place_count(pool)) {
+        weir__list_remove(&shelf->link);
+        weir__list_append(&pool->free, &shelf->link);
+    }
+    place->link.next = shelf->free;
+    shelf->free = place;
+    if (--shelf->used_count > 0)
+        return;
+
+    struct weir__piece piece = shelf->piece;
+    weir__list_remove(&shelf->link);
+    pool->bytes -= piece.bytes;
+    weir__heap_account(pool->heap, -(int64_t)piece.bytes);
+    weir__arena_give(pool->arena, &piece);
 }

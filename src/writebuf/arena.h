@@ -45,4 +45,26 @@ int weir__arena_take(struct weir__arena *arena, uint64_t bytes, struct weir__pie
 /* Takes an empty piece; leaves one. */
 void weir__arena_give(struct weir__arena *arena, struct weir__piece *piece);
 
+/*
+ * Objects of one size, cut from pieces. There is one for each block that lies in the
+ * region: by the hundred thousand, and malloc would keep their memory.
+ */
+struct weir__pool {
+    struct weir__arena *arena;
+    struct weir__heap *heap; /* told of whole pieces */
+    uint64_t object_bytes;   /* a multiple of 8 */
+    struct weir__list free;  /* shelves with room */
+    struct weir__list full;
+    uint64_t bytes; /* of its pieces */
+};
+
+void weir__pool_init(struct weir__pool *pool, struct weir__arena *arena, struct weir__heap *heap,
+                     uint64_t object_bytes);
+
+/* Zeroed; NULL when the kernel refuses. */
+void *weir__pool_take(struct weir__pool *pool);
+
+/* Takes NULL. */
+void weir__pool_give(struct weir__pool *pool, void *object);
+
 #endif

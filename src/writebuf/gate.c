@@ -256,6 +256,9 @@ static void gate_tick_buffer(struct weir_writebuf *buffer)
         buffer->retry_ns = 0;
         weir__gate_want(buffer, WRITEBUF_FOR_REST);
     }
+    /* Appended before anybody told the time. */
+    if (buffer->oldest_ns == 0)
+        buffer->oldest_ns = set->now_ns;
     if (buffer->record_count > 0 && config->trigger_age_ns != UINT64_MAX) {
         if (set->now_ns - buffer->oldest_ns >= config->trigger_age_ns)
             weir__gate_want(buffer, WRITEBUF_FOR_AGE);

@@ -226,6 +226,6 @@ void weir_writebuf_audit(const struct weir_writebuf_set *set)
     WEIR_CHECK(sums.loaded == set->loaded_bytes);
     WEIR_CHECK(sums.spilled == set->spilled_bytes);
     WEIR_CHECK(sums.charged == set->charged_bytes); /* W2 */
-    WEIR_CHECK(sums.pieces == set->arena.piece_bytes);
+    WEIR_CHECK(sums.pieces + set->blocks.bytes == set->arena.piece_bytes);
     WEIR_CHECK(set->credit_bytes == 0); /* W5 */
 }

@@ -152,7 +152,7 @@ void weir__writebuf_drop_block(struct weir_writebuf *buffer, struct writebuf_blo
     if (buffer->tail == block)
         buffer->tail = NULL;
     weir__list_remove(&block->link);
-    weir__heap_free(&set->heap, block, sizeof(*block));
+    weir__pool_give(&set->blocks, block);
 }
 
 void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_block *block)

@@ -217,6 +217,7 @@ int weir_writebuf_create(const struct weir_writebuf_config *config,
     weir__list_init(&set->loads);
     weir__list_init(&set->finished);
     weir__arena_init(&set->arena, &set->heap);
+    weir__pool_init(&set->blocks, &set->arena, &set->heap, sizeof(struct writebuf_block));
     r = writebuf_make_parts(set);
     if (r < 0) {
         writebuf_free_parts(set);
@@ -466,10 +467,10 @@ static int writebuf_open_block(struct weir_writebuf *buffer, uint64_t bytes)
     r = writebuf_take_memory(buffer, charge, NULL);
     if (r < 0)
         return r;
-    block = weir__heap_alloc(&set->heap, sizeof(*block));
+    block = weir__pool_take(&set->blocks);
     r = block != NULL ? weir__arena_take(&set->arena, charge, &block->piece) : -ENOMEM;
     if (r < 0) {
-        weir__heap_free(&set->heap, block, sizeof(*block));
+        weir__pool_give(&set->blocks, block);
         set->credit_bytes += charge;
         return r;
     }

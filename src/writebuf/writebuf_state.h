@@ -160,7 +160,8 @@ struct weir_writebuf_set {
     struct writebuf_flush *flushes;
     uint64_t flushing_count;
 
-    struct weir__heap heap;    /* tables: told to the account's books */
+    struct weir__heap heap; /* tables: told to the account's books */
+    struct weir__pool blocks;
     struct weir__arena arena;  /* records; charged where they are taken */
     uint64_t window_bytes_max; /* of each flush: its part of the working set */
     uint64_t working_bytes;

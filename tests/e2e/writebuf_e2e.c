@@ -21,7 +21,7 @@
 #include "../../tools/sqlite/sqlite_sink.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -433,6 +433,10 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         {"many tables at once under one limit", test_many_tables_under_one_limit, begin, end, NULL},
     };
+
+    /* As weir-server does: what is freed of fetch buffers must not stay with malloc. */
+    mallopt(M_MMAP_THRESHOLD, 64 << 10);
+    mallopt(M_TRIM_THRESHOLD, 64 << 10);
 
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--sanitized") == 0)

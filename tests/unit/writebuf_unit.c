@@ -1018,6 +1018,14 @@ static void test_age_triggers(void **state)
     struct fixture *fixture = *state;
 
     make(fixture, (struct weir_writebuf_config){.trigger_age_ns = 5 * SECOND});
+    /* What came before the first poll is not as old as the clock. */
+    fixture->now_ns = 1000 * SECOND;
+    changes(fixture, 1, WEIR_WRITEBUF_UPDATE, 3, 10);
+    settle(fixture);
+    assert_int_equal(fixture->target.tables[1].begin_count, 0);
+    weir_writebuf_clear(fixture->buffers[1]);
+    assert_int_equal(weir_writebuf_ensure(fixture->set, 1, &fixture->buffers[1]), 0);
+    fixture->now_ns += 5 * SECOND;
     settle(fixture);
     changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 3, 10);
     assert_int_equal(weir_writebuf_due_ns(fixture->set), fixture->now_ns + 5 * SECOND);
@@ -1161,6 +1169,42 @@ static void test_pages_of_a_free_piece_leave(void **state)
     assert_int_equal(heap.bytes, 0);
 }
 
+static void test_objects_come_from_pieces(void **state)
+{
+    struct weir__heap heap = {0};
+    struct weir__arena arena;
+    struct weir__pool pool;
+    static uint64_t *objects[2000];
+    uint64_t random = 5;
+
+    (void)state;
+    weir__arena_init(&arena, &heap);
+    weir__pool_init(&pool, &arena, &heap, 200);
+    for (int i = 0; i < 20000; i++) {
+        uint64_t **object = &objects[weir__random_below(&random, 2000)];
+
+        if (*object == NULL) {
+            *object = weir__pool_take(&pool);
+            assert_non_null(*object);
+            for (int k = 0; k < 25; k++) {
+                assert_int_equal((*object)[k], 0);
+                (*object)[k] = (uint64_t)(uintptr_t)object;
+            }
+            continue;
+        }
+        for (int k = 0; k < 25; k++)
+            assert_int_equal((*object)[k], (uint64_t)(uintptr_t)object);
+        weir__pool_give(&pool, *object);
+        *object = NULL;
+    }
+    assert_true(pool.bytes >= 3 * 64 * KIB && pool.bytes <= 8 * 64 * KIB);
+    for (int i = 0; i < 2000; i++)
+        weir__pool_give(&pool, objects[i]);
+    assert_int_equal(pool.bytes, 0);
+    weir__arena_deinit(&arena);
+    assert_int_equal(heap.bytes, 0);
+}
+
 static void test_a_record_comes_back(void **state)
 {
     char data[256];
@@ -1275,6 +1319,7 @@ int main(void)
         {"a failed fetch is tried again", test_a_failed_fetch_is_tried_again, begin, end, NULL},
         {"damaged bytes are not handed on", test_damaged_bytes_are_not_handed_on, begin, end, NULL},
         {"pages of a free piece leave", test_pages_of_a_free_piece_leave, NULL, NULL, NULL},
+        {"objects come from pieces", test_objects_come_from_pieces, NULL, NULL, NULL},
         {"a record comes back", test_a_record_comes_back, NULL, NULL, NULL},
         {"a full table says so", test_a_full_table_says_so, NULL, NULL, NULL},
     };

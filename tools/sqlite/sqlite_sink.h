@@ -11,7 +11,8 @@
  * A batch is one transaction, its position part of it: what is committed is
  * there once, whatever happens between. A database has one writer, so a second
  * batch waits (-EAGAIN) until the first has ended; what it needs of memory and
- * of the region is done meanwhile.
+ * of the region is done meanwhile. stall_ns_max of the set should be longer than
+ * the batches of flushes_max buffers.
  *
  * The value of a barrier, if it has one, is SQL that is run in its place: "DELETE
  * FROM weir_7", "ALTER TABLE ...".
