@@ -27,8 +27,8 @@ packages_of() {
         echo clang-format-14 mandoc e2fsprogs libuv1-dev libsqlite3-dev
         ;;
     long)
-        # a guest with two nodes
-        echo qemu-system-x86 busybox-static cpio
+        # a guest with two nodes; disks of other kinds, passed over where they are missing
+        echo qemu-system-x86 busybox-static cpio xfsprogs btrfs-progs
         ;;
     all)
         # clang's sanitizers are only recommended by clang

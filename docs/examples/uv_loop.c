@@ -78,7 +78,7 @@ static void lift(uv_loop_t *loop, struct embedded *embedded)
 int main(void)
 {
     struct weir_message message = {.receive = receive};
-    struct embedded embedded = {NULL};
+    struct embedded embedded = {.worker = NULL};
     struct weir_mesh *mesh = NULL;
     struct weir_worker *other = NULL;
     uv_loop_t loop;

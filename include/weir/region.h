@@ -19,13 +19,17 @@
  * part of it: a region is one fixed charge, made once by its owner. Its tables
  * come on top and are told to config.books.
  *
- * Items enter by copy (put) or in pieces (alloc, write, commit) and leave by
- * address (at, pin), by copy (read, may block) or through the ring (fetch,
- * fetch_into). A cold item is never read through the mapping.
+ * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
+ * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
+ * block) or through the ring (fetch, fetch_into). A cold item is never read
+ * through the mapping.
+ *
+ * The file grows ahead of need and gives back what is free unasked, both from
+ * poll; in memory are also the pages that are made ahead of the next put.
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out or emptied; one on a worker's
- * ring answers -EAGAIN there and goes on when the worker turns: return to it
+ * write where a chunk must first be written out or emptied, or where at this
+ * moment the tail of the file is given back; one on a worker's ring answers -EAGAIN there and goes on when the worker turns: return to it
  * before the next try, for poll alone takes no completions of a ring that is not
  * the region's. Where the kernel forbids io_uring, all of it is done by plain
  * system calls.
@@ -36,7 +40,7 @@
  *          changed nothing: not the region, not its ret_ arguments.
  *
  *          -EINVAL   an argument is outside its stated range
- *          -EDQUOT   the region is at bytes_max or at slots_max
+ *          -EDQUOT   the region is at bytes_max, at slots_max, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
  *          -ESTALE   the slot was freed earlier
@@ -56,7 +60,8 @@ struct weir_region;
 
 /*
  * struct weir_region_config - how a region is opened
- * @directory:           where the file lives; required
+ * @directory:           where the file lives; required. Of a directory of which only a
+ *                       descriptor is known: "/proc/self/fd/<descriptor>"
  * @name:                NULL: anonymous, nothing is left of it after a crash.
  *                       Named regions are not there yet: -EOPNOTSUPP.
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
@@ -66,7 +71,13 @@ struct weir_region;
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
+ * @disk_cap:            who is asked before the file grows; what is refused is
+ *                       -EDQUOT
  * @memory_backed:       accept a directory on tmpfs, where every byte is memory
+ * @wipes:               what is freed is overwritten: at once where it lies in
+ *                       memory and may be stored to, else when its chunk is
+ *                       brought back, or given up with its last item; the file
+ *                       at close. A disk may keep what it was told to forget.
  */
 struct weir_region_config {
     const char *directory;
@@ -78,6 +89,8 @@ struct weir_region_config {
     struct weir_ring *ring;
     struct weir_books books;
     bool memory_backed;
+    bool wipes;
+    struct weir_disk_cap disk_cap;
     uint64_t reserved[8];
 };
 
@@ -90,9 +103,10 @@ struct weir_region_config {
  *
  * Cost:    some milliseconds and one chunk of I/O.
  *
- * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE is too small), -ENOMEM,
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
- *         reserve blocks), or what open(2) says.
+ *         reserve blocks or copies them when they are written: btrfs does not, it
+ *         is told), or what open(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -100,7 +114,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *c
 /*
  * weir_region_close() - wait for what is under way, and give the file back
  *
- * Takes NULL. No item may be pinned. Calls back nothing: fetches that are under
+ * Takes NULL. No item may be pinned; what is not committed is given up, and its
+ * address with it. Calls back nothing: fetches that are under
  * way are forgotten once the kernel has let go of their buffers.
  */
 WEIR_API void weir_region_close(struct weir_region *region);
@@ -113,10 +128,14 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
- * Touches no cold page and allocates nothing; only the cleaning that it may go on
- * with does, and where it gets no memory it waits.
+ * Touches no cold page and allocates nothing; only the first cleaning does, which
+ * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * 128 KiB of checksums, and of items to be moved.
  *
- * Cost:    O(log free extents); no syscall, but at worst one growth step.
+ * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -142,14 +161,43 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * @offset:  where the piece before it ended: pieces come in order
  * @bytes:   at most stats.put_bytes_max
  *
- * Return: 0, -EINVAL, -ESTALE, -EIO (what came before cannot be brought back), or
+ * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came before cannot be brought back), or
  *         -EAGAIN while write-back is behind: poll, then try again with the same
  *         bytes, for some of them may be there already.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
 
-/* weir_region_commit() - the item is whole; 0, -ESTALE, or -EINVAL if bytes are missing */
+/*
+ * weir_region_alloc_in_place() - room for an item that the caller fills by itself
+ * @bytes:      its whole length, 0 .. stats.put_bytes_max
+ * @alignment:  of its address: a power of two up to 4096; 0: 16
+ * @ret_data:   @bytes to be stored to until commit or free; what is there before
+ *              may be anything
+ *
+ * The address is good until weir_region_commit() or weir_region_free(), whatever
+ * is called meanwhile; until then the slot can only be committed or freed, and
+ * its bytes count as pinned. A committed item keeps its alignment, in the
+ * mapping, in a fetch buffer and wherever it is moved.
+ *
+ * Chunks with such an item are neither written nor dropped. At most half of what
+ * is for chunks is held so (rounded up, so that one item always fits): who has
+ * more in place gets -EAGAIN at once, whatever the ring does, and a put may be
+ * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
+ * must not wait for room before it has committed or freed. The same is true of a
+ * region that is degraded: it stays so while such a chunk is to be written again.
+ * Nor are sparse chunks cleaned while fewer than three are left unheld.
+ *
+ * Cost:    as weir_region_put(), without the copy.
+ *
+ * Return: as weir_region_put(), or -EINVAL.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_alloc_in_place(struct weir_region *region, size_t bytes,
+                                                        size_t alignment, struct weir_label label,
+                                                        struct weir_slot *ret_slot,
+                                                        void **ret_data);
+
+/* weir_region_commit() - the item is whole; 0, -ESTALE, or -EINVAL if pieces are missing */
 WEIR_API WEIR_MUST_CHECK int weir_region_commit(struct weir_region *region, struct weir_slot slot);
 
 /*
@@ -177,7 +225,8 @@ WEIR_API void weir_region_free_owner(struct weir_region *region, uint16_t owner,
  * weir_region_at() - the address of an item that is in memory
  * @ret_bytes:  its exact length, as it was put in; may be NULL
  *
- * Return: 0, -ESTALE, or -EAGAIN if the item is cold: weir_region_fetch() it.
+ * Return: 0, -ESTALE, -EBADMSG (it was found damaged), or -EAGAIN if the item is
+ *         cold: weir_region_fetch() it.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct weir_slot slot,
                                             const void **ret_data, size_t *ret_bytes);
@@ -187,7 +236,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct w
  *
  * Pins count. Pinned bytes stay in memory: pin little, and not for long.
  *
- * Return: 0, -ESTALE, -EAGAIN if the item is cold, or -ENOMEM.
+ * Return: 0, -ESTALE, -EBADMSG, -EAGAIN if the item is cold, or -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_pin(struct weir_region *region, struct weir_slot slot,
                                              const void **ret_data, size_t *ret_bytes);
@@ -235,7 +284,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
  *              negative errno (-ESTALE: freed meanwhile)
  *
  * For items too large for memory. Pieces are not verified one by one; the
- * checksum of the whole is in the slot.
+ * checksum of the whole is in the slot. What is left of a damaged item comes so.
  *
  * Return: 0, -EINVAL, -ESTALE, -ENOMEM.
  */
@@ -250,7 +299,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
  * @buffer_bytes:  room in @buffer
  * @ret_bytes:     how many were copied: less than asked for only at the end
  *
- * Blocks while a cold item is read. The whole item at once is verified.
+ * Blocks while a cold item is read. The whole item at once is verified; of a
+ * damaged one a piece can be read.
  *
  * Return: 0, -ESTALE, -EBADMSG, -ENOMEM, or what pread(2) says.
  */
@@ -266,6 +316,7 @@ struct weir_slot_info {
     struct weir_label label;
     bool resident;  /* at() would answer */
     bool committed; /* false: still under construction */
+    bool damaged;   /* its bytes came back from disk other than they were put */
 };
 
 /* weir_region_slot() - what @slot is; 0 or -ESTALE */
@@ -289,9 +340,12 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
- * the empty tail of the file back.
- * Never blocks.
+ * drops clean chunks, moves items out of sparse ones, grows file and tables
+ * ahead, and gives free space back to the file system by steps: the tail above
+ * what was in use of late, and whole chunks that stay free, a reserve left out. A
+ * first reservation that was never used stays.
+ * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
+ * a tick stays below a millisecond.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -314,19 +368,19 @@ WEIR_API int weir_region_wait(struct weir_region *region, uint64_t timeout_ns);
 struct weir_region_stats {
     uint64_t bytes_max;
     uint64_t resident_bytes_max;
-    uint64_t item_bytes_max;  /* largest item, in pieces */
+    uint64_t item_bytes_max;  /* largest item, in pieces; less than 64 GiB */
     uint64_t put_bytes_max;   /* largest item at once, and largest piece */
     uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
     uint64_t live_bytes;      /* lengths of live items */
     uint64_t live_bytes_peak;
-    uint64_t file_bytes;     /* length of the file */
-    uint64_t disk_bytes;     /* blocks really allocated to it */
+    uint64_t file_bytes;     /* length of the file; a step more while that is changed */
+    uint64_t disk_bytes;     /* blocks really allocated to it: less where there are holes */
     uint64_t mark_bytes;     /* space ever handed out, less the tail given back */
     uint64_t free_bytes;     /* in free extents under the mark */
     uint64_t resident_bytes; /* chunks in memory and fetched items */
     uint64_t dirty_bytes;    /* of these, not yet on disk */
-    uint64_t fetched_bytes;  /* of these, in fetch buffers */
-    uint64_t pinned_bytes;
+    uint64_t fetched_bytes;  /* of these, in buffers beside the file */
+    uint64_t pinned_bytes;   /* also of what is filled in place */
     uint64_t metadata_bytes; /* tables and indexes; told to config.books */
     uint64_t slot_count;
     uint64_t free_extent_count;
@@ -335,16 +389,17 @@ struct weir_region_stats {
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
     uint64_t read_bytes;  /* ever read back */
-    uint64_t moved_bytes; /* ever moved out of sparse chunks */
+    uint64_t moved_bytes; /* ever moved, out of sparse chunks or to make room */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
-    bool bounded;     /* the kernel lets go of what is dropped */
-    bool direct;      /* fetches pass by the page cache (O_DIRECT) */
-    bool degraded;    /* a write-back failed and has not succeeded since */
-    bool synchronous; /* no io_uring: plain system calls */
-    bool movable;     /* no address space reserved: growth may move the mapping */
-    uint64_t reserved[8];
+    uint64_t damaged_count; /* live slots that are damaged: weir_region_next() finds them */
+    bool bounded;           /* the kernel lets go of what is dropped */
+    bool direct;            /* fetches pass by the page cache (O_DIRECT) */
+    bool degraded;          /* a write-back failed and has not succeeded since */
+    bool synchronous;       /* no io_uring: plain system calls */
+    bool movable;           /* no address space reserved: growth may move the mapping */
+    uint64_t reserved[7];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

@@ -22,19 +22,21 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it
+ *                     to leave a place and come back to it; renewing: 0?
  *
  * An entry is one extent, live or free:
  *
  *      place   offset in granules : 36 | length, low 28 bits
  *      span    previous : 32 | next : 32      neighbours in the file, by index
- *      tag     generation : 32 | owner : 16 | state : 4 | length, high 12 bits
+ *      tag     generation : 32 | owner : 16 | state : 4 | length, high 12 bits;
+ *              generation odd, of an item: length, high 8 bits | alignment : 4
  *      key     the user's key; free: links of the index of free extents
  */
 
 #include "base/bits.h"
 #include "base/check.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -44,6 +46,8 @@
 #define LAYOUT_GRANULE      UINT64_C(16)
 #define LAYOUT_CHUNK_BYTES  (UINT64_C(2) << 20)
 #define LAYOUT_BYTES_LIMIT  (UINT64_C(1) << 40)
+#define LAYOUT_ITEM_LIMIT   (UINT64_C(1) << 36) /* the length of an item is less */
+#define LAYOUT_ALIGN_LIMIT  UINT64_C(4096)
 #define LAYOUT_NAME         "weir.region" /* of the memfd: readlink shows /memfd:weir.region */
 
 _Static_assert(LAYOUT_BYTES_LIMIT / LAYOUT_GRANULE == UINT64_C(1) << 36, "offsets fit 36 bits");
@@ -70,6 +74,7 @@ struct weir__figures {
     uint64_t bounded;
     uint64_t degraded;
     uint64_t move_count; /* of items that changed places; counted before each does */
+    uint64_t renewing;   /* not 0: bytes of a chunk are being put back; counts as two moves */
 };
 
 struct weir__header {
@@ -111,22 +116,38 @@ struct weir__chunk {
     uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
     uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t open;       /* items under construction whose next piece goes here */
-    uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
-    uint32_t left_live;  /* what was live when the cleaner gave up on it */
-    uint32_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint32_t open;      /* items under construction whose next piece goes here */
+    uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
+    uint32_t fill_next; /* among those about as full as it, chunk number + 1 */
+    uint32_t fill_previous;
+    uint32_t fill;       /* which list that is, from 1; 0: none; else it was set aside */
+    uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
+    uint16_t idle;       /* looks in a row that found nothing live in it */
+    uint32_t placed;     /* items that are filled in place: it stays as it is */
+    uint32_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
 };
 
-_Static_assert(sizeof(struct weir__chunk) == 40, "five words");
+_Static_assert(sizeof(struct weir__chunk) == 56, "seven words");
 
 enum weir__extent_state {
     EXTENT_VACANT,  /* the entry is not in use */
     EXTENT_FREE,    /* a free extent that may be stored to */
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
-    EXTENT_BUILT,  /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE, /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_BUILT,   /* under construction: allocated, not committed */
+    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_PLACED,  /* under construction, filled in place by its owner */
+    EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
 };
+
+/* Whether an extent of this state is an item: it has a slot, or will have one at once. */
+static inline bool weir__state_is_item(enum weir__extent_state state)
+{
+    const uint32_t items =
+        1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED | 1u << EXTENT_DAMAGED;
+
+    return (items >> state & 1) != 0;
+}
 
 /* ---- Words ---------------------------------------------------------------- */
 
@@ -146,16 +167,30 @@ static inline void weir__word_add(uint64_t *word, uint64_t value)
     weir__word_store(word, weir__word_load(word) + value);
 }
 
+/*
+ * One half of a word of two links, 0: the low one. A store to a half needs
+ * nothing of the other, so it does not wait for the line to come.
+ */
+static inline uint32_t *weir__word_half(uint64_t *word, unsigned half)
+{
+    return (uint32_t *)word + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? half : 1 - half);
+}
+
+static inline uint32_t weir__half_load(const uint64_t *word, unsigned half)
+{
+    return __atomic_load_n(weir__word_half((uint64_t *)word, half), __ATOMIC_RELAXED);
+}
+
+static inline void weir__half_store(uint64_t *word, unsigned half, uint32_t value)
+{
+    __atomic_store_n(weir__word_half(word, half), value, __ATOMIC_RELAXED);
+}
+
 /* ---- Entries -------------------------------------------------------------- */
 
 static inline uint64_t weir__place_offset(uint64_t place)
 {
     return (place & ((UINT64_C(1) << 36) - 1)) * LAYOUT_GRANULE;
-}
-
-static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)
-{
-    return place >> 36 | (tag >> 52) << 28;
 }
 
 static inline uint32_t weir__tag_generation(uint64_t tag)
@@ -171,6 +206,20 @@ static inline uint16_t weir__tag_owner(uint64_t tag)
 static inline enum weir__extent_state weir__tag_state(uint64_t tag)
 {
     return (enum weir__extent_state)(tag >> 48 & 0xf);
+}
+
+static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)
+{
+    uint64_t mask = 0xff | ((tag & 1) - 1); /* no branch: every step of a walk comes here */
+
+    return place >> 36 | (tag >> 52 & mask) << 28;
+}
+
+/* Of an item: a power of two from 16 on. */
+static inline uint64_t weir__tag_alignment(uint64_t tag)
+{
+    WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag)));
+    return LAYOUT_GRANULE << (tag >> 60);
 }
 
 /* The space that @bytes take: an item of no bytes takes a granule, so that every extent has a place. */
@@ -190,7 +239,25 @@ static inline uint64_t weir__entry_tag(uint32_t generation, uint16_t owner,
                                        enum weir__extent_state state, uint64_t bytes)
 {
     WEIR_ASSERT(bytes <= LAYOUT_BYTES_LIMIT);
+    if (weir__state_is_item(state))
+        WEIR_ASSERT(bytes < LAYOUT_ITEM_LIMIT);
     return (uint64_t)generation | (uint64_t)owner << 32 | (uint64_t)state << 48 | bytes >> 28 << 52;
+}
+
+/* The tag of an item that is aligned to 16 bytes, for another alignment. */
+static inline uint64_t weir__tag_align(uint64_t tag, uint64_t alignment)
+{
+    WEIR_ASSERT(weir__tag_alignment(tag) == LAYOUT_GRANULE);
+    WEIR_ASSERT(alignment >= LAYOUT_GRANULE && alignment <= LAYOUT_ALIGN_LIMIT);
+    WEIR_ASSERT((alignment & (alignment - 1)) == 0);
+    return tag | (uint64_t)__builtin_ctzll(alignment / LAYOUT_GRANULE) << 60;
+}
+
+/* The same item in another state of items. */
+static inline uint64_t weir__tag_turn(uint64_t tag, enum weir__extent_state state)
+{
+    WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag)) && weir__state_is_item(state));
+    return (tag & ~(UINT64_C(0xf) << 48)) | (uint64_t)state << 48;
 }
 
 /* ---- Chunks --------------------------------------------------------------- */

@@ -439,3 +439,13 @@ void weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation
     }
     io_uring_prep_madvise(weir__ring_sqe(ring, operation), address, bytes, advice);
 }
+
+void weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                          int mode, uint64_t offset, uint64_t bytes)
+{
+    if (ring->synchronous) {
+        ring_complete_later(ring, operation, weir__sys_fallocate(fd, mode, offset, bytes));
+        return;
+    }
+    io_uring_prep_fallocate(weir__ring_sqe(ring, operation), fd, mode, (off_t)offset, (off_t)bytes);
+}

@@ -104,5 +104,7 @@ void weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operat
 void weir__ring_fdatasync(struct weir_ring *ring, struct weir_operation *operation, int fd);
 void weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation, void *address,
                         uint32_t bytes, int advice);
+void weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
+                          int mode, uint64_t offset, uint64_t bytes);
 
 #endif

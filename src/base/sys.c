@@ -14,18 +14,24 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <linux/membarrier.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#define SYS_MINCORE_PAGES 4096
+#define SYS_MINCORE_PAGES  4096
+#define SYS_ZFS_MAGIC      0x2fc12fc1 /* in no header of the kernel's */
+#define SYS_BCACHEFS_MAGIC 0xca451a4e
 
 /* ---- Files ---------------------------------------------------------------- */
 
@@ -132,6 +138,24 @@ int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed)
     *ret_free_bytes = (uint64_t)info.f_bavail * (uint64_t)info.f_bsize;
     *ret_memory_backed = info.f_type == TMPFS_MAGIC || info.f_type == RAMFS_MAGIC;
     return 0;
+}
+
+/* btrfs copies unless it is told so before the first byte; of ext4 and others NOCOW is no flag. */
+int weir__sys_write_in_place(int fd)
+{
+    struct statfs info;
+    int flags = 0;
+
+    if (fstatfs(fd, &info) < 0)
+        return -errno;
+    if (info.f_type == SYS_ZFS_MAGIC || info.f_type == SYS_BCACHEFS_MAGIC)
+        return -EOPNOTSUPP;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
+        flags |= FS_NOCOW_FL;
+        if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0)
+            return 0;
+    }
+    return info.f_type == BTRFS_SUPER_MAGIC ? -EOPNOTSUPP : 0;
 }
 
 int weir__sys_ftruncate(int fd, uint64_t bytes)
@@ -387,6 +411,25 @@ int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
     close(fd);
     buffer[length] = '\0';
     return 0;
+}
+
+int weir__sys_announce_barrier(void)
+{
+    long r = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
+
+    return r < 0 ? -errno : 0;
+}
+
+void weir__sys_barrier(void)
+{
+    long r = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+
+    WEIR_CHECK(r == 0);
+}
+
+uint64_t weir__sys_page_bytes(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static uint64_t sys_ns(const struct timeval *time)

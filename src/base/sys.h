@@ -39,6 +39,12 @@ int weir__sys_fstat(int fd, struct stat *ret_stat);
 /* What the file system of @fd has free for us, and whether it is memory (tmpfs, ramfs). */
 int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed);
 
+/*
+ * Blocks that are reserved for this empty file are written where they are: no
+ * store needs another. -EOPNOTSUPP where the file system copies all the same.
+ */
+int weir__sys_write_in_place(int fd);
+
 int weir__sys_ftruncate(int fd, uint64_t bytes);
 int weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
 int weir__sys_sync_file_range(int fd, uint64_t offset, uint64_t bytes, unsigned flags);
@@ -81,6 +87,14 @@ int weir__sys_list(const char *path, int (*each)(void *context, const char *name
 /* The content of a small file of /proc or /sys, as a string. */
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
 
+/*
+ * A barrier that all threads of this process that run now pass before it returns, so
+ * that those which are often in a hurry need none of their own. Announced once; from
+ * then on it does not fail.
+ */
+int weir__sys_announce_barrier(void); /* 0, or -ENOSYS, -EPERM: there is none */
+void weir__sys_barrier(void);
+
 /* What the kernel knows of the calling thread, since it began. */
 struct weir__usage {
     uint64_t cpu_ns;
@@ -91,7 +105,8 @@ struct weir__usage {
 
 void weir__sys_thread_usage(struct weir__usage *ret_usage);
 
-/* Bytes of RAM in this machine. */
+/* Bytes of RAM in this machine, and of a page. */
 uint64_t weir__sys_ram_bytes(void);
+uint64_t weir__sys_page_bytes(void);
 
 #endif

@@ -14,11 +14,15 @@
  *
  * A put becomes visible to views with one store: payload and words first, then
  * the tag with an odd generation. A free is the reverse.
+ *
+ * Who fills an item in place holds its chunks: they are neither written nor
+ * dropped before commit or free, so only some of the memory may be held so.
  */
 #include <weir/region.h>
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/fence.h"
 #include "base/sys.h"
 #include "region/region_state.h"
@@ -37,12 +41,22 @@
 #define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
-#define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
-#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_CLEAN_BYTES_LIMIT (UINT64_C(8) << 20)
+#define REGION_STEP_BYTES        (UINT64_C(64) << 10) /* put between two looks at the background */
+#define REGION_PREFETCH_MAX      2048                 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
-#define REGION_IDLE_WEIGHT       20
-#define REGION_WAIT_COUNT        1000 /* waits of one call for room, each a completion or a time-out */
+#define REGION_REAP_FAILURES     1000                   /* one after the other, at close */
+#define REGION_PATIENCE_NS       UINT64_C(100000000000) /* of one call; a disk may be that slow */
+#define REGION_IDLE_COUNT        50
+
+/* What somebody asks for. */
+struct region_need {
+    uint64_t space;
+    uint64_t alignment;
+    uint64_t touched; /* of the space, what is stored to at once */
+    bool is_placed;   /* it is filled in place */
+};
 
 static bool region_is_mine(const struct weir_region *region)
 {
@@ -62,6 +76,8 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if (config->resident_bytes_max != 0 && config->resident_bytes_max < REGION_RESIDENT_MIN)
         return -EINVAL;
+    if ((config->disk_cap.take == NULL) != (config->disk_cap.give == NULL))
+        return -EINVAL;
     return config->name != NULL ? -EOPNOTSUPP : 0;
 }
 
@@ -78,17 +94,23 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
         return -EDQUOT;
     region->resident_bytes_max = resident;
 
-    /* An eighth for fetched items, the rest for chunks. */
+    /* An eighth for fetched items, a little for the cleaner, the rest for chunks. */
     uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
     fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
-    region->chunks.resident_max =
-        resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
+    uint64_t clean_bytes = weir__min(resident / 32, REGION_CLEAN_BYTES_LIMIT);
+    clean_bytes = weir__max(weir__round_down(clean_bytes, 8192), UINT64_C(1) << 20);
+    region->chunks.resident_max = resident == UINT64_MAX
+                                      ? UINT64_MAX / 2
+                                      : (resident - fetch_bytes - clean_bytes) / LAYOUT_CHUNK_BYTES;
     weir__fetches_init(region, fetch_bytes);
+    weir__clean_init(region, clean_bytes);
 
-    region->item_bytes_max = region->bytes_max / 4;
+    region->item_bytes_max = weir__min(region->bytes_max / 4, LAYOUT_ITEM_LIMIT - LAYOUT_GRANULE);
     region->put_bytes_max = weir__min(region->item_bytes_max,
                                       weir__min(region->chunks.resident_max, UINT64_C(1) << 16) *
                                           LAYOUT_CHUNK_BYTES / 4);
+    /* Enough for any item of put_bytes_max, wherever it begins; the rest is for puts. */
+    region->placed_max = region->chunks.resident_max / 2 + region->chunks.resident_max % 2;
     /* Freeing may split an extent at each chunk border, and allocates nothing. */
     region->spare_min = REGION_SPARE_MIN + 2 * (region->item_bytes_max / LAYOUT_CHUNK_BYTES + 1);
     return 0;
@@ -133,8 +155,9 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->heap.books = config->books;
     weir__heap_account(&region->heap, sizeof(*region));
     region->owner = pthread_self();
+    region->wipes = config->wipes;
     region->table_fd = -1;
-    region->cleaner.chunk = UINT64_MAX;
+    region->compactor.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -150,13 +173,14 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
 /* Buffers and pages that the kernel works on must outlive its work. */
 static void region_quiesce(struct weir_region *region)
 {
-    const struct weir__pager *pager = &region->pager;
+    uint32_t failures = 0;
 
     while (region->ring != NULL &&
-           (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            pager->revival.is_under_way)) {
+           (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
+            weir__clean_is_reading(region) || weir__growth_is_under_way(region))) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
-        WEIR_CHECK(r >= 0);
+        failures = r < 0 ? failures + 1 : 0;
+        WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
     }
 }
 
@@ -168,8 +192,10 @@ void weir_region_close(struct weir_region *region)
     WEIR_CHECK(region_is_mine(region));
     WEIR_CHECK(!region->delivers);
     region_quiesce(region);
-    if (region->fetches.bytes_max > 0)
+    if (region->fetches.bytes_max > 0) {
+        weir__clean_deinit(region);
         weir__fetches_deinit(region);
+    }
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
@@ -200,17 +226,35 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
 
 /*
  * Bytes were stored; if that brought chunks into memory, older ones may have to
- * be written. Not before the bytes are there: what is sealed is stored to no
- * more.
+ * be written, and if the mark began another chunk, the next may have to be made
+ * ready. Not before the bytes are there: what is sealed is stored to no more.
+ * What takes long is done a piece at a time, as bytes are put.
  */
-static void region_stored(struct weir_region *region, uint64_t resident_before)
+static void region_stored(struct weir_region *region, uint64_t space, uint64_t resident_before)
 {
-    if (WEIR_LIKELY(region->chunks.resident_count == resident_before))
+    if (region->pager.writes_back)
+        region->step_bytes += space;
+    if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
+                    region->mark_bytes < region->growth.look_at &&
+                    region->step_bytes < REGION_STEP_BYTES))
         return;
-    weir__pager_advance(region);
-    weir__clean_advance(region, false);
+    region->step_bytes = 0;
+    if (region->chunks.resident_count != resident_before ||
+        region->mark_bytes >= region->growth.look_at)
+        weir__growth_ahead(region);
+    weir__clean_advance(region, false, CLEAN_PUT_BYTES);
+    weir__pager_advance(region, PAGER_PUT_BYTES);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+}
+
+/* Whether no more chunks than may be are held by what is filled in place, with one at @offset. */
+static bool region_may_place(const struct weir_region *region, uint64_t offset, uint64_t space)
+{
+    if (!region->pager.writes_back)
+        return true;
+    uint64_t more = weir__chunks_unplaced(&region->chunks, offset, space);
+    return more == 0 || region->chunks.placed_count + more <= region->placed_max;
 }
 
 /*
@@ -218,139 +262,163 @@ static void region_stored(struct weir_region *region, uint64_t resident_before)
  * begun the mark's own is filled, so that little memory is not spread over many
  * chunks that are all half full when they must be written. 0: at the mark.
  */
-static uint32_t region_fit(const struct weir_region *region, uint64_t space)
+static uint32_t region_fit(const struct weir_region *region, const struct region_need *need)
 {
-    uint32_t index = weir__space_find(region, space);
-    uint64_t left = -region->mark_bytes % LAYOUT_CHUNK_BYTES;
+    uint32_t index = weir__space_find(region, need->space, need->alignment);
 
-    if (index == 0 || left < space || !region->pager.writes_back)
+    if (index == 0 || !region->pager.writes_back)
         return index;
-    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
-    return weir__chunks_fresh(&region->chunks, offset, space) > 0 ? 0 : index;
+    uint64_t offset = weir__space_place(region, index, need->alignment);
+    if (need->is_placed && !region_may_place(region, offset, need->space))
+        return 0;
+    uint64_t left = -weir__space_place(region, 0, need->alignment) % LAYOUT_CHUNK_BYTES;
+    if (left < need->space)
+        return index;
+    return weir__chunks_fresh(&region->chunks, offset, need->space) > 0 ? 0 : index;
 }
 
 /* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
-static bool region_begins_chunk(const struct weir_region *region, uint32_t index, uint64_t space)
+static bool region_begins_chunk(const struct weir_region *region, uint32_t index,
+                                const struct region_need *need)
 {
-    uint64_t offset =
-        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+    uint64_t offset = weir__space_place(region, index, need->alignment);
 
-    return offset + space > region->store.file_bytes ||
-           weir__chunks_fresh(&region->chunks, offset, space) > 0;
+    return offset + need->space > region->store.file_bytes ||
+           weir__chunks_fresh(&region->chunks, offset, need->space) > 0;
 }
 
-/*
- * When the next chunk is begun while the cleaner is behind, puts wait until it
- * is not; the last chunks of bytes_max are for the cleaner, while it has work.
- */
-static bool region_waits_for_cleaner(struct weir_region *region, uint64_t space)
+/* Room where there was none: in a hole whose blocks are reserved again, or behind the file. */
+static int region_grow(struct weir_region *region, const struct region_need *need,
+                       uint32_t *ret_index)
 {
-    uint32_t index = region_fit(region, space);
-    uint64_t end = region->mark_bytes + space;
-
-    if (weir__clean_is_behind(region))
-        region->cleaner.is_owed |= region_begins_chunk(region, index, space);
-    else
-        region->cleaner.is_owed = false;
-    bool is_last = index == 0 && end + REGION_CLEAN_BYTES > region->bytes_max;
-    return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
+    if (region->chunks.hole_count > 0 &&
+        weir__growth_refill(region, weir__space_most(need->space, need->alignment)) == 0) {
+        *ret_index = region_fit(region, need);
+        if (*ret_index != 0)
+            return 0;
+    }
+    return weir__growth_reach(region, weir__space_place(region, 0, need->alignment) + need->space);
 }
 
-/* Where @space bytes go: a free extent, or 0 for the mark; the file reaches there. */
-static int region_place(struct weir_region *region, uint64_t space, uint32_t *ret_index)
+/* Where it goes: a free extent, or 0 for the mark; the file reaches there. */
+static int region_place(struct weir_region *region, const struct region_need *need,
+                        uint32_t *ret_index)
 {
-    if (region->resting_bytes > 0 && region_waits_for_cleaner(region, space))
-        return -EAGAIN;
+    bool writes_back = region->pager.writes_back;
+    uint32_t index = region_fit(region, need);
 
-    uint64_t end = region->mark_bytes + space;
-    *ret_index = region_fit(region, space);
-    if (*ret_index != 0 || end <= region->store.file_bytes)
+    if (index == 0 && (!writes_back || region_begins_chunk(region, 0, need)) &&
+        weir__compact_make_place(region, weir__space_most(need->space, need->alignment)))
+        index = region_fit(region, need);
+    if (writes_back && region_begins_chunk(region, index, need)) {
+        if (!weir__clean_lets_begin(region, need->space))
+            return -EAGAIN;
+        index = region_fit(region, need);
+    }
+    *ret_index = index;
+    if (index != 0 ||
+        weir__space_place(region, 0, need->alignment) + need->space <= region->store.file_bytes)
         return 0;
 
-    int r = weir__store_grow(region, end);
+    int r = region_grow(region, need, ret_index);
     if (r != -EDQUOT && r != -ENOSPC)
         return r;
-    bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
-                    REGION_CLEAN_BYTES / 2;
-    if (can_move && weir__clean_advance(region, true))
-        return -EAGAIN;
-    if (!weir__pager_revive(region, space))
+    *ret_index = weir__space_find(region, need->space, need->alignment);
+    if (*ret_index != 0) /* there is room, but not in a chunk that may be held as well */
+        return 0;
+    if (!weir__pager_revive(region, weir__space_most(need->space, need->alignment)))
         return r;
     /* A clean chunk is back at once, a cold one must be read. */
-    *ret_index = weir__space_find(region, space);
+    *ret_index = weir__space_find(region, need->space, need->alignment);
     return *ret_index != 0 ? 0 : -EAGAIN;
 }
 
-/* An extent at @index, or at the mark for 0, with memory for the first @touched bytes. */
-static int region_take_at(struct weir_region *region, uint32_t index, uint64_t space,
-                          uint64_t touched, uint32_t *ret_index)
+/* An extent at @index, or at the mark for 0, with memory for what is touched of it. */
+static int region_take_at(struct weir_region *region, uint32_t index,
+                          const struct region_need *need, uint32_t *ret_index)
 {
-    uint64_t offset =
-        index != 0 ? weir__entry_offset(weir__region_entry(region, index)) : region->mark_bytes;
+    uint64_t offset = weir__space_place(region, index, need->alignment);
 
-    for (uint64_t i = 0; i < weir__min(touched, REGION_PREFETCH_TO); i += 64)
+    for (uint64_t i = 0; i < weir__min(need->touched, REGION_PREFETCH_TO); i += 64)
         __builtin_prefetch(region->store.base + offset + i, 1);
-    int r = touched > 0 ? region_admit(region, offset, touched) : 0;
+    if (need->is_placed && !region_may_place(region, offset, need->space))
+        return -EBUSY;
+    int r = need->touched > 0 ? region_admit(region, offset, need->touched) : 0;
     if (r < 0)
         return r;
-    *ret_index =
-        index != 0 ? weir__space_take(region, index, space) : weir__space_bump(region, space);
+    *ret_index = index != 0 ? weir__space_take(region, index, need->space, need->alignment)
+                            : weir__space_bump_aligned(region, need->space, need->alignment);
     return 0;
 }
 
-/* No waiting: -EAGAIN when something must be written, moved or brought back first. */
-static int region_take(struct weir_region *region, uint64_t space, uint64_t touched,
+/*
+ * No waiting: -EAGAIN when something must be written, moved or brought back first,
+ * -EBUSY when only the owner can help, who holds too much in place.
+ */
+static int region_take(struct weir_region *region, const struct region_need *need,
                        uint32_t *ret_index)
 {
     uint32_t index = 0;
     int r = weir__table_ready(region, region->spare_min);
 
     if (r == 0)
-        r = region_place(region, space, &index);
-    return r < 0 ? r : region_take_at(region, index, space, touched, ret_index);
+        r = region_place(region, need, &index);
+    return r < 0 ? r : region_take_at(region, index, need, ret_index);
 }
 
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment,
                       uint32_t *ret_index)
 {
-    uint64_t end = region->mark_bytes + space;
+    struct region_need need = {.space = space, .alignment = alignment, .touched = space};
+    uint64_t end = weir__space_place(region, 0, alignment) + space;
     int r = weir__table_ready(region, region->spare_min);
 
     if (r < 0)
         return r;
-    uint32_t index = region_fit(region, space);
+    uint32_t index = region_fit(region, &need);
     if (index == 0 && end > region->store.file_bytes)
-        r = may_grow ? weir__store_grow(region, end) : -ENOSPC;
-    return r < 0 ? r : region_take_at(region, index, space, space, ret_index);
+        r = region_grow(region, &need, &index);
+    return r < 0 ? r : region_take_at(region, index, &need, ret_index);
 }
+
+/* How long one call has waited for room. */
+struct region_patience {
+    uint64_t until_ns; /* 0: not yet */
+    uint32_t idle_count;
+};
 
 /*
  * After -EAGAIN, for a region with its own ring: get on with what stands in the
- * way; false: it has been tried often enough. Where nothing is under way the
- * next try may find what was just done without the ring, or nothing can be done:
- * so such tries count more.
+ * way; false: it has been tried long enough. Where nothing is under way the next
+ * try may find what was just done without the ring, or nothing can be done: so
+ * such tries are counted.
  */
-static bool region_wait_room(struct weir_region *region, uint32_t *waits)
+static bool region_wait_room(struct weir_region *region, struct region_patience *patience)
 {
-    if (!region->owns_ring || *waits > REGION_WAIT_COUNT)
+    if (!region->owns_ring || patience->idle_count > REGION_IDLE_COUNT)
+        return false;
+    uint64_t now_ns = weir__clock_ns();
+    if (patience->until_ns == 0)
+        patience->until_ns = now_ns + REGION_PATIENCE_NS;
+    if (now_ns > patience->until_ns)
         return false;
 
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
+    weir__clean_advance(region, false, CLEAN_WAIT_BYTES);
+    weir__pager_advance(region, PAGER_WAIT_BYTES);
     weir__fetches_start(region);
     bool is_idle = weir__ring_in_flight(region->ring) == 0;
-    *waits += is_idle ? REGION_IDLE_WEIGHT : 1;
+    patience->idle_count += is_idle;
     return is_idle || weir__ring_wait(region->ring, REGION_WAIT_NS) >= 0;
 }
 
-static int region_take_or_wait(struct weir_region *region, uint64_t space, uint64_t touched,
+static int region_take_or_wait(struct weir_region *region, const struct region_need *need,
                                uint32_t *ret_index)
 {
-    uint32_t waits = 0;
-    int r = region_take(region, space, touched, ret_index);
+    struct region_patience patience = {0, 0};
+    int r = region_take(region, need, ret_index);
 
-    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &waits))
-        r = region_take(region, space, touched, ret_index);
+    while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &patience))
+        r = region_take(region, need, ret_index);
     return r;
 }
 
@@ -402,7 +470,8 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
 
     region_prefetch(data, bytes);
     uint64_t space = weir__extent_space(bytes);
-    int r = region_take_or_wait(region, space, space, &index);
+    struct region_need need = {.space = space, .alignment = LAYOUT_GRANULE, .touched = space};
+    int r = region_take_or_wait(region, &need, &index);
     if (r < 0)
         return r;
 
@@ -412,7 +481,7 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     if (bytes > 0)
         memcpy(region->store.base + offset, data, bytes);
     *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
-    region_stored(region, resident);
+    region_stored(region, space, resident);
     return 0;
 }
 
@@ -425,7 +494,8 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     if (bytes > region->item_bytes_max)
         return -EFBIG;
 
-    int r = region_take_or_wait(region, weir__extent_space(bytes), 0, &index);
+    struct region_need need = {.space = weir__extent_space(bytes), .alignment = LAYOUT_GRANULE};
+    int r = region_take_or_wait(region, &need, &index);
     if (r < 0)
         return r;
     uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
@@ -435,6 +505,50 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
         return r;
     }
     *ret_slot = region_name(region, index, bytes, label, EXTENT_BUILT);
+    return 0;
+}
+
+/* The item is not filled in place any more: its chunks may be written again. */
+static void region_unplace(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    weir__pager_unplace(region, offset, weir__extent_space(bytes));
+    weir__word_add(&weir__region_figures(region)->pinned_bytes, -bytes);
+    region->pin_count--;
+}
+
+int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t alignment,
+                               struct weir_label label, struct weir_slot *ret_slot, void **ret_data)
+{
+    uint32_t index;
+
+    WEIR_ASSERT(region_is_mine(region));
+    if ((alignment & (alignment - 1)) != 0 || alignment > LAYOUT_ALIGN_LIMIT)
+        return -EINVAL;
+    if (bytes > region->put_bytes_max)
+        return -EFBIG;
+
+    uint64_t space = weir__extent_space(bytes);
+    struct region_need need = {
+        .space = space,
+        .alignment = weir__max(alignment, LAYOUT_GRANULE),
+        .touched = space,
+        .is_placed = true,
+    };
+    int r = region_take_or_wait(region, &need, &index);
+    if (r < 0)
+        return r == -EBUSY ? -EAGAIN : r;
+
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t offset = weir__entry_offset(entry);
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, offset, space);
+    weir__chunks_place(&region->chunks, offset, space);
+    weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
+    region->pin_count++; /* its address is held: where the mapping may move, it may not now */
+    *ret_slot = region_name(region, index, bytes, label, EXTENT_PLACED);
+    weir__word_store(&entry->tag, weir__tag_align(weir__word_load(&entry->tag), need.alignment));
+    *ret_data = region->store.base + offset;
+    region_stored(region, space, resident);
     return 0;
 }
 
@@ -461,10 +575,10 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
                              const char *data, uint64_t bytes)
 {
     uint64_t resident;
-    uint32_t waits = 0;
+    struct region_patience patience = {0, 0};
     int r = region_admit_part(region, at, bytes);
 
-    while (r == -EAGAIN && region_wait_room(region, &waits))
+    while (r == -EAGAIN && region_wait_room(region, &patience))
         r = region_admit_part(region, at, bytes);
     if (r < 0)
         return r;
@@ -472,7 +586,7 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
     weir__chunks_touch(&region->chunks, at, bytes);
     memcpy(region->store.base + at, data, bytes);
     weir__build_wrote(region, slot, data, bytes);
-    region_stored(region, resident);
+    region_stored(region, bytes, resident);
     return 0;
 }
 
@@ -483,7 +597,7 @@ int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_
 
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
-        return -ESTALE;
+        return weir__slots_find(&region->slots, slot, EXTENT_PLACED) != NULL ? -EINVAL : -ESTALE;
     uint64_t length = weir__entry_bytes(entry);
     if (offset != weir__build_given(region, slot) || bytes > region->put_bytes_max ||
         bytes > length - offset)
@@ -503,31 +617,41 @@ int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_
     return 0;
 }
 
-int weir_region_commit(struct weir_region *region, struct weir_slot slot)
-{
-    struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
-
-    WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
-        return -ESTALE;
-    uint64_t bytes = weir__entry_bytes(entry);
-    if (weir__build_given(region, slot) != bytes)
-        return -EINVAL;
-
-    uint64_t tag = weir__word_load(&entry->tag);
-    weir__word_store(&region->slots.sums[slot.index], weir__build_end(region, slot));
-    weir__fence_release();
-    weir__word_store(&entry->tag,
-                     weir__entry_tag(slot.generation, weir__tag_owner(tag), EXTENT_LIVE, bytes));
-    return 0;
-}
-
-/* The entry of @slot if it is an item, whole or under construction. */
+/* The entry of @slot if it is an item, whole, under construction or damaged. */
 static struct weir__entry *region_find(const struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
 
-    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+    if (WEIR_UNLIKELY(entry == NULL))
+        entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
+    if (WEIR_UNLIKELY(entry == NULL))
+        entry = weir__slots_find(&region->slots, slot, EXTENT_PLACED);
+    if (WEIR_UNLIKELY(entry == NULL))
+        entry = weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
+    return entry;
+}
+
+int weir_region_commit(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__entry *entry = region_find(region, slot);
+
+    WEIR_ASSERT(region_is_mine(region));
+    if (entry == NULL)
+        return -ESTALE;
+    bool is_placed = weir__entry_state(entry) == EXTENT_PLACED;
+    if (!is_placed && weir__entry_state(entry) != EXTENT_BUILT)
+        return -ESTALE;
+    uint64_t bytes = weir__entry_bytes(entry);
+    if (!is_placed && weir__build_given(region, slot) != bytes)
+        return -EINVAL;
+
+    if (is_placed) /* its checksum is computed when its chunk is written, as of any put */
+        region_unplace(region, weir__entry_offset(entry), bytes);
+    else
+        weir__word_store(&region->slots.sums[slot.index], weir__build_end(region, slot));
+    weir__fence_release();
+    weir__word_store(&entry->tag, weir__tag_turn(weir__word_load(&entry->tag), EXTENT_LIVE));
+    return 0;
 }
 
 int weir_region_free(struct weir_region *region, struct weir_slot slot)
@@ -540,8 +664,12 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
         return -ESTALE;
 
     uint64_t bytes = weir__entry_bytes(entry);
-    if (weir__entry_state(entry) == EXTENT_BUILT)
+    enum weir__extent_state state = weir__entry_state(entry);
+    if (WEIR_UNLIKELY(state == EXTENT_BUILT))
         weir__build_end(region, slot);
+    else if (WEIR_UNLIKELY(state == EXTENT_PLACED))
+        region_unplace(region, weir__entry_offset(entry), bytes);
+    region->damaged_count -= state == EXTENT_DAMAGED;
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
@@ -579,8 +707,8 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     const void *data;
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
-        return -ESTALE;
+    if (WEIR_UNLIKELY(entry == NULL))
+        return weir__slots_lost(&region->slots, slot);
 
     bool is_resident = weir__region_is_resident(region, entry);
     data = region->store.base + weir__entry_offset(entry);
@@ -597,30 +725,52 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     return 0;
 }
 
+static bool region_is_whole(enum weir__extent_state state)
+{
+    return state == EXTENT_LIVE || state == EXTENT_DAMAGED;
+}
+
+/* Twice at worst: what came may be the fault of the way. */
+static int region_read_whole(struct weir_region *region, struct weir_slot slot,
+                             const struct weir__entry *entry, void *buffer)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+    uint64_t sum = region->slots.sums[slot.index];
+
+    for (int tries = 0; tries < 2; tries++) {
+        int r = weir__fetches_read(region, weir__entry_offset(entry), buffer, bytes);
+        if (r < 0)
+            return r;
+        if (sum == 0 || weir__sum(buffer, bytes) == sum)
+            return 0;
+    }
+    region->read_error_count++;
+    if (weir__entry_state(entry) == EXTENT_LIVE)
+        weir__space_damage(region, slot.index);
+    return -EBADMSG;
+}
+
 int weir_region_read(struct weir_region *region, struct weir_slot slot, uint64_t offset,
                      void *buffer, size_t buffer_bytes, size_t *ret_bytes)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const struct weir__entry *entry = region_find(region, slot);
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
+    if (entry == NULL || !region_is_whole(weir__entry_state(entry)))
         return -ESTALE;
 
     uint64_t length = weir__entry_bytes(entry);
     uint64_t bytes = offset < length ? weir__min(length - offset, buffer_bytes) : 0;
     const void *data;
-    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0) {
+    int r = 0;
+    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0)
         memcpy(buffer, (const char *)data + offset, bytes);
-    } else if (bytes > 0) {
-        int r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
-        if (r < 0)
-            return r;
-        uint64_t sum = region->slots.sums[slot.index];
-        if (bytes == length && sum != 0 && weir__sum(buffer, bytes) != sum) {
-            region->read_error_count++;
-            return -EBADMSG;
-        }
-    }
+    else if (bytes == length)
+        r = bytes > 0 ? region_read_whole(region, slot, entry, buffer) : 0;
+    else if (bytes > 0)
+        r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
+    if (r < 0)
+        return r;
     *ret_bytes = bytes;
     return 0;
 }
@@ -635,13 +785,15 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
-    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
+    enum weir__extent_state state = weir__entry_state(entry);
+    bool committed = region_is_whole(state);
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = committed && (weir__region_is_resident(region, entry) ||
-                                  weir__fetches_at(region, slot) != NULL),
+        .resident = state == EXTENT_LIVE && (weir__region_is_resident(region, entry) ||
+                                             weir__fetches_at(region, slot) != NULL),
         .committed = committed,
+        .damaged = state == EXTENT_DAMAGED,
     };
     return 0;
 }
@@ -666,9 +818,9 @@ static int region_tick(struct weir_region *region, int completions)
     if (completions < 0)
         return completions;
     completions += weir__fetches_advance(region);
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
-    weir__store_trim(region);
+    weir__clean_advance(region, false, CLEAN_TICK_BYTES);
+    weir__pager_advance(region, PAGER_TICK_BYTES);
+    weir__growth_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
@@ -727,11 +879,12 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
         .mark_bytes = region->mark_bytes,
         .free_bytes = region->extents.free_bytes + region->resting_bytes,
-        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes,
+        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes +
+                          weir__clean_bytes(region),
         .dirty_bytes =
             (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
             LAYOUT_CHUNK_BYTES,
-        .fetched_bytes = region->fetches.bytes,
+        .fetched_bytes = region->fetches.bytes + weir__clean_bytes(region),
         .pinned_bytes = weir__word_load(&figures->pinned_bytes),
         .metadata_bytes = region->heap.bytes,
         .slot_count = weir__word_load(&figures->slot_count),
@@ -741,10 +894,11 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .written_bytes = weir__word_load(&figures->written_bytes),
         .fetch_count = region->fetch_count,
         .read_bytes = weir__word_load(&figures->read_bytes),
-        .moved_bytes = region->cleaner.moved_bytes,
+        .moved_bytes = region->cleaner.moved_bytes + region->compactor.moved_bytes,
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
+        .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
         .degraded = region->pager.suspect_count > 0,
@@ -759,21 +913,28 @@ void weir_region_audit(const struct weir_region *region)
 {
     uint64_t live_bytes = 0;
     uint64_t slot_count = 0;
+    uint64_t damaged_count = 0;
+    uint64_t placed_bytes = 0;
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
     weir__extents_audit(&region->extents);
     weir__space_audit(region);
+    weir__growth_audit(region);
     weir__chunks_audit(&region->chunks, weir__chunk_of(region->store.file_bytes));
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         const struct weir__entry *entry = weir__region_entry(region, index);
         enum weir__extent_state state = weir__entry_state(entry);
-        bool is_named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+        bool is_named = weir__state_is_item(state);
         WEIR_CHECK(is_named == (weir__entry_generation(entry) % 2 == 1)); /* S1 */
+        placed_bytes += state == EXTENT_PLACED ? weir__entry_bytes(entry) : 0;
         live_bytes += is_named ? weir__entry_bytes(entry) : 0;
         slot_count += is_named;
+        damaged_count += state == EXTENT_DAMAGED;
     }
+    WEIR_CHECK(damaged_count == region->damaged_count);
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
+    WEIR_CHECK(placed_bytes <= weir__word_load(&weir__region_figures(region)->pinned_bytes));
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */
 }

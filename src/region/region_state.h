@@ -8,11 +8,14 @@
  *      region.c   the public calls, each in a few steps of the rooms below
  *      space      which extent an item gets, and what happens when it is freed
  *      table      the memory of the tables
- *      store      the mapped chunk store: the file, growth, and what a chunk is made of
+ *      store      the mapped chunk store: the file, and what a chunk is made of
+ *      growth     how long the file is, and where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      compact    holes in memory become one before the file grows
  *
+ *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
  */
 
@@ -22,6 +25,7 @@
 #include "base/list.h"
 #include "base/region_layout.h"
 #include "base/ring.h"
+#include "region/arena.h"
 #include "region/chunk.h"
 #include "region/extent.h"
 #include "region/slot.h"
@@ -30,55 +34,127 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define REGION_WRITE_COUNT  4
-#define REGION_HOLD_BUCKETS 1024
-#define TABLE_ENTRY_STEP    UINT64_C(4096) /* entries by which the tables grow */
+#define REGION_WRITE_COUNT    4
+#define REGION_PREFAULT_COUNT 2
+#define REGION_HOLD_BUCKETS   1024
+#define REGION_MOVE_MARKS     1024
+#define CLEAN_WINDOW_COUNT    2
+#define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */
+#define CLEAN_PUT_BYTES       (UINT64_C(128) << 10) /* moved at most by one put */
+#define CLEAN_WAIT_BYTES      LAYOUT_CHUNK_BYTES    /* by a put that waits for nothing else */
+#define PAGER_TICK_BYTES      (UINT64_C(256) << 10) /* summed at most by one poll */
+#define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
+#define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
+#define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
+
+/* How far the items of a chunk have been looked at, which takes more than one tick. */
+struct weir__walk {
+    uint64_t chunk;
+    uint32_t index;      /* the item to begin with; 0: the first */
+    uint32_t generation; /* if it is still that one */
+    bool is_done;
+};
 
 /* One write-back under way. */
 struct weir__write {
     struct weir_operation operation;
     struct weir_region *region;
-    uint64_t chunk;
-    uint64_t ticket; /* 0: not under way */
-    bool doubted;    /* another one failed meanwhile: its success proves nothing */
+    struct weir__walk sums; /* before it is submitted: checksums are computed */
+    uint64_t chunk;         /* CHUNK_NO: none */
+    uint64_t ticket;        /* 0: not under way */
+    bool doubted;           /* another one failed meanwhile: its success proves nothing */
 };
 
 /* A chunk on its way back, to be stored to. */
 struct weir__revival {
     struct weir_operation operation;
     struct weir_region *region;
+    struct weir__walk items; /* what was verified of it */
     uint64_t chunk;
-    bool is_under_way;
+    bool is_under_way; /* until all of it is verified */
+    bool is_verifying; /* the ring is done with it */
 };
 
 struct weir__store {
     int data_fd;
     int direct_fd;           /* O_DIRECT where the file system has it, else a plain one */
     char *base;              /* of the mapping; fixed unless movable */
-    uint64_t reserved_bytes; /* address space held; 0: movable */
+    uint64_t reserved_bytes; /* mapped for good; 0: movable */
     uint64_t mapped_bytes;
-    uint64_t file_bytes;  /* whole chunks; what fallocate() last agreed to */
+    uint64_t file_bytes;  /* whole chunks; what may be used of the file */
     uint64_t floor_bytes; /* fixed */
     bool syncs_file;      /* fixed: ranged write-back does nothing here, fdatasync does */
     bool bounded;         /* fixed */
     bool direct;          /* fixed: direct_fd is O_DIRECT */
 };
 
+/* What of the file's length and blocks changes at the moment. */
+enum weir__growth_kind {
+    GROWTH_NONE,
+    GROWTH_EXTEND, /* blocks are reserved behind its end */
+    GROWTH_SHRINK, /* the blocks of the tail are given back, and then the tail */
+    GROWTH_PUNCH,  /* the blocks of free chunks are given back */
+    GROWTH_REFILL, /* and reserved again */
+};
+
+/* A chunk beyond the mark whose pages are made. */
+struct weir__prefault {
+    struct weir_operation operation;
+    struct weir_region *region;
+    bool is_under_way;
+};
+
+struct weir__growth {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_disk_cap cap;    /* fixed */
+    enum weir__growth_kind kind; /* of what is under way */
+    uint64_t from;               /* of that: which bytes of the file */
+    uint64_t to;
+    uint64_t end_bytes;   /* G1 */
+    uint64_t taken_bytes; /* G2 */
+    uint64_t hole_bytes;  /* G3 */
+    uint64_t hole_low;    /* no hole lies lower */
+    uint64_t retry_ns;    /* after a failure: nothing is reserved ahead before */
+
+    uint64_t ahead_bytes; /* room above the mark that is held ready */
+    uint64_t look_at;     /* from this mark on a put looks whether there is enough */
+    uint64_t pace_chunk;  /* of the mark, when it was last looked at */
+    uint64_t pace_ns;
+    struct weir__prefault prefaults[REGION_PREFAULT_COUNT];
+    uint32_t prefault_count;
+    bool cannot_prefault;
+
+    bool is_trimming;
+    bool cannot_punch;
+    uint64_t window_ns;   /* when mark_peak began */
+    uint64_t peak_before; /* of the mark, in the window before */
+    uint64_t peak_ever;   /* of the mark, since the tail was last given back */
+    uint64_t back_ns;     /* when something was last given back */
+    uint64_t look_ns;     /* when the look at free chunks last began */
+    uint64_t look_chunk;  /* where it is */
+    uint64_t look_free_count;
+};
+
 struct weir__pager {
-    bool writes_back;       /* fixed: not everything may stay resident */
-    bool cannot_zero;       /* blocks were not made unwritten when last asked */
-    bool wanted;            /* somebody waits for room: write back beyond the target */
-    uint64_t ticket_last;   /* of the last write-back submitted */
-    uint64_t retry_ns;      /* after an error: not before */
-    uint64_t suspect_count; /* chunks to be written again after an error */
-    int error;              /* of the last write-back that failed, while degraded */
-    int error_fresh;        /* of a write-back or revival; not yet told by poll */
+    bool writes_back;               /* fixed: not everything may stay resident */
+    bool cannot_zero;               /* blocks were not made unwritten when last asked */
+    bool wanted;                    /* somebody waits for room: write back beyond the target */
+    bool refused;                   /* nobody has got room since somebody got none */
+    uint64_t ticket_last;           /* of the last write-back submitted */
+    uint64_t retry_ns;              /* after an error: not before */
+    uint64_t suspect_count;         /* chunks to be written again after an error */
+    int error;                      /* of the last write-back that failed, while degraded */
+    int error_fresh;                /* of a write-back or revival; not yet told by poll */
+    uint64_t no_hole_bytes;         /* no chunk on disk had a hole of so many bytes */
+    uint64_t no_hole_resting_bytes; /* when so much rested */
+    uint64_t no_hole_resting_count;
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
 };
 
 struct weir__fetches {
-    struct weir__heap heap;    /* no books: buffers are part of resident_bytes_max */
+    struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
     uint64_t bytes_max;        /* fixed */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
@@ -87,23 +163,51 @@ struct weir__fetches {
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
-    struct weir__list told_own; /* requests of the cleaner */
-    struct weir__list idle;     /* unpinned holds with a buffer, oldest first */
-    uint32_t reading_count;     /* reads and pieces under way in the ring */
-    uint64_t hold_count;        /* in the buckets; 0 nearly always: then no free looks there */
+    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
+    uint32_t reading_count; /* reads and pieces under way in the ring */
+    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 
-/* Moving what is live out of a sparse chunk. */
+/* Some items of a chunk that is being emptied, as they lie in the file. */
+struct weir__window {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk; /* CHUNK_NO: none */
+    uint64_t from;  /* in the file, of what is in the buffer */
+    uint64_t bytes; /* of it */
+    uint64_t next;  /* in the file: where what comes after it begins */
+    bool is_reading;
+    bool is_read;
+    bool is_void;     /* the chunk was emptied or brought back meanwhile */
+    uint32_t doubted; /* read once more: it came back other than it was put; 0: none */
+};
+
+/* Moving what is live out of sparse chunks. */
 struct weir__cleaner {
-    uint64_t chunk;        /* UINT64_MAX: none is being cleaned */
-    uint64_t cursor;       /* where it looks for the next */
-    uint64_t looked_count; /* chunks that were of no use, since anything changed */
-    uint32_t asked_count;  /* items asked for and not yet moved or given up */
-    uint32_t moved_count;  /* of this batch */
-    uint64_t moved_bytes;  /* ever */
-    bool is_full;          /* the file could not grow for an item of this batch */
-    bool is_owed;          /* puts wait until it is not behind any more */
+    struct weir__window windows[CLEAN_WINDOW_COUNT];
+    struct weir__arena arena; /* without pages of its own: the buffer is a mapping */
+    char *buffer;             /* NULL: nothing was cleaned for a while */
+    uint64_t buffer_bytes;    /* fixed */
+    uint32_t first;           /* the window whose chunk is emptied first */
+    uint64_t nest_chunk;      /* where survivors go; CHUNK_NO: none */
+    uint32_t nest;            /* the extent that is left of it; 0: none */
+    bool needs_all;           /* an item needs the whole buffer: one window at a time */
+    bool is_stuck;            /* there was no room in memory */
+    uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
+    uint64_t full_until_ns;   /* the file could not grow: not tried again before */
+    uint64_t moved_bytes;     /* ever */
+};
+
+/* Making room among what is in memory. */
+struct weir__compactor {
+    uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
+    uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
+    uint64_t next_chunk;  /* where it looks for another */
+    uint32_t vain_count;  /* looks in vain in a row */
+    uint64_t left_mark;   /* where the mark was after the last */
+    uint64_t pause_bytes; /* so far it moves before there is another */
+    uint64_t moved_bytes; /* ever */
 };
 
 struct weir_region {
@@ -111,6 +215,7 @@ struct weir_region {
     struct weir__heap heap;
     struct weir_ring *ring;
     bool owns_ring;
+    bool wipes;                 /* fixed: what is freed is overwritten */
     uint64_t pin_count;         /* pinned slots */
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
@@ -121,8 +226,10 @@ struct weir_region {
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
 
+    uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
+
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest since the tail was last given back */
+    uint64_t mark_peak;  /* highest of late */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -134,10 +241,15 @@ struct weir_region {
     struct weir__extents extents;
     struct weir__chunks chunks;
     struct weir__store store;
+    struct weir__growth growth;
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__compactor compactor;
 
+    uint64_t damaged_count;                 /* items */
+    uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
+    uint64_t step_bytes;                    /* put since the background was looked at */
     uint64_t live_bytes_peak;
     uint64_t put_count;
     uint64_t fetch_count;
@@ -155,6 +267,15 @@ static inline struct weir__entry *weir__region_entry(const struct weir_region *r
 static inline struct weir__figures *weir__region_figures(const struct weir_region *region)
 {
     return &region->header->figures;
+}
+
+/*
+ * Other than it was: the item may have moved, and perhaps back to where it was, and
+ * something else was there in between. Some others that move look the same.
+ */
+static inline uint32_t weir__region_move_mark(const struct weir_region *region, uint32_t index)
+{
+    return region->move_marks[index % REGION_MOVE_MARKS];
 }
 
 /* Whether all bytes of the item are in memory; no bytes always are. */
@@ -183,14 +304,34 @@ void weir__table_publish_figures(struct weir_region *region);
 
 /* ---- space.c ------------------------------------------------------------ */
 
-/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space);
+/* What an extent must have to hold @space bytes at a multiple of @alignment wherever it begins. */
+static inline uint64_t weir__space_most(uint64_t space, uint64_t alignment)
+{
+    return space + alignment - LAYOUT_GRANULE;
+}
 
-/* Its front becomes an extent of @space bytes of its own: state BUILT, generation even. */
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space);
+/* The best-fitting extent that may be stored to; 0: none. It stays where it is. */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* Where an item would lie in the free extent @index, or at the mark for 0. */
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment);
+
+/*
+ * What is there becomes an extent of @space bytes of its own: state BUILT,
+ * generation even. What of the free extent is before and behind it stays free.
+ */
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
+
+/* All of a chunk that is FRESH, below the mark or right above it: state ZOMBIE, generation even. */
+uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk);
+
+/* The front of such an extent, as of weir__space_take(); *@extent is what is left, 0: nothing. */
+uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_t space);
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
@@ -198,12 +339,30 @@ void weir__space_release(struct weir_region *region, uint32_t index);
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
+/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
+
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
 void weir__space_wake(struct weir_region *region, uint64_t chunk);
 
-/* Checksums for all items that touch @chunk and have none; all of them is in memory. */
-void weir__space_sum(struct weir_region *region, uint64_t chunk);
+/* What lies in @offset .. mark is free and rests: the mark is there now. */
+void weir__space_cut(struct weir_region *region, uint64_t offset);
+
+/*
+ * Checksums for all items that touch a chunk and have none, about @budget bytes at
+ * a time; what is left of it. All of the items is in memory, nothing is stored to.
+ */
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/*
+ * The same for what came back from disk: who is not what its checksum says is
+ * damaged from then on. Items that lie in chunks that are not here are left out.
+ */
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/* The item's bytes are lost: it is told by no address any more. */
+void weir__space_damage(struct weir_region *region, uint32_t index);
 
 /* Whether @chunk has a free extent of @space bytes. */
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space);
@@ -215,11 +374,8 @@ void weir__space_audit(const struct weir_region *region);
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config);
 void weir__store_close(struct weir_region *region);
 
-/* The file reaches @end afterwards. */
-int weir__store_grow(struct weir_region *region, uint64_t end);
-
-/* Give the empty tail of the file back. */
-void weir__store_trim(struct weir_region *region);
+/* The file is mapped up to @end afterwards; its blocks are there. */
+int weir__store_map(struct weir_region *region, uint64_t end);
 
 /* The chunk store: what a chunk in memory is made of. */
 static inline char *weir__store_address(const struct weir_region *region, uint64_t chunk)
@@ -239,6 +395,39 @@ int weir__store_zero(struct weir_region *region, uint64_t chunk);
 /* It could not be written: it is as new as if just stored. */
 void weir__store_renew(struct weir_region *region, uint64_t chunk);
 
+/* ---- growth.c ----------------------------------------------------------- */
+
+/* The first reservation. */
+int weir__growth_open(struct weir_region *region, const struct weir_region_config *config);
+void weir__growth_close(struct weir_region *region);
+
+/* The file reaches @end afterwards; it waits for the disk. -EAGAIN: not now. */
+int weir__growth_reach(struct weir_region *region, uint64_t end);
+
+/* Holes where @space bytes fit are reserved again; -ENOSPC: there are none. */
+int weir__growth_refill(struct weir_region *region, uint64_t space);
+
+/* Have the next room ready; once for each chunk that the mark begins. */
+void weir__growth_ahead(struct weir_region *region);
+
+/* One tick: ahead, and back to the file system. */
+void weir__growth_advance(struct weir_region *region);
+
+bool weir__growth_is_under_way(const struct weir_region *region);
+
+/* Whether blocks are being freed: other changes of the file's blocks would wait for it. */
+static inline bool weir__growth_gives_back(const struct weir_region *region)
+{
+    return region->growth.kind == GROWTH_SHRINK || region->growth.kind == GROWTH_PUNCH;
+}
+void weir__growth_audit(const struct weir_region *region);
+
+/* Free space that rests and has its blocks. */
+static inline uint64_t weir__growth_resting(const struct weir_region *region)
+{
+    return region->resting_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
+
 /* ---- pager.c ------------------------------------------------------------ */
 
 void weir__pager_init(struct weir_region *region);
@@ -255,8 +444,14 @@ bool weir__pager_revive(struct weir_region *region, uint64_t space);
 /* @chunk, which may not be stored to now, is brought back if that is possible. */
 void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
 
-/* Start what should be under way: write-back, drops. */
-void weir__pager_advance(struct weir_region *region);
+/* Start what should be under way: checksums of about @budget bytes, write-back, drops. */
+void weir__pager_advance(struct weir_region *region, uint64_t budget);
+
+/* Whether a write-back or revival is under way in the ring. */
+bool weir__pager_is_busy(const struct weir_region *region);
+
+/* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
+void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
@@ -299,33 +494,63 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* 
 /* The checksum that is kept: 0 is left for "not known". */
 uint64_t weir__sum(const void *data, uint64_t bytes);
 
-/* Requests of the cleaner: asked for, and then taken one by one; what could not be read is not here. */
-int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
-                          size_t slot_count);
-bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot);
-void weir__fetches_done_own(struct weir_region *region);
+/* A read of the cleaner: @bytes of the file at @offset, both aligned. */
+void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
+                            char *buffer, uint64_t bytes, uint64_t offset);
+
+/* What a read of the file left in the page cache is not counted there: it goes. */
+void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, uint64_t bytes);
+
+/* What of [offset, offset + bytes) is in memory is taken from there. */
+void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                           char *to);
 
 /* Somebody pins @slot, or builds it: it stays where it is. */
 bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot);
 
 /* ---- clean.c ------------------------------------------------------------ */
 
+/* @bytes: of the buffer that it takes when it needs it. */
+void weir__clean_init(struct weir_region *region, uint64_t bytes);
+void weir__clean_deinit(struct weir_region *region);
+
 /*
- * Go on with moving live items out of sparse chunks, if there are enough of
- * them, or if @urgent and there is one at all; whether anything is under way.
+ * Go on with moving live items out of sparse chunks, at most @budget bytes of
+ * them, if chunks are needed, or if @urgent and there is a sparse one at all;
+ * whether anything is under way.
  */
-bool weir__clean_advance(struct weir_region *region, bool urgent);
+bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
 
-/* Something was freed, unpinned or written: there may be a chunk to be cleaned. */
-void weir__clean_look_again(struct weir_region *region);
+/* Whether a read of ours is under way in the ring. */
+bool weir__clean_is_reading(const struct weir_region *region);
 
-/* The file should rather not grow before more has been cleaned. */
-bool weir__clean_is_behind(const struct weir_region *region);
+/* Bytes of memory that are held for it. */
+uint64_t weir__clean_bytes(const struct weir_region *region);
+
+/* @entry is no longer held where it is: its chunk may be cleaned. */
+void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
+
+/* @chunk is no longer on disk only: what was read of it means nothing. */
+void weir__clean_forget(struct weir_region *region, uint64_t chunk);
+
+/* Whether the file may get longer without anything being cleaned. */
+bool weir__clean_may_grow(const struct weir_region *region);
+
+/* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
+bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
+
+/* ---- compact.c ---------------------------------------------------------- */
+
+/*
+ * Make a free extent of @space bytes out of smaller ones, by moving items that
+ * are in memory; true: there is one now, or the mark came down by as much.
+ */
+bool weir__compact_make_place(struct weir_region *region, uint64_t space);
 
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment,
                       uint32_t *ret_index);
 
 #endif

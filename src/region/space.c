@@ -18,12 +18,18 @@
  *       chunks that may not
  *   R4  chunk.first is the extent that holds the chunk's first byte
  *   R5  the extent that ends at the mark is not FREE: it gave the mark back
+ *   R6  an item lies at a multiple of its alignment, wherever it is moved
  */
 #include "region/region_state.h"
 
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/fence.h"
+
+#include <string.h>
+
+#define SPACE_ITEM_COST                                                                            \
+ UINT64_C(512) /* a small item takes as long as so many bytes of a large one */
 
 /* ---- Entries ------------------------------------------------------------ */
 
@@ -78,16 +84,12 @@ static void space_claim(struct weir_region *region, uint32_t index, uint64_t off
 
 static void space_link(struct weir_region *region, uint32_t previous, uint32_t next)
 {
-    if (previous != 0) {
-        struct weir__entry *entry = weir__region_entry(region, previous);
-        weir__entry_link(entry, weir__entry_previous(entry), next);
-    }
-    if (next != 0) {
-        struct weir__entry *entry = weir__region_entry(region, next);
-        weir__entry_link(entry, previous, weir__entry_next(entry));
-    } else {
+    if (previous != 0)
+        weir__entry_set_next(weir__region_entry(region, previous), next);
+    if (next != 0)
+        weir__entry_set_previous(weir__region_entry(region, next), previous);
+    else
         region->last = previous;
-    }
 }
 
 /* ---- Split and merge, of extents in no index ---------------------------- */
@@ -219,6 +221,21 @@ static uint64_t space_run_end(const struct weir_region *region, uint64_t offset,
     return weir__min(at, end);
 }
 
+/*
+ * Nothing is left of what was in [offset, end), as far as it may be stored to now;
+ * the rest follows when its chunk is emptied or brought back.
+ */
+static void space_wipe(const struct weir_region *region, uint64_t offset, uint64_t end)
+{
+    while (offset < end) {
+        uint64_t chunk = weir__chunk_of(offset);
+        uint64_t part_end = weir__min(end, (chunk + 1) * LAYOUT_CHUNK_BYTES);
+        if (weir__chunk_state(&region->chunks, chunk) == CHUNK_DIRTY)
+            memset(region->store.base + offset, 0, part_end - offset);
+        offset = part_end;
+    }
+}
+
 /* An extent of several chunks, which may be of both kinds. */
 static void space_release_many(struct weir_region *region, uint32_t index)
 {
@@ -244,7 +261,8 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
-    weir__clean_look_again(region);
+    if (WEIR_UNLIKELY(region->wipes))
+        space_wipe(region, offset, offset + bytes);
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
         uint64_t chunk = weir__chunk_of(offset);
@@ -278,6 +296,8 @@ static void space_turn(struct weir_region *region, uint64_t chunk, enum weir__ex
                 space_list(region, index);
                 index = inside;
             }
+            if (region->wipes && to == EXTENT_FREE)
+                space_wipe(region, space_offset(region, index), space_end(region, index));
             index = space_add(region, index, to);
         }
         index = space_next(region, index);
@@ -295,24 +315,63 @@ void weir__space_wake(struct weir_region *region, uint64_t chunk)
     space_lower_mark(region);
 }
 
-/* ---- Taking ------------------------------------------------------------- */
-
-uint32_t weir__space_find(const struct weir_region *region, uint64_t space)
+void weir__space_cut(struct weir_region *region, uint64_t offset)
 {
-    return weir__extents_find(&region->extents, space);
+    uint32_t last = region->last;
+
+    WEIR_ASSERT(last != 0 && space_state(region, last) == EXTENT_RESTING);
+    WEIR_ASSERT(space_offset(region, last) <= offset && space_end(region, last) > offset);
+
+    space_unlist(region, last);
+    if (space_offset(region, last) < offset)
+        space_list(region, space_split(region, last, offset - space_offset(region, last)));
+    space_claim(region, 0, offset, region->mark_bytes);
+    space_link(region, space_previous(region, last), 0);
+    weir__slots_give(&region->slots, last);
+    region->mark_bytes = offset;
+    space_lower_mark(region);
 }
 
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space)
+/* ---- Taking ------------------------------------------------------------- */
+
+uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment)
 {
+    uint64_t offset = index != 0 ? space_offset(region, index) : region->mark_bytes;
+
+    return weir__round_up(offset, alignment);
+}
+
+/*
+ * The best fit, if that happens to be aligned or to be large enough as well; else
+ * the best of those that always are.
+ */
+uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint64_t alignment)
+{
+    uint32_t index = weir__extents_find(&region->extents, space);
+
+    if (WEIR_LIKELY(alignment == LAYOUT_GRANULE) || index == 0)
+        return index;
+    if (weir__space_place(region, index, alignment) + space <= space_end(region, index))
+        return index;
+    return weir__extents_find(&region->extents, weir__space_most(space, alignment));
+}
+
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment)
+{
+    uint64_t offset = weir__space_place(region, index, alignment);
+
     WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+    WEIR_ASSERT(offset + space <= space_end(region, index));
 
     space_unlist(region, index);
+    if (offset > space_offset(region, index))
+        space_list(region, space_split(region, index, offset - space_offset(region, index)));
     if (space_bytes(region, index) > space) {
         uint32_t front = space_split(region, index, space);
         space_list(region, index);
         index = front;
     }
-    uint64_t offset = space_offset(region, index);
     space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
@@ -326,13 +385,70 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
 
     space_set(region, index, offset, space, EXTENT_BUILT);
-    weir__entry_link(weir__region_entry(region, index), 0, 0);
+    weir__entry_set_previous(weir__region_entry(region, index), 0);
+    weir__entry_set_next(weir__region_entry(region, index), 0);
     space_link(region, region->last, index);
     region->last = index;
     space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
     region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
+    return index;
+}
+
+uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t begin = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = begin + LAYOUT_CHUNK_BYTES;
+    uint32_t index;
+
+    if (region->mark_bytes < end) {
+        uint64_t mark = region->mark_bytes;
+        WEIR_ASSERT(mark <= begin && begin - mark < LAYOUT_CHUNK_BYTES);
+        index = weir__space_bump(region, end - mark);
+        if (mark < begin)
+            weir__space_release(region, space_split(region, index, begin - mark));
+    } else {
+        index = region->chunks.table[chunk].first;
+        WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+        space_unlist(region, index);
+        if (space_offset(region, index) < begin)
+            space_list(region, space_split(region, index, begin - space_offset(region, index)));
+        if (space_end(region, index) > end) {
+            uint32_t front = space_split(region, index, LAYOUT_CHUNK_BYTES);
+            space_list(region, index);
+            index = front;
+        }
+        weir__chunks_add_live(&region->chunks, begin, LAYOUT_CHUNK_BYTES);
+    }
+    space_set(region, index, begin, LAYOUT_CHUNK_BYTES, EXTENT_ZOMBIE);
+    return index;
+}
+
+uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_t space)
+{
+    uint32_t index = *extent;
+
+    WEIR_ASSERT(space_state(region, index) == EXTENT_ZOMBIE);
+    WEIR_ASSERT(space_bytes(region, index) >= space);
+
+    if (space_bytes(region, index) > space)
+        index = space_split(region, index, space);
+    else
+        *extent = 0;
+    space_set(region, index, space_offset(region, index), space, EXTENT_BUILT);
+    return index;
+}
+
+/* What lies between the mark and an aligned place is given back as soon as the mark is over it. */
+uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment)
+{
+    uint64_t gap = weir__space_place(region, 0, alignment) - region->mark_bytes;
+    uint32_t front = gap > 0 ? weir__space_bump(region, gap) : 0;
+    uint32_t index = weir__space_bump(region, space);
+
+    if (front != 0)
+        weir__space_release(region, front);
     return index;
 }
 
@@ -343,7 +459,7 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
  * @target; @target gets the old place and is released. The bytes are there
  * already: a view that looks meanwhile sees one place or the other.
  */
-void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t from = space_offset(region, index);
@@ -356,8 +472,9 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     uint32_t after_target = space_next(region, target);
 
     WEIR_ASSERT(space_bytes(region, target) == space);
+    WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
-    weir__word_add(&weir__region_figures(region)->move_count, 1);
+    region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
@@ -382,21 +499,100 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     weir__space_release(region, target);
 }
 
+void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
+    weir__space_move_next(region, index, target);
+}
+
 /* ---- Checksums and holes ------------------------------------------------ */
 
-void weir__space_sum(struct weir_region *region, uint64_t chunk)
+/* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
+static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
-    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = region->chunks.table[chunk].first;
+    if (walk->index != 0 && space_state(region, walk->index) == EXTENT_LIVE &&
+        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
+        return walk->index;
+    return region->chunks.table[walk->chunk].first;
+}
 
-    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
-        const struct weir__entry *entry = weir__region_entry(region, index);
-        if (weir__entry_state(entry) != EXTENT_LIVE || region->slots.sums[index] != 0)
-            continue;
-        weir__word_store(
-            &region->slots.sums[index],
-            weir__sum(region->store.base + weir__entry_offset(entry), weir__entry_bytes(entry)));
+/* The next item of the walk that is whole; 0: there is none, or (not done) the budget is spent. */
+static uint32_t space_walk(const struct weir_region *region, struct weir__walk *walk,
+                           uint32_t index, uint64_t *budget)
+{
+    uint64_t end = (walk->chunk + 1) * LAYOUT_CHUNK_BYTES;
+
+    while (index != 0 && space_offset(region, index) < end &&
+           space_state(region, index) != EXTENT_LIVE)
+        index = space_next(region, index);
+    if (index == 0 || space_offset(region, index) >= end) {
+        walk->is_done = true;
+        return 0;
     }
+    walk->index = index;
+    walk->generation = weir__entry_generation(weir__region_entry(region, index));
+    if (*budget == 0)
+        return 0;
+    *budget -= weir__min(*budget, SPACE_ITEM_COST);
+    return index;
+}
+
+static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, uint64_t *budget)
+{
+    uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
+
+    *budget -= weir__min(*budget, bytes);
+    return weir__sum(region->store.base + space_offset(region, index), bytes);
+}
+
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t *sum = &region->slots.sums[index];
+        if (weir__word_load(sum) == 0)
+            weir__word_store(sum, space_sum_of(region, index, &budget));
+        index = space_walk(region, walk, space_next(region, index), &budget);
+    }
+    return budget;
+}
+
+/* Whether all chunks of the item but @chunk, which is just coming back, are in memory. */
+static bool space_is_here(const struct weir_region *region, uint32_t index, uint64_t chunk)
+{
+    for (uint64_t i = weir__chunk_of(space_offset(region, index));
+         i <= weir__chunk_of(space_end(region, index) - 1); i++)
+        if (i != chunk && !weir__chunk_is_resident(weir__chunk_state(&region->chunks, i)))
+            return false;
+    return true;
+}
+
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t sum = weir__word_load(&region->slots.sums[index]);
+        uint32_t next = space_next(region, index);
+        if (sum != 0 && space_is_here(region, index, walk->chunk) &&
+            sum != space_sum_of(region, index, &budget)) {
+            region->read_error_count++;
+            weir__space_damage(region, index);
+        }
+        index = space_walk(region, walk, next, &budget);
+    }
+    return budget;
+}
+
+void weir__space_damage(struct weir_region *region, uint32_t index)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t tag = weir__word_load(&entry->tag);
+
+    WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE);
+    weir__word_store(&entry->tag, weir__tag_turn(tag, EXTENT_DAMAGED));
+    region->damaged_count++;
 }
 
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space)
@@ -448,6 +644,8 @@ void weir__space_audit(const struct weir_region *region)
         WEIR_CHECK(state != EXTENT_VACANT);
         if (state == EXTENT_FREE || state == EXTENT_RESTING)
             space_audit_free(region, index);
+        if (weir__state_is_item(state)) /* R6 */
+            WEIR_CHECK(at % weir__entry_alignment(weir__region_entry(region, index)) == 0);
         free_bytes += state == EXTENT_FREE ? space_bytes(region, index) : 0;
         resting_bytes += state == EXTENT_RESTING ? space_bytes(region, index) : 0;
         for (uint64_t chunk = (at + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;

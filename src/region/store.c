@@ -2,13 +2,13 @@
 /*
  * store - the mapped chunk store: the file, and what a chunk of it is made of
  *
- *      base                       file_bytes          reserved_bytes
- *      | mapped, blocks reserved  | addresses only    |
+ *      base                       file_bytes           mapped_bytes
+ *      | blocks reserved          | behind the end of the file |
  *
- * Growth reserves blocks before it publishes an address: fallocate(), then a
- * new piece is mapped elsewhere, given its advice and moved onto the
- * reservation by mremap(), which is atomic and leaves one mapping. A store into
- * the file can therefore not meet a full disk.
+ * All of bytes_max is mapped at open, and addresses are given out only as far as
+ * blocks are reserved (see growth): a store into the file cannot meet a full
+ * disk. To map piece by piece would cost a put up to two milliseconds now and
+ * then: a change of the mapping waits for the kernel's own write-back of the file.
  */
 #include "region/region_state.h"
 
@@ -24,13 +24,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define STORE_STEP_BYTES  (UINT64_C(8) << 20)
-#define STORE_TRIM_BYTES  (UINT64_C(16) << 20)
-#define STORE_KEEP_BYTES  (UINT64_C(4) << 20)
 #define STORE_PROBE_TRIES 3
 #define STORE_PAGE_BYTES  4096
-
-_Static_assert(STORE_STEP_BYTES % LAYOUT_CHUNK_BYTES == 0, "growth is by whole chunks");
 
 /* ---- Mapping ------------------------------------------------------------ */
 
@@ -65,146 +60,34 @@ static int store_map_movable(struct weir__store *store, uint64_t end)
     return 0;
 }
 
-/* Map [mapped_bytes, end) of the file; its blocks are there. */
-static int store_map(struct weir__store *store, uint64_t end)
+int weir__store_map(struct weir_region *region, uint64_t end)
 {
-    uint64_t bytes = end - store->mapped_bytes;
-    void *piece;
-    void *moved;
-    int r;
+    struct weir__store *store = &region->store;
+    int r = 0;
 
-    if (end <= store->mapped_bytes)
-        return 0;
-    if (store->reserved_bytes == 0) {
+    if (end > store->mapped_bytes)
         r = store_map_movable(store, end);
-        if (r < 0)
-            return r;
-        store->mapped_bytes = end;
-        return 0;
-    }
-
-    r = weir__sys_mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, store->data_fd,
-                       store->mapped_bytes, &piece);
-    if (r < 0)
-        return r;
-    store_advise(piece, bytes);
-    r = weir__sys_mremap(piece, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                         store->base + store->mapped_bytes, &moved);
-    if (r < 0) {
-        weir__sys_munmap(piece, bytes);
-        return r;
-    }
-    WEIR_CHECK(moved == store->base + store->mapped_bytes);
-    store->mapped_bytes = end;
-    return 0;
+    if (r == 0)
+        store->mapped_bytes = weir__max(store->mapped_bytes, end);
+    return r;
 }
 
-/* Address space for all of bytes_max; where it is refused the mapping may move. */
-static void store_reserve(struct weir__store *store, uint64_t bytes_max)
+/*
+ * All of bytes_max at once, far behind the end of the file: then growth changes
+ * nothing in the address space. Addresses there are nobody's before the file
+ * reaches them. Where so much is refused the mapping grows, and may move.
+ */
+static void store_map_whole(struct weir__store *store, uint64_t bytes_max)
 {
     void *base;
 
-    if (weir__sys_mmap(NULL, bytes_max, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-                       0, &base) < 0)
+    if (weir__sys_mmap(NULL, bytes_max, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                       store->data_fd, 0, &base) < 0)
         return;
     store->base = base;
     store->reserved_bytes = bytes_max;
-}
-
-/* ---- Growth ------------------------------------------------------------- */
-
-/* ext4 keeps what it got of a failed fallocate(), and the disk full with it: undone at once. */
-static int store_extend_file(struct weir__store *store, uint64_t end)
-{
-    uint64_t free_bytes;
-    bool memory_backed;
-    int r = weir__sys_fstatfs(store->data_fd, &free_bytes, &memory_backed);
-
-    if (r < 0)
-        return r;
-    if (store->floor_bytes > 0 && (free_bytes < store->floor_bytes ||
-                                   free_bytes - store->floor_bytes < end - store->file_bytes))
-        return -ENOSPC;
-
-    r = weir__sys_fallocate(store->data_fd, 0, store->file_bytes, end - store->file_bytes);
-    if (r < 0) {
-        int undone = weir__sys_ftruncate(store->data_fd, store->file_bytes);
-        WEIR_CHECK(undone == 0);
-    }
-    return r;
-}
-
-static void store_publish(struct weir_region *region)
-{
-    struct weir__figures *figures = weir__region_figures(region);
-    struct stat file;
-
-    weir__word_store(&figures->file_bytes, region->store.file_bytes);
-    if (weir__sys_fstat(region->store.data_fd, &file) == 0)
-        weir__word_store(&figures->disk_bytes, (uint64_t)file.st_blocks * 512);
-}
-
-static int store_grow_to(struct weir_region *region, uint64_t end)
-{
-    struct weir__store *store = &region->store;
-    int r = store_extend_file(store, end);
-
-    if (r < 0)
-        return r;
-    r = store_map(store, end);
-    if (r < 0) {
-        int undone = weir__sys_ftruncate(store->data_fd, store->file_bytes);
-        WEIR_CHECK(undone == 0);
-        return r;
-    }
-    for (uint64_t chunk = weir__chunk_of(store->file_bytes); chunk < weir__chunk_of(end); chunk++)
-        weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
-    store->file_bytes = end;
-    store_publish(region);
-    return 0;
-}
-
-int weir__store_grow(struct weir_region *region, uint64_t end)
-{
-    uint64_t need = weir__round_up(end, LAYOUT_CHUNK_BYTES);
-
-    if (need > region->bytes_max)
-        return -EDQUOT;
-    if (region->store.reserved_bytes == 0 && region->pin_count > 0)
-        return -EAGAIN; /* the mapping may move, and somebody holds an address */
-
-    /* A step ahead where there is room for it, else what fits. */
-    uint64_t step = weir__min(weir__round_up(end, STORE_STEP_BYTES), region->bytes_max);
-    int r = store_grow_to(region, step);
-    if (r == -ENOSPC && need < step)
-        r = store_grow_to(region, need);
-    if (r == -EDQUOT) /* a quota of the file system is its limit, not ours */
-        r = -ENOSPC;
-    region->growth_error_count += r < 0;
-    return r;
-}
-
-void weir__store_trim(struct weir_region *region)
-{
-    struct weir__store *store = &region->store;
-    uint64_t end = weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES) + STORE_KEEP_BYTES;
-
-    if (region->mark_peak - region->mark_bytes < STORE_TRIM_BYTES ||
-        store->file_bytes < end + STORE_TRIM_BYTES)
-        return;
-    for (uint64_t chunk = weir__chunk_of(end); chunk < weir__chunk_of(store->file_bytes); chunk++)
-        if (!weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)))
-            return; /* its write-back ends first */
-
-    if (weir__sys_ftruncate(store->data_fd, end) < 0)
-        return;
-    for (uint64_t chunk = weir__chunk_of(end); chunk < weir__chunk_of(store->file_bytes); chunk++) {
-        weir__pager_forget_suspect(region, chunk);
-        weir__chunk_turn(&region->chunks, chunk, CHUNK_NONE);
-    }
-    store->file_bytes = end;
-    region->mark_peak = region->mark_bytes;
-    store_publish(region);
+    store->mapped_bytes = bytes_max;
+    store_advise(base, bytes_max);
 }
 
 /* ---- Chunks ------------------------------------------------------------- */
@@ -258,9 +141,9 @@ void weir__store_fill(struct weir_region *region, struct weir_operation *operati
  */
 void weir__store_renew(struct weir_region *region, uint64_t chunk)
 {
-    struct weir__heap *heap = &region->fetches.heap;
+    struct weir__arena *arena = &region->fetches.arena;
     char *address = weir__store_address(region, chunk);
-    char *copy = weir__heap_alloc(heap, LAYOUT_CHUNK_BYTES);
+    char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
     bool is_fresh = false;
 
     if (copy != NULL) {
@@ -268,7 +151,7 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
         is_fresh = weir__store_zero(region, chunk) == 0;
         if (is_fresh)
             memcpy(address, copy, LAYOUT_CHUNK_BYTES);
-        weir__heap_free(heap, copy, LAYOUT_CHUNK_BYTES);
+        weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
     }
     for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES && !is_fresh; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
@@ -338,6 +221,9 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
         return r;
     if (memory_backed && !config->memory_backed)
         return -EOPNOTSUPP;
+    r = weir__sys_write_in_place(store->data_fd);
+    if (r < 0)
+        return r;
     r = weir__sys_reopen(store->data_fd, O_RDONLY | O_DIRECT, &store->direct_fd);
     store->direct = r == 0;
     if (r == -EINVAL || r == -ENOENT || r == -ENXIO)
@@ -348,35 +234,41 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config)
 {
     struct weir__store *store = &region->store;
-    uint64_t initial = config->bytes_initial > 0 ? config->bytes_initial : UINT64_C(64) << 20;
 
     store->floor_bytes = config->disk_floor_bytes;
 
     int r = store_open_files(store, config);
     if (r < 0)
         return r;
-    store_reserve(store, region->bytes_max);
+    store_map_whole(store, region->bytes_max);
 
-    /* The first reservation takes what fits; one chunk must. */
-    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
-                        region->bytes_max);
-    r = store_grow_to(region, initial);
-    if (r == -ENOSPC || r == -EDQUOT)
-        r = store_grow_to(region, LAYOUT_CHUNK_BYTES);
-    if (r == -EDQUOT)
-        r = -ENOSPC;
+    r = weir__growth_open(region, config);
     if (r < 0)
         return r;
     return store_probe(region);
 }
 
+/* The file has no name, but may lie in a descriptor of somebody else, and its blocks on the disk. */
+static void store_wipe(const struct weir_region *region)
+{
+    const struct weir__store *store = &region->store;
+    /* Zeroed, a hole would get blocks that nobody was asked for. */
+    int mode = region->chunks.hole_count > 0 ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+
+    if (weir__sys_fallocate(store->data_fd, mode | FALLOC_FL_KEEP_SIZE, 0, store->file_bytes) == 0)
+        return;
+    (void)!weir__sys_ftruncate(store->data_fd, 0);
+}
+
 void weir__store_close(struct weir_region *region)
 {
     struct weir__store *store = &region->store;
-    uint64_t bytes = store->reserved_bytes > 0 ? store->reserved_bytes : store->mapped_bytes;
 
-    if (bytes > 0)
-        weir__sys_munmap(store->base, bytes);
+    if (region->wipes && store->file_bytes > 0)
+        store_wipe(region);
+    if (store->mapped_bytes > 0)
+        weir__sys_munmap(store->base, store->mapped_bytes);
     weir__sys_close(store->direct_fd);
     weir__sys_close(store->data_fd);
+    weir__growth_close(region);
 }

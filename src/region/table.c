@@ -135,6 +135,8 @@ int weir__table_open(struct weir_region *region)
                        -1, 0, &heads);
     if (r < 0)
         return r;
+    weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTDUMP);
+    weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTFORK);
     weir__heap_account(&region->heap, (int64_t)(plan.entry_offset + EXTENT_HEAD_BYTES));
 
     char *base = tables;

@@ -429,23 +429,28 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     uint32_t generation = weir__tag_generation(entry->tag);
     uint64_t offset = weir__place_offset(entry->place);
     uint64_t bytes = weir__entry_bytes_of(entry->place, entry->tag);
-    bool named = state == EXTENT_LIVE || state == EXTENT_BUILT;
+    bool named = weir__state_is_item(state);
 
     if (state == EXTENT_VACANT)
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_ZOMBIE || named != (generation % 2 == 1))
+    if (state > EXTENT_DAMAGED || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
+        return -EBADMSG;
+    uint64_t alignment = named ? weir__tag_alignment(entry->tag) : LAYOUT_GRANULE;
+    if (alignment > LAYOUT_ALIGN_LIMIT || offset % alignment != 0)
         return -EBADMSG;
 
     *ret_extent = (struct weir_view_extent){
         .offset = offset,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
-        .committed = state == EXTENT_LIVE,
+        .alignment = named ? alignment : 0,
+        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
         .held = state == EXTENT_ZOMBIE,
+        .damaged = state == EXTENT_DAMAGED,
     };
     if (named) {
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
@@ -484,7 +489,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
 
     uint64_t word = weir__word_load(&view->chunks[index].word);
     uint32_t state = weir__chunk_word_state(word);
-    if (state > WEIR_CHUNK_FILLING)
+    if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
     *ret_chunk = (struct weir_view_chunk){
         .state = (enum weir_chunk_state)state,
@@ -593,6 +598,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
     if (!extent.committed)
         return -EAGAIN;
+    if (extent.damaged)
+        return -EBADMSG;
 
     offset = weir__min(offset, extent.bytes);
     *ret_bytes = weir__min(bytes_max, extent.bytes - offset);
@@ -603,7 +610,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    *ret_moved = !whole || after.place != before.place || after.tag != before.tag ||
+    bool renews = weir__word_load(&view->owner->figures.renewing) != 0;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag || renews ||
                  view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
 }

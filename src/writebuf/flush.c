@@ -39,7 +39,7 @@ static void flush_drop_index(struct writebuf_flush *flush)
 {
     struct weir_writebuf_set *set = flush->buffer->set;
 
-    weir__arena_give(&set->arena, &flush->index_piece);
+    weir__pieces_give(&set->pieces, &flush->index_piece);
     set->credit_bytes += flush->index_charged_bytes;
     flush->index_charged_bytes = 0;
 }
@@ -245,7 +245,7 @@ static int flush_take_piece(struct writebuf_flush *flush, struct writebuf_block 
 
     if (!is_window && !weir__writebuf_may_take(set, bytes))
         return -EAGAIN;
-    r = weir__arena_take(&set->arena, bytes, &block->piece);
+    r = weir__pieces_take(&set->pieces, bytes, &block->piece);
     if (r < 0) {
         if (!is_window)
             weir__writebuf_refund(set, bytes);
@@ -269,19 +269,19 @@ static void flush_make_index(struct writebuf_flush *flush, uint64_t record_count
                              uint64_t bytes_max)
 {
     struct weir_writebuf_set *set = flush->buffer->set;
-    uint64_t bytes = weir__compact_bytes(record_count);
+    uint64_t bytes = weir__keys_bytes(record_count);
 
     if (bytes > WRITEBUF_INDEX_BYTES && bytes <= bytes_max && weir__writebuf_may_take(set, bytes)) {
-        if (weir__arena_take(&set->arena, bytes, &flush->index_piece) == 0) {
+        if (weir__pieces_take(&set->pieces, bytes, &flush->index_piece) == 0) {
             flush->index_charged_bytes = bytes;
-            weir__compact_init(&flush->compact, flush->index_piece.data, bytes);
+            weir__keys_init(&flush->keys, flush->index_piece.data, bytes);
             return;
         }
         weir__writebuf_refund(set, bytes);
     }
     bytes = weir__min(bytes, WRITEBUF_INDEX_BYTES);
     memset(flush->index_memory, 0, bytes);
-    weir__compact_init(&flush->compact, flush->index_memory, bytes);
+    weir__keys_init(&flush->keys, flush->index_memory, bytes);
 }
 
 /* Take blocks from the first on, while there is memory; 0, or -ENOMEM for the first. */
@@ -432,7 +432,7 @@ static int flush_scan_one(struct writebuf_flush *flush, const struct weir_writeb
                 return 0;
             flush->is_barrier = true;
         } else if (flush->is_barrier ||
-                   !weir__compact_add(&flush->compact, data, record, &has_overtaken)) {
+                   !weir__keys_add(&flush->keys, data, record, &has_overtaken)) {
             return 0;
         }
         flush->has_live = true;
@@ -502,7 +502,7 @@ static int flush_hand_one(struct writebuf_flush *flush, struct weir_writebuf_rec
         return r;
     }
     if (!flush->is_plain) {
-        const struct weir__compact_entry *entry = weir__compact_find(&flush->compact, record);
+        const struct weir__keys_entry *entry = weir__keys_find(&flush->keys, record);
 
         if (entry->last != data) {
             flush->compacted_count++;

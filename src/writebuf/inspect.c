@@ -57,7 +57,7 @@ void weir_writebuf_stats(const struct weir_writebuf_set *set, struct weir_writeb
     stats.working_bytes = set->working_bytes;
     stats.charged_bytes = set->charged_bytes + set->working_bytes;
     stats.metadata_bytes = set->heap.bytes;
-    stats.mapped_bytes = set->arena.mapped_bytes;
+    stats.mapped_bytes = set->pieces.mapped_bytes;
     *ret_stats = stats;
 }
 
@@ -226,6 +226,6 @@ void weir_writebuf_audit(const struct weir_writebuf_set *set)
     WEIR_CHECK(sums.loaded == set->loaded_bytes);
     WEIR_CHECK(sums.spilled == set->spilled_bytes);
     WEIR_CHECK(sums.charged == set->charged_bytes); /* W2 */
-    WEIR_CHECK(sums.pieces + set->blocks.bytes == set->arena.piece_bytes);
+    WEIR_CHECK(sums.pieces + set->blocks.bytes == set->pieces.piece_bytes);
     WEIR_CHECK(set->credit_bytes == 0); /* W5 */
 }

@@ -97,7 +97,7 @@ static void writebuf_give_piece(struct weir_writebuf *buffer, struct writebuf_bl
 
     if (block->piece.data == NULL)
         return;
-    weir__arena_give(&set->arena, &block->piece);
+    weir__pieces_give(&set->pieces, &block->piece);
     if (weir_slot_is_none(block->slot)) {
         buffer->memory_bytes -= block->charged_bytes;
         set->memory_bytes -= block->charged_bytes;

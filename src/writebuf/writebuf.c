@@ -33,7 +33,7 @@
  *   W6  poll has nothing to do by the clock before due_ns
  *
  * Not here: charges and spill (spill.c), the gate (gate.c), the flush (flush.c),
- * the memory of blocks (arena.c), the table of keys (compact.c), the bytes of a
+ * the memory of blocks (piece.c), the table of keys (keys.c), the bytes of a
  * record (record.c).
  */
 #include "writebuf/writebuf_state.h"
@@ -119,7 +119,7 @@ static uint64_t writebuf_block_bytes_max(const struct weir_writebuf_config *conf
     uint64_t bytes =
         weir__round_up(RECORD_HEADER_BYTES + config->record_bytes_max, WRITEBUF_PAGE_BYTES);
 
-    return weir__max(bytes, ARENA_PIECE_BYTES);
+    return weir__max(bytes, PIECE_BYTES);
 }
 
 static int writebuf_check_caps(const struct weir_writebuf_config *config)
@@ -162,7 +162,7 @@ static void writebuf_free_parts(struct weir_writebuf_set *set)
         weir__heap_free(NULL, set->flushes[i].index_memory, WRITEBUF_INDEX_BYTES);
     weir__heap_free(&set->heap, set->flushes, set->config.flushes_max * sizeof(*set->flushes));
     weir__heap_free(&set->heap, set->hash, set->hash_count * sizeof(*set->hash));
-    weir__arena_deinit(&set->arena);
+    weir__pieces_deinit(&set->pieces);
 }
 
 static int writebuf_take_working_set(struct weir_writebuf_set *set)
@@ -216,8 +216,8 @@ int weir_writebuf_create(const struct weir_writebuf_config *config,
     weir__list_init(&set->gate);
     weir__list_init(&set->loads);
     weir__list_init(&set->finished);
-    weir__arena_init(&set->arena, &set->heap);
-    weir__pool_init(&set->blocks, &set->arena, &set->heap, sizeof(struct writebuf_block));
+    weir__pieces_init(&set->pieces, &set->heap);
+    weir__pool_init(&set->blocks, &set->pieces, &set->heap, sizeof(struct writebuf_block));
     r = writebuf_make_parts(set);
     if (r < 0) {
         writebuf_free_parts(set);
@@ -463,12 +463,12 @@ static int writebuf_open_block(struct weir_writebuf *buffer, uint64_t bytes)
     int r;
 
     if (!is_first)
-        charge = weir__max(charge, ARENA_PIECE_BYTES);
+        charge = weir__max(charge, PIECE_BYTES);
     r = writebuf_take_memory(buffer, charge, NULL);
     if (r < 0)
         return r;
     block = weir__pool_take(&set->blocks);
-    r = block != NULL ? weir__arena_take(&set->arena, charge, &block->piece) : -ENOMEM;
+    r = block != NULL ? weir__pieces_take(&set->pieces, charge, &block->piece) : -ENOMEM;
     if (r < 0) {
         weir__pool_give(&set->blocks, block);
         set->credit_bytes += charge;

@@ -12,8 +12,8 @@
 
 #include "base/heap.h"
 #include "base/list.h"
-#include "writebuf/arena.h"
-#include "writebuf/compact.h"
+#include "writebuf/keys.h"
+#include "writebuf/piece.h"
 
 #include <weir/region.h>
 
@@ -113,7 +113,7 @@ struct writebuf_flush {
     uint64_t target_sequence; /* of the flush */
     uint64_t window_bytes;    /* of the working set, used */
     uint32_t load_count;      /* under way */
-    struct weir__compact compact;
+    struct weir__keys keys;
     void *index_memory;             /* WRITEBUF_INDEX_BYTES, made at create */
     struct weir__piece index_piece; /* instead, if there was room */
     uint64_t index_charged_bytes;
@@ -162,8 +162,8 @@ struct weir_writebuf_set {
 
     struct weir__heap heap; /* tables: told to the account's books */
     struct weir__pool blocks;
-    struct weir__arena arena;  /* records; charged where they are taken */
-    uint64_t window_bytes_max; /* of each flush: its part of the working set */
+    struct weir__pieces pieces; /* records; charged where they are taken */
+    uint64_t window_bytes_max;  /* of each flush: its part of the working set */
     uint64_t working_bytes;
     uint64_t charged_bytes; /* W2; the working set apart */
     uint64_t credit_bytes;  /* W5 */

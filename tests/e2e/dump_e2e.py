@@ -164,7 +164,7 @@ class Content(LiveCase):
         rows = [line.split() for line in result.stdout.split('SUM\n')[1].splitlines()]
         self.assertEqual({int(row[3]): (int(row[0]), int(row[1])) for row in rows},
                          {**slots, 777: tuple(int(w) for w in built)})
-        self.assertEqual([row[6] for row in rows if row[3] == '777'], ['built'])
+        self.assertEqual([row[7] for row in rows if row[3] == '777'], ['built'])
 
     def test_free(self):
         slots = self.fill(20, 1 << 10)

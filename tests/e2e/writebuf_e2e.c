@@ -5,8 +5,9 @@
  *      writebuf_e2e [--long] [--sanitized]
  *
  * Changes go round many tables, far more of them than memory; the sink of three
- * tables fails all the time. The others must not notice: all of theirs is
- * committed while those three still fail. Then these are healed, and the database
+ * tables fails all the time. The others must not notice: they wait for each other
+ * where the database is slower than we are, and all of theirs is committed while
+ * those three still fail. Then these are healed, and the database
  * is what a plain replay makes of the changes: each row, no row more, and each
  * position. Memory, as the kernel counts it, is under the limit meanwhile and
  * comes back afterwards.
@@ -201,6 +202,7 @@ static int begin(void **state)
                 .abort = sick_abort,
                 .context = world,
             },
+        .backlog_bytes_max = plan.bytes / 4,
         .retry_ns = SECOND / 100,
         .retry_ns_max = SECOND,
     };

@@ -3,7 +3,7 @@
 #include <weir/writebuf.h>
 
 #include "double.h"
-#include "heap_fault.h"
+#include "seam.h"
 #include "target.h"
 
 #include <errno.h>
@@ -20,18 +20,25 @@
 #define TABLES 3
 #define KEYS   300
 
-int __real_weir__sys_mmap(void *address, size_t bytes, int protection, int flags, int fd,
-                          uint64_t offset, void **ret_address);
-int __wrap_weir__sys_mmap(void *address, size_t bytes, int protection, int flags, int fd,
-                          uint64_t offset, void **ret_address);
-
-/* Counted with the heap's: to writebuf it is memory like any other. */
-int __wrap_weir__sys_mmap(void *address, size_t bytes, int protection, int flags, int fd,
-                          uint64_t offset, void **ret_address)
+/* To writebuf a mapping is memory like any other: they are counted together. */
+static bool is_memory(const struct seam_use *use, void *context)
 {
-    if (heap_fault_now())
-        return -ENOMEM;
-    return __real_weir__sys_mmap(address, bytes, protection, flags, fd, offset, ret_address);
+    (void)context;
+    return use->call == SEAM_sys_mmap || use->call == SEAM_heap_alloc ||
+           use->call == SEAM_heap_alloc_aligned || use->call == SEAM_heap_resize;
+}
+
+/* The @at-th from now on is refused, or all from there. */
+static void refuse(uint64_t at, bool lasts)
+{
+    seam_reset();
+    seam_arm((struct seam_rule){
+        .call = SEAM_ANY,
+        .at = at,
+        .times = lasts ? SEAM_FOR_GOOD : 1,
+        .error = ENOMEM,
+        .matches = is_memory,
+    });
 }
 
 struct job {
@@ -54,7 +61,7 @@ static void ensure(struct job *job, uint64_t id)
     assert_int_equal(r, -ENOMEM);
     weir_writebuf_audit(job->set);
     job->has_fired = true;
-    heap_fault_arm(0, false);
+    seam_lift();
     assert_int_equal(weir_writebuf_ensure(job->set, id, &job->buffers[id]), 0);
 }
 
@@ -80,7 +87,7 @@ static void append(struct job *job, uint64_t id, enum weir_writebuf_operation op
     assert_int_equal(after.held_bytes, before.held_bytes);
     assert_int_equal(after.charged_bytes, before.charged_bytes);
     job->has_fired = true;
-    heap_fault_arm(0, false);
+    seam_lift();
     assert_int_equal(
         target_append(&job->target, job->buffers[id], id, sequence, operation, key, value, bytes),
         0);
@@ -105,9 +112,9 @@ static void flush(struct job *job)
     for (uint64_t id = 0; id < TABLES; id++)
         weir_writebuf_flush(job->buffers[id], NULL, UINT64_MAX);
     settle(job);
-    job->has_fired |= heap_fault_fired;
+    job->has_fired |= seam_fired() > 0;
     /* A flush that had no memory has failed and kept all. */
-    heap_fault_arm(0, false);
+    seam_lift();
     job->now_ns += 100 * SECOND;
     settle(job);
     for (uint64_t id = 0; id < TABLES; id++)
@@ -139,24 +146,25 @@ static void run(struct job *job)
         append(job, i % TABLES, i % 3 == 0 ? WEIR_WRITEBUF_INSERT : WEIR_WRITEBUF_UPDATE, i % KEYS,
                i % 1000 == 7 ? 90000 : i % 200);
     /* A spill needs none at all. */
-    job->has_fired |= heap_fault_fired;
-    heap_fault_arm(1, true);
+    job->has_fired |= seam_fired() > 0;
+    refuse(1, true);
     assert_true(weir_writebuf_spill(job->set, 200000) >= 200000);
-    assert_false(heap_fault_fired);
-    heap_fault_arm(0, false);
+    assert_int_equal(seam_fired(), 0);
+    seam_reset();
 }
 
 /* What is spilled comes back, what is in memory is flushed; the N-th is of these. */
 static void run_flush(struct job *job, uint64_t at, bool lasts)
 {
     double_region_chill(&job->region);
-    heap_fault_arm(at, lasts);
+    if (at > 0)
+        refuse(at, lasts);
     flush(job);
 }
 
 static void deinit(struct job *job)
 {
-    heap_fault_arm(0, false);
+    seam_lift();
     weir_writebuf_destroy(job->set);
     assert_int_equal(job->account.charged_bytes, 0);
     weir_region_poll(&job->region);
@@ -188,7 +196,7 @@ static uint64_t fail_each(bool lasts, bool in_flush)
         at++;
         assert_true(at < 1000);
         if (!in_flush)
-            heap_fault_arm(at, lasts);
+            refuse(at, lasts);
         run(job);
         has_fired = job->has_fired;
         if (job->set != NULL) {
@@ -217,8 +225,8 @@ static void test_in_flush(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        {"an append without memory changes nothing", test_in_life, NULL, NULL, NULL},
-        {"a flush without memory keeps all", test_in_flush, NULL, NULL, NULL},
+        SEAM_TEST("an append without memory changes nothing", test_in_life),
+        SEAM_TEST("a flush without memory keeps all", test_in_flush),
     };
 
     return cmocka_run_group_tests_name("writebuf", tests, NULL, NULL);

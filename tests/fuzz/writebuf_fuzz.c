@@ -10,7 +10,7 @@
  * last of each key. Built with FUZZ_CANARY the plain search errs about keys of
  * three bytes.
  */
-#include "writebuf/compact.h"
+#include "writebuf/keys.h"
 #include "writebuf/record.h"
 
 #include <stdbool.h>
@@ -96,17 +96,16 @@ static uint32_t keys_of(const struct found *found, uint32_t count)
 static void compact_all(const struct found *found, uint32_t count)
 {
     static _Alignas(16) char memory[FUZZ_TABLE_BYTES];
-    struct weir__compact compact;
+    struct weir__keys compact;
     uint32_t entered = 0;
     uint32_t overtaken = 0;
 
     memset(memory, 0, sizeof(memory));
-    weir__compact_init(&compact, memory, sizeof(memory));
+    weir__keys_init(&compact, memory, sizeof(memory));
     for (; entered < count; entered++) {
         bool has_overtaken;
 
-        if (!weir__compact_add(&compact, found[entered].data, &found[entered].record,
-                               &has_overtaken))
+        if (!weir__keys_add(&compact, found[entered].data, &found[entered].record, &has_overtaken))
             break;
         overtaken += has_overtaken;
     }
@@ -123,7 +122,7 @@ static void compact_all(const struct found *found, uint32_t count)
             first = k < first ? k : first;
             last = k > last ? k : last;
         }
-        const struct weir__compact_entry *entry = weir__compact_find(&compact, &found[i].record);
+        const struct weir__keys_entry *entry = weir__keys_find(&compact, &found[i].record);
         expect(entry->last == found[last].data, "not the last of its key");
         expect(entry->was_inserted == (found[first].record.operation == WEIR_WRITEBUF_INSERT),
                "another beginning");

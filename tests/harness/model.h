@@ -18,8 +18,14 @@
  *   M2  items[] holds every live slot; what was freed answers -ESTALE
  *   M3  each fetch is called back once per slot, each piece completes once,
  *       both from poll alone; 0 for what lives then, -ESTALE for what does not
- *   M4  pinned bytes stay where they are, those of freed items too
- *   M5  the figures are the sums over items[]; the books are told metadata_bytes
+ *   M4  pinned bytes stay where they are, those of freed items too, and what is
+ *       filled in place stays as far as it is filled
+ *   M5  an item's address is a multiple of the alignment it was asked for
+ *   M6  the figures are the sums over items[]; the books are told metadata_bytes
+ *
+ * Where faults are armed (seam.h) the model is told that it suffers: then what the
+ * kernel says is an answer too. It never stands for what we know: a live item is
+ * not stale, no byte is wrong, and what was refused has changed nothing.
  */
 
 #include <weir/region.h>
@@ -63,6 +69,7 @@ enum model_choice {
     MODEL_WAIT,
     MODEL_WALK,
     MODEL_FLOOD,
+    MODEL_PLACE,
     MODEL_CHOICE_COUNT,
 };
 
@@ -83,6 +90,10 @@ enum model_event {
     MODEL_SAW_GROWTH,
     MODEL_SAW_SHRINKING,
     MODEL_SAW_HOLES,
+    MODEL_SAW_COMPACTION,
+    MODEL_SAW_PLACED,
+    MODEL_SAW_PLACED_COLD,
+    MODEL_SAW_MOVES,
     MODEL_EVENT_COUNT,
 };
 
@@ -102,6 +113,10 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_GROWTH] = "the file grew",
     [MODEL_SAW_SHRINKING] = "the file shrank",
     [MODEL_SAW_HOLES] = "there were free extents",
+    [MODEL_SAW_COMPACTION] = "items moved with all in memory",
+    [MODEL_SAW_PLACED] = "an item was filled in place",
+    [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
+    [MODEL_SAW_MOVES] = "items were moved",
 };
 
 struct model_item {
@@ -111,7 +126,9 @@ struct model_item {
     uint64_t bytes;
     uint64_t written; /* of an unfinished item */
     bool unfinished;
-    bool built; /* in pieces */
+    bool built;           /* in pieces */
+    unsigned char *place; /* of an unfinished item that is filled in place */
+    uint64_t alignment;   /* 0: nothing was asked for */
     uint32_t pins;
     const void *pinned_at;
     uint32_t walk; /* the last walk that saw it */
@@ -125,6 +142,8 @@ struct model {
     uint64_t live_max;      /* over this a put frees first; UINT64_MAX: up to -EDQUOT */
     uint64_t build_max;     /* of unfinished items */
     bool canary;            /* a model that is wrong on purpose */
+    bool suffers;           /* the kernel may refuse anything */
+    bool has_suffered;      /* errors have been counted */
 
     struct model_item *items; /* M2 */
     size_t item_count;
@@ -137,8 +156,10 @@ struct model {
     struct weir_slot dead[MODEL_DEAD_COUNT];
     size_t dead_count;
 
-    uint64_t committed_bytes; /* M5 */
+    uint64_t committed_bytes; /* M6 */
     uint64_t unfinished_bytes;
+    uint64_t placed_bytes; /* of these, filled in place */
+    uint64_t placed_count;
     uint64_t pin_count; /* zombies' too */
     uint64_t put_count;
     uint64_t awaited; /* callbacks and completions to come, M3 */
@@ -198,6 +219,12 @@ _Noreturn static inline void model_fail(const struct model *model, const char *e
   if (model_a != model_b)                                                                          \
    model_fail(model, #a " == " #b, __LINE__, model_a);                                             \
  } while (0)
+
+/* Whether @r is no answer of ours but the kernel's, at a time when it may be. */
+static inline bool model_is_fault(const struct model *model, int r)
+{
+    return model->suffers && r < 0 && r != -EINVAL && r != -ESTALE && r != -EBADMSG && r != -EFBIG;
+}
 
 static inline void model_books(void *context, int64_t bytes)
 {
@@ -288,6 +315,10 @@ static inline void model_forget(struct model *model, struct model_item *item)
     }
     if (item->unfinished)
         model->events[MODEL_SAW_BUILD_GIVEN_UP]++;
+    if (item->place != NULL) {
+        model->placed_bytes -= item->bytes;
+        model->placed_count--;
+    }
 
     model->by_index[item->slot.index] = 0;
     struct model_item last = model->items[--model->item_count];
@@ -341,6 +372,8 @@ static inline void model_check_at(struct model *model, const struct model_item *
     model->events[MODEL_SAW_HOT]++;
     MODEL_EQUAL(model, bytes, item->bytes);
     MODEL_EQUAL(model, memcmp(data, item->copy, bytes), 0);
+    if (item->alignment > 0) /* M5 */
+        MODEL_EQUAL(model, (uintptr_t)data % item->alignment, 0);
     if (item->pins > 0) /* M4 */
         MODEL_CHECK(model, data == item->pinned_at);
 }
@@ -353,7 +386,7 @@ static inline void model_check_read(struct model *model, const struct model_item
 
     memset(buffer, 0xe5, room + 1);
     int r = weir_region_read(model->region, item->slot, offset, buffer, room, &bytes);
-    if (item->unfinished) {
+    if (item->unfinished || model_is_fault(model, r)) {
         MODEL_CHECK(model, r < 0 && bytes == 4711);
     } else {
         size_t want = item->bytes - offset < room ? item->bytes - offset : room;
@@ -399,17 +432,23 @@ static inline void model_check_figures(struct model *model)
     if (stats.bounded)
         MODEL_CHECK(model, stats.resident_bytes <= stats.resident_bytes_max);
     if (model->pin_count == 0)
-        MODEL_EQUAL(model, stats.pinned_bytes, 0);
+        MODEL_EQUAL(model, stats.pinned_bytes, model->placed_bytes);
     MODEL_EQUAL(model, stats.metadata_bytes, model->charged);
-    MODEL_EQUAL(model, stats.write_error_count, 0);
-    MODEL_EQUAL(model, stats.read_error_count, 0);
-    MODEL_EQUAL(model, stats.degraded, false);
+    if (!model->has_suffered) {
+        MODEL_EQUAL(model, stats.write_error_count, 0);
+        MODEL_EQUAL(model, stats.read_error_count, 0);
+        MODEL_EQUAL(model, stats.degraded, false);
+    }
     if (stats.file_bytes > model->file_bytes)
         model->events[MODEL_SAW_GROWTH]++;
     if (stats.file_bytes < model->file_bytes)
         model->events[MODEL_SAW_SHRINKING]++;
     if (stats.free_extent_count > 0)
         model->events[MODEL_SAW_HOLES]++;
+    if (stats.moved_bytes > 0)
+        model->events[MODEL_SAW_MOVES]++;
+    if (stats.resident_bytes_max == UINT64_MAX && stats.moved_bytes > 0)
+        model->events[MODEL_SAW_COMPACTION]++;
     model->file_bytes = stats.file_bytes;
 }
 
@@ -432,11 +471,13 @@ static inline void model_check_walk(struct model *model)
 /* M4: what is pinned has not moved and has not changed. */
 static inline void model_check_pins(struct model *model)
 {
-    for (size_t i = 0; i < model->item_count; i++)
-        if (model->items[i].pins > 0)
-            MODEL_EQUAL(
-                model,
-                memcmp(model->items[i].pinned_at, model->items[i].copy, model->items[i].bytes), 0);
+    for (size_t i = 0; i < model->item_count; i++) {
+        const struct model_item *item = &model->items[i];
+        if (item->pins > 0)
+            MODEL_EQUAL(model, memcmp(item->pinned_at, item->copy, item->bytes), 0);
+        if (item->place != NULL)
+            MODEL_EQUAL(model, memcmp(item->place, item->copy, item->written), 0);
+    }
     for (size_t i = 0; i < model->zombie_count; i++)
         MODEL_EQUAL(
             model,
@@ -464,12 +505,13 @@ static inline void model_poll(struct model *model)
     MODEL_CHECK(model, !model->in_callback);
     if (model->ring != NULL) {
         model->in_poll = true; /* pieces complete here */
-        MODEL_CHECK(model, weir__ring_reap(model->ring) >= 0);
+        int r = weir__ring_reap(model->ring);
+        MODEL_CHECK(model, r >= 0 || model_is_fault(model, r));
     }
     model->in_poll = true;
     int r = weir_region_poll(model->region);
     model->in_poll = false;
-    if (r < 0)
+    if (r < 0 && !model_is_fault(model, r))
         MODEL_EQUAL(model, r, 0);
 }
 
@@ -478,14 +520,15 @@ static inline void model_wait(struct model *model)
     MODEL_CHECK(model, !model->in_callback);
     if (model->ring != NULL) {
         model->in_poll = true;
-        MODEL_CHECK(model, weir__ring_wait(model->ring, 1000000) >= 0);
+        int r = weir__ring_wait(model->ring, 1000000);
+        MODEL_CHECK(model, r >= 0 || model_is_fault(model, r));
         model_poll(model);
         return;
     }
     model->in_poll = true;
     int r = weir_region_wait(model->region, 10000000);
     model->in_poll = false;
-    if (r < 0)
+    if (r < 0 && !model_is_fault(model, r))
         MODEL_EQUAL(model, r, 0);
 }
 
@@ -508,6 +551,8 @@ static inline bool model_may_be_full(struct model *model, uint64_t bytes)
 
 static inline void model_check_refusal(struct model *model, int r, uint64_t bytes)
 {
+    if (model_is_fault(model, r))
+        return;
     if (r == -EDQUOT) {
         MODEL_CHECK(model, model_may_be_full(model, bytes));
         model->events[MODEL_SAW_FULL]++;
@@ -517,7 +562,7 @@ static inline void model_check_refusal(struct model *model, int r, uint64_t byte
     model->events[MODEL_SAW_BEHIND]++;
     /* On a ring of its own a region waits; only what we hold can be in its way. */
     if (model->ring == NULL)
-        MODEL_CHECK(model, model->pin_count > 0 || model->awaited > 0 ||
+        MODEL_CHECK(model, model->pin_count > 0 || model->placed_count > 0 || model->awaited > 0 ||
                                model_may_be_full(model, bytes) || model->in_callback);
 }
 
@@ -583,6 +628,10 @@ static inline void model_pin_item(struct model *model, struct model_item *item)
     if (item->unfinished || !info.resident) {
         MODEL_CHECK(model, item->unfinished ? r < 0 : r == -EAGAIN);
         MODEL_CHECK(model, data == model && bytes == 4711);
+        return;
+    }
+    if (model_is_fault(model, r)) {
+        MODEL_CHECK(model, r == -ENOMEM && data == model && bytes == 4711);
         return;
     }
     MODEL_EQUAL(model, r, 0);
@@ -688,6 +737,49 @@ static inline void model_build(struct model *model, uint64_t bytes, uint16_t own
     model_add(model, item);
 }
 
+/* The rest of it is filled before commit; a power of two is not always asked for. */
+static inline void model_place(struct model *model, uint64_t bytes, uint64_t alignment,
+                               uint16_t owner)
+{
+    struct model_item item = {
+        .bytes = bytes, .label = {model->put_count, owner}, .unfinished = true, .built = true};
+    struct weir_slot slot = {4711, 4712};
+    void *data = model;
+    bool is_wrong = (alignment & (alignment - 1)) != 0 || alignment > 4096;
+
+    if (model->unfinished_bytes + bytes > model->build_max && bytes <= model->fixed.put_bytes_max)
+        return;
+
+    int r = weir_region_alloc_in_place(model->region, bytes, alignment, item.label, &slot, &data);
+    if (r < 0) {
+        MODEL_CHECK(model, slot.index == 4711 && slot.generation == 4712 && data == model);
+        if (is_wrong)
+            MODEL_EQUAL(model, r, -EINVAL);
+        else if (bytes > model->fixed.put_bytes_max)
+            MODEL_EQUAL(model, r, -EFBIG);
+        else if (r == -EAGAIN && model->placed_count > 0)
+            model->events[MODEL_SAW_BEHIND]++; /* what is in place is in the way, at any time */
+        else
+            model_check_refusal(model, r, bytes + alignment);
+        return;
+    }
+    MODEL_CHECK(model, !is_wrong && bytes <= model->fixed.put_bytes_max && data != NULL);
+    item.slot = slot;
+    item.alignment = alignment > 16 ? alignment : 16;
+    item.place = data;
+    MODEL_EQUAL(model, (uintptr_t)data % item.alignment, 0); /* M5 */
+    item.copy = model_alloc(bytes);
+    harness_fill(item.copy, bytes, model->seed ^ item.label.key, 0);
+    item.written = bytes / 2;
+    memset(item.place, 0xdd, bytes);
+    memcpy(item.place, item.copy, item.written);
+    model->put_count++;
+    model->unfinished_bytes += bytes;
+    model->placed_bytes += bytes;
+    model->placed_count++;
+    model_add(model, item);
+}
+
 static inline struct model_item *model_pick_unfinished(struct model *model, uint64_t a)
 {
     for (size_t i = 0; i < model->item_count && model->unfinished_bytes > 0 && i < 512; i++) {
@@ -704,6 +796,11 @@ static inline void model_write(struct model *model, struct model_item *item, uin
         bytes = item->bytes - item->written;
     if (bytes > model->fixed.put_bytes_max)
         bytes = model->fixed.put_bytes_max;
+    if (item->place != NULL) {
+        memcpy(item->place + item->written, item->copy + item->written, bytes);
+        item->written += bytes;
+        return;
+    }
 
     int r = weir_region_write(model->region, item->slot, item->written, item->copy + item->written,
                               bytes);
@@ -718,6 +815,11 @@ static inline void model_write_wrong(struct model *model, struct model_item *ite
     uint64_t rest = item->bytes - item->written;
     static const unsigned char wrong[64] = {0xbb};
 
+    if (item->place != NULL) { /* in pieces, into what is not */
+        MODEL_EQUAL(model, weir_region_write(model->region, item->slot, 0, wrong, 0), -EINVAL);
+        MODEL_EQUAL(model, weir_region_write(model->region, item->slot, a % 64, wrong, 1), -EINVAL);
+        return;
+    }
     MODEL_EQUAL(model,
                 weir_region_write(model->region, item->slot, item->written + 1 + a % 64, wrong, 1),
                 -EINVAL);
@@ -735,6 +837,15 @@ static inline void model_write_wrong(struct model *model, struct model_item *ite
 
 static inline void model_commit(struct model *model, struct model_item *item)
 {
+    if (item->place != NULL) {
+        MODEL_EQUAL(model, memcmp(item->place, item->copy, item->written), 0); /* M4 */
+        memcpy(item->place, item->copy, item->bytes);
+        model->placed_bytes -= item->bytes;
+        model->placed_count--;
+        item->place = NULL;
+        item->written = item->bytes;
+        model->events[MODEL_SAW_PLACED]++;
+    }
     if (item->written < item->bytes) {
         MODEL_EQUAL(model, weir_region_commit(model->region, item->slot), -EINVAL);
         return;
@@ -773,7 +884,8 @@ static inline void model_fetched(void *context, struct weir_slot slot, int resul
         MODEL_CHECK(model, !item->unfinished && info.resident);
         model_check_at(model, item);
         model->events[MODEL_SAW_FETCHED]++;
-    } else { /* an item that was not whole when it was asked for */
+        model->events[MODEL_SAW_PLACED_COLD] += item->alignment > 16;
+    } else if (!model_is_fault(model, result)) { /* was not whole when it was asked for */
         MODEL_CHECK(model, item->built);
     }
 
@@ -825,7 +937,7 @@ static inline void model_fetch(struct model *model, uint64_t a, size_t count)
         if (count == 0)
             MODEL_EQUAL(model, r, -EINVAL);
         else
-            MODEL_CHECK(model, r == -EFBIG && too_large);
+            MODEL_CHECK(model, (r == -EFBIG && too_large) || model_is_fault(model, r));
         if (r == -EFBIG)
             model->events[MODEL_SAW_FETCH_TOO_LARGE]++;
         free(request);
@@ -850,7 +962,7 @@ static inline void model_piece_done(struct weir_operation *operation, int32_t re
     if (item == NULL) {
         MODEL_EQUAL(model, result, -ESTALE);
         model->events[MODEL_SAW_PIECE_STALE]++;
-    } else {
+    } else if (!model_is_fault(model, result)) {
         MODEL_EQUAL(model, result, piece->bytes);
         MODEL_EQUAL(model, memcmp(piece->buffer, item->copy + piece->offset, piece->bytes), 0);
         model->events[MODEL_SAW_PIECE]++;
@@ -889,7 +1001,7 @@ static inline void model_fetch_into(struct model *model, struct model_item *item
     if (item->unfinished)
         MODEL_CHECK(model, r < 0);
     if (r < 0) {
-        MODEL_CHECK(model, piece->bytes == 0 || item->unfinished);
+        MODEL_CHECK(model, piece->bytes == 0 || item->unfinished || model_is_fault(model, r));
         free(piece->buffer);
         free(piece);
         return;
@@ -1071,6 +1183,13 @@ static inline void model_step(struct model *model, enum model_choice choice, uin
     case MODEL_FLOOD:
         model_flood(model, 16 + a % 112);
         break;
+    case MODEL_PLACE: {
+        uint64_t bytes =
+            b % 32 == 0 ? a % (model->fixed.put_bytes_max + 2) : model_size(a, model->size_max);
+        uint64_t alignment = b / 32 % 64 == 0 ? b / 2048 % 5000 : UINT64_C(1) << b / 32 % 13;
+        model_place(model, bytes, b / 32 % 64 == 1 ? 0 : alignment, (uint16_t)(b % 16));
+        break;
+    }
     case MODEL_CHOICE_COUNT:
         break;
     }

@@ -554,7 +554,7 @@ def errors(tree):
 
 
 def layout_fields(code, name, bytes_of={'uint64_t': 8, 'int64_t': 8, 'uint32_t': 4, 'int32_t': 4,
-                                        'char': 1}):
+                                        'uint16_t': 2, 'char': 1}):
     """(offset, field, bytes) of a struct of region_layout.h; a nested one at its end"""
     body = re.search(r'^struct ' + name + r' \{\n(.*?)^\};', code, re.M | re.S)
     offset = 0
@@ -591,6 +591,25 @@ def layout(tree):
     for match in re.finditer(r'^    (EXTENT_\w+),', code, re.M):
         if match.group(1) not in whole:
             yield f'docs/format.md:1: {match.group(1)} is missing'
+
+
+@rule
+def seam(tree):
+    """the fault seam knows each function of base/sys, base/ring and base/heap, and no other"""
+    table = 'tests/harness/seam_calls.def'
+    code = c_code(tree.text(table))
+    listed = {match.group(1): line_of(code, match.start())
+              for match in re.finditer(r'^SEAM_[A-Z]+\((\w+)', code, re.M)}
+    doors = {}
+    for name in ('sys', 'ring', 'heap'):
+        path = f'src/base/{name}.h'
+        declared = c_code(tree.text(path))
+        for match in re.finditer(r'\bweir__(' + name + r'_\w+)\s*\(', declared):
+            doors.setdefault(match.group(1), f'{path}:{line_of(declared, match.start())}')
+    for name in sorted(set(doors) - set(listed)):
+        yield f'{doors[name]}: weir__{name}() does not stand in {table}'
+    for name in sorted(set(listed) - set(doors)):
+        yield f'{table}:{listed[name]}: there is no weir__{name}()'
 
 
 @rule

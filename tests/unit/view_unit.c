@@ -447,6 +447,24 @@ static void test_extents(void **state)
                                            .tag = weir__entry_tag(2, 0, EXTENT_BUILT, 16)};
     assert_int_equal(weir_view_extent(view, 5, &extent), -EAGAIN);
 
+    /* Its owner found it damaged: what it is can be seen, its bytes cannot. */
+    struct weir_slot damaged = {7, 3};
+    unsigned char byte;
+    size_t count;
+    made.entries[7] = (struct weir__entry){.place = weir__entry_place(0, 16),
+                                           .tag = weir__entry_tag(3, 5, EXTENT_DAMAGED, 16)};
+    assert_int_equal(weir_view_extent(view, 7, &extent), 0);
+    assert_true(extent.damaged && extent.committed && extent.slot.index == 7);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EBADMSG);
+    assert_int_equal(weir_view_verify(view, damaged), -EBADMSG);
+
+    /* While bytes are put back in place, nobody is told what is there. */
+    made.entries[7].tag = weir__entry_tag(3, 5, EXTENT_LIVE, 16);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), 0);
+    weir__word_store(&made.header->figures.renewing, 1);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EAGAIN);
+    weir__word_store(&made.header->figures.renewing, 0);
+
     /* Past the last chunk; a live item with an even generation; no such state. */
     made.entries[6] = (struct weir__entry){.place = weir__entry_place(DATA_BYTES - 16, 17),
                                            .tag = weir__entry_tag(1, 0, EXTENT_LIVE, 17)};
@@ -470,14 +488,14 @@ static void test_chunks(void **state)
     made_open(&made);
     made_publish(&made);
     struct weir_view *view = view_of(&made);
-    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_FILLING; i++) {
+    for (int i = WEIR_CHUNK_NONE; i <= WEIR_CHUNK_HOLE; i++) {
         made_chunk_state(&made, 3, (enum weir_chunk_state)i);
         assert_int_equal(weir_view_chunk(view, 3, &chunk), 0);
         assert_int_equal(chunk.state, i);
         assert_int_equal(chunk.live_bytes, 1000);
         assert_int_equal(chunk.pinned_count, 2);
     }
-    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_FILLING + 1));
+    weir__word_store(&made.chunks[3].word, weir__chunk_word(0, 0, WEIR_CHUNK_HOLE + 1));
     assert_int_equal(weir_view_chunk(view, 3, &chunk), -EBADMSG);
     assert_int_equal(weir_view_chunk(view, CHUNK_COUNT, &chunk), -EINVAL);
     weir__word_store(&made.header->figures.file_bytes, LAYOUT_CHUNK_BYTES + 1);
@@ -722,7 +740,9 @@ static void walk(const struct weir_view *view, unsigned char *buffer, size_t buf
         if (weir_slot_is_none(extent.slot))
             continue;
         r = weir_view_read(view, extent.slot, 0, buffer, buffer_bytes, &count);
-        if (extent.committed) {
+        if (extent.damaged) {
+            assert_int_equal(r, -EBADMSG);
+        } else if (extent.committed) {
             assert_int_equal(r, 0);
             assert_int_equal(count, weir__min(extent.bytes, buffer_bytes));
             assert_true(weir_view_verify(view, extent.slot) <= 0);
@@ -855,6 +875,8 @@ static void test_noise(void **state)
             unsigned char *at = (unsigned char *)made.chunks + weir__random_below(&seed, bytes);
             *at ^= (unsigned char)(1u << weir__random_below(&seed, 8));
         }
+        weir__word_store(&made.header->figures.renewing,
+                         0); /* else all of it is to be read later */
         walk(view, buffer, sizeof(buffer));
         memset(made.chunks, 0, made.table_bytes - LAYOUT_HEADER_BYTES);
         weir__word_store(&made.header->figures.entry_count, ENTRY_COUNT - 1);

@@ -5,8 +5,8 @@
 #include "base/random.h"
 #include "double.h"
 #include "target.h"
-#include "writebuf/arena.h"
-#include "writebuf/compact.h"
+#include "writebuf/keys.h"
+#include "writebuf/piece.h"
 #include "writebuf/record.h"
 
 #include <errno.h>
@@ -1141,30 +1141,30 @@ static uint32_t pages_of(const struct weir__piece *piece)
 static void test_pages_of_a_free_piece_leave(void **state)
 {
     struct weir__heap heap = {0};
-    struct weir__arena arena;
+    struct weir__pieces arena;
     struct weir__piece pieces[40] = {0};
     struct weir__piece given;
 
     (void)state;
-    weir__arena_init(&arena, &heap);
+    weir__pieces_init(&arena, &heap);
     for (int i = 0; i < 40; i++) {
-        assert_int_equal(weir__arena_take(&arena, i == 7 ? 100000 : 1, &pieces[i]), 0);
+        assert_int_equal(weir__pieces_take(&arena, i == 7 ? 100000 : 1, &pieces[i]), 0);
         assert_int_equal(pages_of(&pieces[i]), 0);
         memset(pieces[i].data, i, 5000);
         assert_int_equal(pages_of(&pieces[i]), 2);
     }
     given = pieces[3];
-    weir__arena_give(&arena, &pieces[3]);
+    weir__pieces_give(&arena, &pieces[3]);
     assert_null(pieces[3].data);
     assert_int_equal(pages_of(&given), 0);
     assert_int_equal(pages_of(&pieces[4]), 2);
     assert_int_equal(given.data[4999], 0);
-    assert_int_equal(weir__arena_take(&arena, 65536, &pieces[3]), 0);
+    assert_int_equal(weir__pieces_take(&arena, 65536, &pieces[3]), 0);
     assert_true(arena.mapped_bytes >= 4 * MIB);
     for (int i = 0; i < 40; i++)
-        weir__arena_give(&arena, &pieces[i]);
+        weir__pieces_give(&arena, &pieces[i]);
     assert_true(arena.mapped_bytes <= 2 * MIB);
-    weir__arena_deinit(&arena);
+    weir__pieces_deinit(&arena);
     assert_int_equal(arena.mapped_bytes, 0);
     assert_int_equal(heap.bytes, 0);
 }
@@ -1172,13 +1172,13 @@ static void test_pages_of_a_free_piece_leave(void **state)
 static void test_objects_come_from_pieces(void **state)
 {
     struct weir__heap heap = {0};
-    struct weir__arena arena;
+    struct weir__pieces arena;
     struct weir__pool pool;
     static uint64_t *objects[2000];
     uint64_t random = 5;
 
     (void)state;
-    weir__arena_init(&arena, &heap);
+    weir__pieces_init(&arena, &heap);
     weir__pool_init(&pool, &arena, &heap, 200);
     for (int i = 0; i < 20000; i++) {
         uint64_t **object = &objects[weir__random_below(&random, 2000)];
@@ -1201,7 +1201,7 @@ static void test_objects_come_from_pieces(void **state)
     for (int i = 0; i < 2000; i++)
         weir__pool_give(&pool, objects[i]);
     assert_int_equal(pool.bytes, 0);
-    weir__arena_deinit(&arena);
+    weir__pieces_deinit(&arena);
     assert_int_equal(heap.bytes, 0);
 }
 
@@ -1238,31 +1238,31 @@ static void test_a_full_table_says_so(void **state)
 {
     static _Alignas(16) char memory[1024];
     static char records[64][32];
-    struct weir__compact compact;
+    struct weir__keys compact;
     uint32_t count = 0;
     bool has_overtaken;
 
     (void)state;
-    assert_int_equal(weir__compact_bytes(48), 2048);
-    assert_int_equal(weir__compact_bytes(3072), 65536 * 2);
-    weir__compact_init(&compact, memory, sizeof(memory));
+    assert_int_equal(weir__keys_bytes(48), 2048);
+    assert_int_equal(weir__keys_bytes(3072), 65536 * 2);
+    weir__keys_init(&compact, memory, sizeof(memory));
     for (uint32_t i = 0; i < 64; i++) {
         struct weir_writebuf_record record = {
             .sequence = i + 1, .key = &i, .key_bytes = 4, .operation = WEIR_WRITEBUF_INSERT};
 
         weir__record_encode(records[i], &record);
-        if (!weir__compact_add(&compact, records[i], &record, &has_overtaken))
+        if (!weir__keys_add(&compact, records[i], &record, &has_overtaken))
             break;
         assert_false(has_overtaken);
         count++;
-        assert_ptr_equal(weir__compact_find(&compact, &record)->last, records[i]);
+        assert_ptr_equal(weir__keys_find(&compact, &record)->last, records[i]);
     }
     assert_int_equal(count, 48);
     /* A key that is there has its place. */
     struct weir_writebuf_record record = {.key = &(uint32_t){7}, .key_bytes = 4};
-    assert_true(weir__compact_add(&compact, records[7], &record, &has_overtaken));
+    assert_true(weir__keys_add(&compact, records[7], &record, &has_overtaken));
     assert_true(has_overtaken);
-    assert_ptr_equal(weir__compact_find(&compact, &record)->last, records[7]);
+    assert_ptr_equal(weir__keys_find(&compact, &record)->last, records[7]);
 }
 
 int main(void)

@@ -68,6 +68,7 @@ static void json_slot(const struct weir_view_extent *extent)
     json_number("key", extent->label.key);
     json_number("offset", extent->offset);
     json_number("bytes", extent->bytes);
+    json_number("alignment", extent->alignment);
 }
 
 static void json_slots(const struct weir_view *view, uint64_t entry_count)

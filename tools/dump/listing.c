@@ -84,16 +84,16 @@ void listing_slots(const struct weir_view *view)
 {
     uint32_t entry_count = listing_entry_count(view);
 
-    printf("%10s %10s %6s %20s %14s %12s  %-8s %s\n", "INDEX", "GENERATION", "OWNER", "KEY",
-           "OFFSET", "BYTES", "STATE", "SUM");
+    printf("%10s %10s %6s %20s %14s %12s %5s  %-8s %s\n", "INDEX", "GENERATION", "OWNER", "KEY",
+           "OFFSET", "BYTES", "ALIGN", "STATE", "SUM");
     for (uint32_t index = 1; index <= entry_count; index++) {
         struct weir_view_extent extent;
         if (weir_view_extent(view, index, &extent) < 0 || weir_slot_is_none(extent.slot))
             continue;
         printf("%10" PRIu32 " %10" PRIu32 " %6" PRIu16 " %20" PRIu64 " %14" PRIu64 " %12" PRIu64
-               "  %-8s %s\n",
+               " %5" PRIu64 "  %-8s %s\n",
                extent.slot.index, extent.slot.generation, extent.label.owner, extent.label.key,
-               extent.offset, extent.bytes,
+               extent.offset, extent.bytes, extent.alignment,
                extent.committed ? listing_chunk_state_at(view, extent.offset) : "built",
                extent.summed ? "yes" : "no");
     }

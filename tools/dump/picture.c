@@ -18,7 +18,7 @@
 
 #define PICTURE_LABEL_WIDTH 11
 #define PICTURE_ROWS_MAX    24
-#define PICTURE_STATES      (WEIR_CHUNK_FILLING + 1)
+#define PICTURE_STATES      (WEIR_CHUNK_HOLE + 1)
 #define PICTURE_GRADES      9 /* nothing live, and eight eighths */
 
 /* In the order in which a cell shows one rather than another, and of the legend. */
@@ -31,6 +31,7 @@ static const struct picture_style {
     {WEIR_CHUNK_DIRTY, 'D', 209, 52},   {WEIR_CHUNK_WRITING, 'W', 221, 58},
     {WEIR_CHUNK_FILLING, 'F', 177, 53}, {WEIR_CHUNK_CLEAN, 'C', 114, 22},
     {WEIR_CHUNK_COLD, 'O', 75, 17},     {WEIR_CHUNK_FRESH, '.', 242, 233},
+    {WEIR_CHUNK_HOLE, ' ', 242, 16},
 };
 #define PICTURE_STYLES (sizeof(picture_styles) / sizeof(picture_styles[0]))
 

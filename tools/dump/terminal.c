@@ -77,6 +77,8 @@ const char *terminal_chunk_state(enum weir_chunk_state state)
         return "cold";
     case WEIR_CHUNK_FILLING:
         return "filling";
+    case WEIR_CHUNK_HOLE:
+        return "hole";
     }
     return "?";
 }

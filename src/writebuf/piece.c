@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * arena - slabs and pieces, and objects that are cut from them
+ * piece - slabs and pieces, and objects that are cut from them
  *
  *   A1  a slab is in `free` exactly if a bit of its mask is set
  *   A2  a piece that is free has no page in memory
@@ -8,7 +8,7 @@
  * One slab that is wholly free is kept, so that a buffer that comes and goes does
  * not map and unmap; it holds address space, no memory.
  */
-#include "writebuf/arena.h"
+#include "writebuf/piece.h"
 
 #include "base/bits.h"
 #include "base/check.h"
@@ -19,17 +19,17 @@
 #include <sys/mman.h>
 
 #define SLAB_PIECES 32u
-#define SLAB_BYTES  (ARENA_PIECE_BYTES * SLAB_PIECES)
+#define SLAB_BYTES  (PIECE_BYTES * SLAB_PIECES)
 #define SLAB_FREE   UINT32_MAX
 #define PAGE_BYTES  UINT64_C(4096)
 
-struct weir__arena_slab {
+struct weir__piece_slab {
     struct weir__list link;
     char *base;
     uint32_t free_mask; /* A1 */
 };
 
-static int arena_map(struct weir__arena *arena, uint64_t bytes, char **ret_data)
+static int pieces_map(struct weir__pieces *pieces, uint64_t bytes, char **ret_data)
 {
     void *data;
     int r = weir__sys_mmap(NULL, bytes, PROT_READ | PROT_WRITE,
@@ -39,118 +39,119 @@ static int arena_map(struct weir__arena *arena, uint64_t bytes, char **ret_data)
         return -ENOMEM;
     /* One page that is written must not bring in 2 MiB. */
     (void)weir__sys_madvise(data, bytes, MADV_NOHUGEPAGE);
-    arena->mapped_bytes += bytes;
+    pieces->mapped_bytes += bytes;
     *ret_data = data;
     return 0;
 }
 
-static void arena_unmap(struct weir__arena *arena, char *data, uint64_t bytes)
+static void pieces_unmap(struct weir__pieces *pieces, char *data, uint64_t bytes)
 {
     weir__sys_munmap(data, bytes);
-    arena->mapped_bytes -= bytes;
+    pieces->mapped_bytes -= bytes;
 }
 
-static void arena_drop_slab(struct weir__arena *arena, struct weir__arena_slab *slab)
+static void pieces_drop_slab(struct weir__pieces *pieces, struct weir__piece_slab *slab)
 {
     weir__list_remove(&slab->link);
-    arena_unmap(arena, slab->base, SLAB_BYTES);
-    weir__heap_free(arena->heap, slab, sizeof(*slab));
+    pieces_unmap(pieces, slab->base, SLAB_BYTES);
+    weir__heap_free(pieces->heap, slab, sizeof(*slab));
 }
 
-void weir__arena_init(struct weir__arena *arena, struct weir__heap *heap)
+void weir__pieces_init(struct weir__pieces *pieces, struct weir__heap *heap)
 {
-    *arena = (struct weir__arena){.heap = heap};
-    weir__list_init(&arena->free);
-    weir__list_init(&arena->full);
+    *pieces = (struct weir__pieces){.heap = heap};
+    weir__list_init(&pieces->free);
+    weir__list_init(&pieces->full);
 }
 
-void weir__arena_deinit(struct weir__arena *arena)
+void weir__pieces_deinit(struct weir__pieces *pieces)
 {
-    WEIR_CHECK(arena->piece_bytes == 0);
-    WEIR_CHECK(weir__list_is_empty(&arena->full));
-    while (!weir__list_is_empty(&arena->free))
-        arena_drop_slab(arena, WEIR_CONTAINER_OF(arena->free.next, struct weir__arena_slab, link));
+    WEIR_CHECK(pieces->piece_bytes == 0);
+    WEIR_CHECK(weir__list_is_empty(&pieces->full));
+    while (!weir__list_is_empty(&pieces->free))
+        pieces_drop_slab(pieces,
+                         WEIR_CONTAINER_OF(pieces->free.next, struct weir__piece_slab, link));
 }
 
-static int arena_add_slab(struct weir__arena *arena)
+static int pieces_add_slab(struct weir__pieces *pieces)
 {
-    struct weir__arena_slab *slab = weir__heap_alloc(arena->heap, sizeof(*slab));
+    struct weir__piece_slab *slab = weir__heap_alloc(pieces->heap, sizeof(*slab));
     int r;
 
     if (slab == NULL)
         return -ENOMEM;
-    r = arena_map(arena, SLAB_BYTES, &slab->base);
+    r = pieces_map(pieces, SLAB_BYTES, &slab->base);
     if (r < 0) {
-        weir__heap_free(arena->heap, slab, sizeof(*slab));
+        weir__heap_free(pieces->heap, slab, sizeof(*slab));
         return r;
     }
     slab->free_mask = SLAB_FREE;
-    weir__list_append(&arena->free, &slab->link);
+    weir__list_append(&pieces->free, &slab->link);
     return 0;
 }
 
-int weir__arena_take(struct weir__arena *arena, uint64_t bytes, struct weir__piece *ret_piece)
+int weir__pieces_take(struct weir__pieces *pieces, uint64_t bytes, struct weir__piece *ret_piece)
 {
     int r;
 
-    if (bytes > ARENA_PIECE_BYTES) {
+    if (bytes > PIECE_BYTES) {
         char *data;
 
         bytes = weir__round_up(bytes, PAGE_BYTES);
-        r = arena_map(arena, bytes, &data);
+        r = pieces_map(pieces, bytes, &data);
         if (r < 0)
             return r;
         *ret_piece = (struct weir__piece){.data = data, .bytes = bytes};
-        arena->piece_bytes += bytes;
+        pieces->piece_bytes += bytes;
         return 0;
     }
 
-    if (weir__list_is_empty(&arena->free)) {
-        r = arena_add_slab(arena);
+    if (weir__list_is_empty(&pieces->free)) {
+        r = pieces_add_slab(pieces);
         if (r < 0)
             return r;
     }
-    struct weir__arena_slab *slab =
-        WEIR_CONTAINER_OF(arena->free.next, struct weir__arena_slab, link);
+    struct weir__piece_slab *slab =
+        WEIR_CONTAINER_OF(pieces->free.next, struct weir__piece_slab, link);
     uint32_t index = weir__lowest_bit(slab->free_mask);
     slab->free_mask &= ~(UINT32_C(1) << index);
     if (slab->free_mask == 0) {
         weir__list_remove(&slab->link);
-        weir__list_append(&arena->full, &slab->link);
+        weir__list_append(&pieces->full, &slab->link);
     }
     *ret_piece = (struct weir__piece){
-        .data = slab->base + index * ARENA_PIECE_BYTES,
-        .bytes = ARENA_PIECE_BYTES,
+        .data = slab->base + index * PIECE_BYTES,
+        .bytes = PIECE_BYTES,
         .slab = slab,
     };
-    arena->piece_bytes += ARENA_PIECE_BYTES;
+    pieces->piece_bytes += PIECE_BYTES;
     return 0;
 }
 
-void weir__arena_give(struct weir__arena *arena, struct weir__piece *piece)
+void weir__pieces_give(struct weir__pieces *pieces, struct weir__piece *piece)
 {
-    struct weir__arena_slab *slab = piece->slab;
+    struct weir__piece_slab *slab = piece->slab;
 
     if (piece->data == NULL)
         return;
-    arena->piece_bytes -= piece->bytes;
+    pieces->piece_bytes -= piece->bytes;
     if (slab == NULL) {
-        arena_unmap(arena, piece->data, piece->bytes);
+        pieces_unmap(pieces, piece->data, piece->bytes);
         *piece = (struct weir__piece){0};
         return;
     }
 
-    uint32_t index = (uint32_t)((uint64_t)(piece->data - slab->base) / ARENA_PIECE_BYTES);
+    uint32_t index = (uint32_t)((uint64_t)(piece->data - slab->base) / PIECE_BYTES);
     WEIR_CHECK(index < SLAB_PIECES);
     WEIR_CHECK((slab->free_mask & (UINT32_C(1) << index)) == 0);
     (void)weir__sys_madvise(piece->data, piece->bytes, MADV_DONTNEED); /* A2 */
     if (slab->free_mask == 0) {
         weir__list_remove(&slab->link);
-        weir__list_append(&arena->free, &slab->link);
+        weir__list_append(&pieces->free, &slab->link);
     }
     slab->free_mask |= UINT32_C(1) << index;
-    if (slab->free_mask == SLAB_FREE && arena->free.next != arena->free.previous)
-        arena_drop_slab(arena, slab);
+    if (slab->free_mask == SLAB_FREE && pieces->free.next != pieces->free.previous)
+        pieces_drop_slab(pieces, slab);
     *piece = (struct weir__piece){0};
 }
 
@@ -177,7 +178,7 @@ _Static_assert(sizeof(struct pool_shelf) % 8 == 0, "places are aligned");
 
 static uint32_t pool_place_count(const struct weir__pool *pool)
 {
-    return (uint32_t)((ARENA_PIECE_BYTES - sizeof(struct pool_shelf)) /
+    return (uint32_t)((PIECE_BYTES - sizeof(struct pool_shelf)) /
                       (sizeof(struct pool_place) + pool->object_bytes));
 }
 
@@ -188,11 +189,11 @@ static struct pool_place *pool_place_at(const struct weir__pool *pool, struct po
                                          index * (sizeof(struct pool_place) + pool->object_bytes));
 }
 
-void weir__pool_init(struct weir__pool *pool, struct weir__arena *arena, struct weir__heap *heap,
+void weir__pool_init(struct weir__pool *pool, struct weir__pieces *pieces, struct weir__heap *heap,
                      uint64_t object_bytes)
 {
     WEIR_CHECK(object_bytes % 8 == 0);
-    *pool = (struct weir__pool){.arena = arena, .heap = heap, .object_bytes = object_bytes};
+    *pool = (struct weir__pool){.pieces = pieces, .heap = heap, .object_bytes = object_bytes};
     weir__list_init(&pool->free);
     weir__list_init(&pool->full);
 }
@@ -201,7 +202,7 @@ static bool pool_add_shelf(struct weir__pool *pool)
 {
     struct weir__piece piece;
 
-    if (weir__arena_take(pool->arena, ARENA_PIECE_BYTES, &piece) < 0)
+    if (weir__pieces_take(pool->pieces, PIECE_BYTES, &piece) < 0)
         return false;
     struct pool_shelf *shelf = (void *)piece.data;
     *shelf = (struct pool_shelf){.piece = piece};
@@ -254,5 +255,5 @@ void weir__pool_give(struct weir__pool *pool, void *object)
     weir__list_remove(&shelf->link);
     pool->bytes -= piece.bytes;
     weir__heap_account(pool->heap, -(int64_t)piece.bytes);
-    weir__arena_give(pool->arena, &piece);
+    weir__pieces_give(pool->pieces, &piece);
 }
