@@ -207,6 +207,7 @@ static int begin(void **state)
         .retry_ns_max = SECOND,
     };
 
+    memset(world, 0, sizeof(*world));
     memcpy(world->directory, DIRECTORY, sizeof(DIRECTORY));
     assert_non_null(mkdtemp(world->directory));
     assert_true(snprintf(world->path, sizeof(world->path), "%s/target.db", world->directory) <
@@ -367,6 +368,18 @@ static void compare_table(struct world *world, uint64_t table)
     assert_int_equal(position, world->sequences[table]);
 }
 
+/* An empty region gives its file back tick by tick, and with it what of it was in memory. */
+static void settle(struct world *world)
+{
+    uint64_t end_ns = clock_ns() + 10 * SECOND;
+    struct weir_region_stats stats;
+
+    do {
+        poll_all(world);
+        weir_region_stats(world->region, &stats);
+    } while (stats.resident_bytes > 4 * MIB && clock_ns() < end_ns);
+}
+
 static void test_many_tables_under_one_limit(void **state)
 {
     struct world *world = *state;
@@ -418,8 +431,7 @@ static void test_many_tables_under_one_limit(void **state)
                      stats.appended_count);
     weir_governor_stats(world->governor, &governor_stats);
     assert_true(governor_stats.peak_bytes <= plan.bytes_max);
-    for (int i = 0; i < 200; i++)
-        assert_true(weir_region_poll(world->region) >= 0);
+    settle(world);
     print_message("# resident: %lu MiB at the start, at most %lu, %lu at the end; charged at most "
                   "%lu of %lu MiB\n",
                   rss_start / MIB, world->rss_max / MIB, rss_bytes() / MIB,
@@ -430,9 +442,151 @@ static void test_many_tables_under_one_limit(void **state)
     assert_true(rss_bytes() <= rss_start + 16 * MIB);
 }
 
+/* ---- The sink alone ------------------------------------------------------------- */
+
+struct small {
+    struct sqlite_sink *sqlite;
+    struct weir_writebuf_set *set;
+    struct weir_writebuf *buffer;
+    uint64_t row_count;
+};
+
+static void small_open(struct small *small, const char *path)
+{
+    struct weir_writebuf_config config = {0};
+
+    assert_int_equal(sqlite_sink_open(path, &small->sqlite), 0);
+    config.sink = sqlite_sink_functions(small->sqlite);
+    assert_int_equal(weir_writebuf_create(&config, &small->set), 0);
+    assert_int_equal(weir_writebuf_ensure(small->set, 7, &small->buffer), 0);
+}
+
+static void small_close(struct small *small)
+{
+    weir_writebuf_destroy(small->set);
+    sqlite_sink_close(small->sqlite);
+}
+
+static void small_append(struct small *small, enum weir_writebuf_operation operation,
+                         uint64_t sequence, const char *key, const char *value)
+{
+    struct weir_writebuf_record record = {sequence,    key,           value,
+                                          strlen(key), strlen(value), operation};
+
+    assert_int_equal(weir_writebuf_append(small->buffer, &record), 0);
+}
+
+static struct weir_writebuf_buffer_stats small_flush(struct small *small)
+{
+    struct weir_writebuf_buffer_stats stats;
+
+    weir_writebuf_flush(small->buffer, NULL, UINT64_MAX);
+    for (int i = 0; i < 100; i++)
+        weir_writebuf_poll(small->set, 1);
+    weir_writebuf_buffer_stats(small->buffer, &stats);
+    return stats;
+}
+
+static int small_row(void *context, const void *key, size_t key_bytes, const void *value,
+                     size_t value_bytes)
+{
+    struct small *small = context;
+
+    assert_int_equal(key_bytes, 1);
+    assert_int_equal(value_bytes, 1);
+    /* Each value is its key in capitals. */
+    assert_int_equal(*(const char *)key - 'a', *(const char *)value - 'A');
+    small->row_count++;
+    return 0;
+}
+
+static uint64_t small_rows(struct small *small)
+{
+    small->row_count = 0;
+    assert_int_equal(sqlite_sink_rows(small->sqlite, 7, small_row, small), 0);
+    return small->row_count;
+}
+
+static void test_a_database_outlives_its_sets(void **state)
+{
+    struct world *world = *state;
+    struct small small;
+    char path[96];
+
+    assert_true(snprintf(path, sizeof(path), "%s/small.db", world->directory) < 96);
+    small_open(&small, path);
+    small_append(&small, WEIR_WRITEBUF_INSERT, 10, "a", "A");
+    small_append(&small, WEIR_WRITEBUF_INSERT, 11, "b", "x");
+    small_append(&small, WEIR_WRITEBUF_UPDATE, 12, "b", "B");
+    small_append(&small, WEIR_WRITEBUF_UPDATE, 13, "c", "C");
+    assert_int_equal(small_flush(&small).position, 13);
+    assert_int_equal(small_rows(&small), 3);
+    /* What is not flushed is lost with the set ... */
+    small_append(&small, WEIR_WRITEBUF_DELETE, 14, "c", "");
+    small_close(&small);
+
+    /* ... and comes again from a producer that begins at an older place. */
+    small_open(&small, path);
+    assert_int_equal(small_rows(&small), 3);
+    small_append(&small, WEIR_WRITEBUF_UPDATE, 12, "b", "y");
+    small_append(&small, WEIR_WRITEBUF_DELETE, 14, "c", "");
+    assert_int_equal(small_flush(&small).position, 14);
+    assert_int_equal(small_rows(&small), 2);
+    small_close(&small);
+    unlink(path);
+}
+
+static void test_a_barrier_runs_its_statement(void **state)
+{
+    struct world *world = *state;
+    struct small small;
+    char path[96];
+
+    assert_true(snprintf(path, sizeof(path), "%s/small.db", world->directory) < 96);
+    small_open(&small, path);
+    small_append(&small, WEIR_WRITEBUF_INSERT, 1, "a", "A");
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 2, "", "");
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 3, "", "DELETE FROM weir_7");
+    small_append(&small, WEIR_WRITEBUF_INSERT, 4, "d", "D");
+    assert_int_equal(small_flush(&small).position, 4);
+    assert_int_equal(small_rows(&small), 1);
+    /* One that cannot be run keeps what is behind it. */
+    small_append(&small, WEIR_WRITEBUF_INSERT, 5, "e", "E");
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 6, "", "DELETE FROM nowhere");
+    small_append(&small, WEIR_WRITEBUF_INSERT, 7, "f", "F");
+    assert_int_equal(small_flush(&small).position, 5);
+    assert_int_equal(small_flush(&small).last_error, -EIO);
+    assert_int_equal(small_rows(&small), 2);
+    assert_non_null(strstr(sqlite_sink_error(small.sqlite), "nowhere"));
+    small_close(&small);
+    unlink(path);
+}
+
+static void test_what_is_no_database_is_refused(void **state)
+{
+    struct world *world = *state;
+    struct sqlite_sink *sqlite = NULL;
+    char path[96];
+    FILE *file;
+
+    assert_int_equal(sqlite_sink_open("/nowhere/there.db", &sqlite), -EACCES);
+    assert_true(snprintf(path, sizeof(path), "%s/small.db", world->directory) < 96);
+    file = fopen(path, "w");
+    assert_non_null(file);
+    for (int i = 0; i < 1000; i++)
+        fputs("not a database\n", file);
+    fclose(file);
+    assert_int_equal(sqlite_sink_open(path, &sqlite), -EBADMSG);
+    assert_null(sqlite);
+    unlink(path);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        {"a database outlives its sets", test_a_database_outlives_its_sets, begin, end, NULL},
+        {"a barrier runs its statement", test_a_barrier_runs_its_statement, begin, end, NULL},
+        {"what is no database is refused", test_what_is_no_database_is_refused, begin, end, NULL},
         {"many tables at once under one limit", test_many_tables_under_one_limit, begin, end, NULL},
     };
 

@@ -21,6 +21,7 @@ struct sqlite_sink {
     sqlite3_stmt *remove;
     uint64_t id;
     bool is_open;
+    char error[160]; /* of the last call that failed */
 };
 
 static int sink_error(int code)
@@ -50,9 +51,18 @@ static int sink_error(int code)
     }
 }
 
+static int sink_check(struct sqlite_sink *sink, int code)
+{
+    int r = sink_error(code);
+
+    if (r < 0)
+        snprintf(sink->error, sizeof(sink->error), "%s", sqlite3_errmsg(sink->database));
+    return r;
+}
+
 static int sink_run(struct sqlite_sink *sink, const char *text)
 {
-    return sink_error(sqlite3_exec(sink->database, text, NULL, NULL, NULL));
+    return sink_check(sink, sqlite3_exec(sink->database, text, NULL, NULL, NULL));
 }
 
 static int sink_prepare(struct sqlite_sink *sink, const char *form, uint64_t id,
@@ -61,24 +71,25 @@ static int sink_prepare(struct sqlite_sink *sink, const char *form, uint64_t id,
     char text[192];
 
     snprintf(text, sizeof(text), form, id);
-    return sink_error(sqlite3_prepare_v2(sink->database, text, -1, ret_statement, NULL));
+    return sink_check(sink, sqlite3_prepare_v2(sink->database, text, -1, ret_statement, NULL));
 }
 
 /* A statement that was bound: run it to its end, and have it ready for the next. */
-static int sink_step(sqlite3_stmt *statement)
+static int sink_step(struct sqlite_sink *sink, sqlite3_stmt *statement)
 {
-    int r = sink_error(sqlite3_step(statement));
+    int r = sink_check(sink, sqlite3_step(statement));
 
     sqlite3_reset(statement);
     return r;
 }
 
-static int sink_bind(sqlite3_stmt *statement, int place, const void *data, size_t bytes)
+static int sink_bind(struct sqlite_sink *sink, sqlite3_stmt *statement, int place, const void *data,
+                     size_t bytes)
 {
     /* No address would be NULL, and NULL is not a blob of no bytes. */
     if (bytes == 0)
-        return sink_error(sqlite3_bind_zeroblob(statement, place, 0));
-    return sink_error(sqlite3_bind_blob64(statement, place, data, bytes, SQLITE_STATIC));
+        return sink_check(sink, sqlite3_bind_zeroblob(statement, place, 0));
+    return sink_check(sink, sqlite3_bind_blob64(statement, place, data, bytes, SQLITE_STATIC));
 }
 
 /* ---- The sink ------------------------------------------------------------------- */
@@ -97,7 +108,7 @@ static int sink_position(void *context, uint64_t id, uint64_t *ret_sequence)
     if (code == SQLITE_ROW)
         sequence = (uint64_t)sqlite3_column_int64(statement, 0);
     sqlite3_finalize(statement);
-    r = sink_error(code);
+    r = sink_check(sink, code);
     if (r == 0)
         *ret_sequence = sequence;
     return r;
@@ -161,21 +172,21 @@ static int sink_begin(void *context, uint64_t id, void **ret_batch)
 static int sink_put(void *context, void *batch, const struct weir_writebuf_record *record)
 {
     struct sqlite_sink *sink = context;
-    int r = sink_bind(sink->put, 1, record->key, record->key_bytes);
+    int r = sink_bind(sink, sink->put, 1, record->key, record->key_bytes);
 
     (void)batch;
     if (r == 0)
-        r = sink_bind(sink->put, 2, record->value, record->value_bytes);
-    return r == 0 ? sink_step(sink->put) : r;
+        r = sink_bind(sink, sink->put, 2, record->value, record->value_bytes);
+    return r == 0 ? sink_step(sink, sink->put) : r;
 }
 
 static int sink_remove(void *context, void *batch, const struct weir_writebuf_record *record)
 {
     struct sqlite_sink *sink = context;
-    int r = sink_bind(sink->remove, 1, record->key, record->key_bytes);
+    int r = sink_bind(sink, sink->remove, 1, record->key, record->key_bytes);
 
     (void)batch;
-    return r == 0 ? sink_step(sink->remove) : r;
+    return r == 0 ? sink_step(sink, sink->remove) : r;
 }
 
 static int sink_barrier(void *context, void *batch, const struct weir_writebuf_record *record)
@@ -192,11 +203,11 @@ static int sink_barrier(void *context, void *batch, const struct weir_writebuf_r
     sqlite3_finalize(sink->remove);
     sink->put = NULL;
     sink->remove = NULL;
-    r = sink_error(sqlite3_prepare_v2(sink->database, record->value, (int)record->value_bytes,
-                                      &statement, NULL));
+    r = sink_check(sink, sqlite3_prepare_v2(sink->database, record->value, (int)record->value_bytes,
+                                            &statement, NULL));
     if (r < 0)
         return r;
-    r = sink_step(statement);
+    r = sink_step(sink, statement);
     sqlite3_finalize(statement);
     return r;
 }
@@ -205,7 +216,8 @@ static int sink_commit(void *context, void *batch, uint64_t sequence)
 {
     struct sqlite_sink *sink = context;
     sqlite3_stmt *statement;
-    int r = sink_error(sqlite3_prepare_v2(sink->database,
+    int r = sink_check(sink,
+                       sqlite3_prepare_v2(sink->database,
                                           "INSERT INTO weir_position (id, sequence) VALUES (?1, ?2)"
                                           " ON CONFLICT (id) DO UPDATE SET sequence ="
                                           " excluded.sequence",
@@ -216,7 +228,7 @@ static int sink_commit(void *context, void *batch, uint64_t sequence)
         return r;
     sqlite3_bind_int64(statement, 1, (sqlite3_int64)sink->id);
     sqlite3_bind_int64(statement, 2, (sqlite3_int64)sequence);
-    r = sink_step(statement);
+    r = sink_step(sink, statement);
     sqlite3_finalize(statement);
     if (r == 0)
         r = sink_run(sink, "COMMIT");
@@ -248,7 +260,7 @@ int sqlite_sink_open(const char *path, struct sqlite_sink **ret_sink)
 
     if (sink == NULL)
         return -ENOMEM;
-    r = sink_error(sqlite3_open(path, &sink->database));
+    r = sink_check(sink, sqlite3_open(path, &sink->database));
     /* With a log of what is ahead a commit is one write, and readers are not shut out. */
     if (r == 0)
         r = sink_run(sink, "PRAGMA journal_mode = WAL");
@@ -273,7 +285,7 @@ void sqlite_sink_close(struct sqlite_sink *sink)
 
 const char *sqlite_sink_error(struct sqlite_sink *sink)
 {
-    return sqlite3_errmsg(sink->database);
+    return sink->error;
 }
 
 int sqlite_sink_rows(struct sqlite_sink *sink, uint64_t id,
@@ -293,5 +305,5 @@ int sqlite_sink_rows(struct sqlite_sink *sink, uint64_t id,
                  (size_t)sqlite3_column_bytes(statement, 0), sqlite3_column_blob(statement, 1),
                  (size_t)sqlite3_column_bytes(statement, 1));
     sqlite3_finalize(statement);
-    return r != 0 ? r : sink_error(code);
+    return r != 0 ? r : sink_check(sink, code);
 }

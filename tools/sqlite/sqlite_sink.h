@@ -33,7 +33,7 @@ void sqlite_sink_close(struct sqlite_sink *sink);
 /* For weir_writebuf_config; good until close. */
 struct weir_writebuf_sink sqlite_sink_functions(struct sqlite_sink *sink);
 
-/* What SQLite said last, for people. */
+/* What SQLite said to the last call that failed, for people. */
 const char *sqlite_sink_error(struct sqlite_sink *sink);
 
 /* The rows of one buffer, in the order of their keys; 0, what @each says if not 0, or an error. */
