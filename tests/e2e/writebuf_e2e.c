@@ -371,7 +371,7 @@ static void compare_table(struct world *world, uint64_t table)
 /* An empty region gives its file back tick by tick, and with it what of it was in memory. */
 static void settle(struct world *world)
 {
-    uint64_t end_ns = clock_ns() + 5 * SECOND;
+    uint64_t end_ns = clock_ns() + 30 * SECOND;
     struct weir_region_stats stats;
 
     do {
