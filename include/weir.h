@@ -12,6 +12,8 @@
 
 #include <weir/reorder.h>
 
+#include <weir/writebuf.h>
+
 #include <weir/scratch.h>
 
 #include <weir/worker.h>

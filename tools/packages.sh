@@ -22,8 +22,9 @@ packages_of() {
         echo liburing-dev libnuma-dev libxxhash-dev libcmocka-dev
         ;;
     test)
-        # e2fsprogs makes the small disks that fill up; libuv is for an example
-        echo clang-format-14 mandoc e2fsprogs libuv1-dev
+        # e2fsprogs makes the small disks that fill up; libuv is for an example, sqlite for
+        # a sink of writebuf that is no part of the library
+        echo clang-format-14 mandoc e2fsprogs libuv1-dev libsqlite3-dev
         ;;
     long)
         # a guest with two nodes; disks of other kinds, passed over where they are missing

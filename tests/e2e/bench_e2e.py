@@ -19,6 +19,7 @@ YARDSTICKS = {
     },
     'governor': {'atomic add', 'atomic add, shared', 'plain loads and stores', 'two atomic adds'},
     'reorder': {'memcpy', 'tsearch + malloc'},
+    'writebuf': {'memcpy'},
 }
 
 

@@ -186,6 +186,21 @@ int weir_region_free(struct weir_region *region, struct weir_slot handle)
     return 0;
 }
 
+int weir_region_at(struct weir_region *region, struct weir_slot handle, const void **ret_data,
+                   size_t *ret_bytes)
+{
+    const struct double_slot *slot = region_find(region, handle);
+
+    if (slot == NULL || !slot->committed)
+        return -ESTALE;
+    if (!slot_is_here(slot))
+        return -EAGAIN;
+    *ret_data = slot->data;
+    if (ret_bytes != NULL)
+        *ret_bytes = slot->bytes;
+    return 0;
+}
+
 int weir_region_pin(struct weir_region *region, struct weir_slot handle, const void **ret_data,
                     size_t *ret_bytes)
 {

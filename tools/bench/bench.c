@@ -35,6 +35,7 @@ static const struct bench_module {
     {"region", region_cases},
     {"governor", governor_cases},
     {"reorder", reorder_cases},
+    {"writebuf", writebuf_cases},
 };
 
 #define BENCH_MODULE_COUNT (sizeof(bench_modules) / sizeof(bench_modules[0]))
@@ -112,7 +113,7 @@ static const struct argp_option bench_option_list[] = {
 static const struct argp bench_argp = {
     .options = bench_option_list,
     .parser = bench_parse,
-    .args_doc = "[region|governor|reorder|all]",
+    .args_doc = "[region|governor|reorder|writebuf|all]",
     .doc = "Measure the modules of weir, each beside a plain memcpy of the same bytes or "
            "another yardstick, in turn in the same run.",
 };

@@ -58,6 +58,7 @@ struct bench_case {
 extern const struct bench_case region_cases[];
 extern const struct bench_case governor_cases[];
 extern const struct bench_case reorder_cases[];
+extern const struct bench_case writebuf_cases[];
 
 /* ---- For cases ------------------------------------------------------------ */
 
