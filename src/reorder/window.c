@@ -19,7 +19,8 @@
  * allocations that are filled from the front, and given back when the last
  * payload in them goes. Neighbours in sequence leave together, whether they are
  * delivered or spilled furthest first, so packs come free whole; and since a
- * sequence enters memory at most once, no leaf ever fills the holes of a pack.
+ * sequence enters memory at most once, but for one that was taken, no leaf ever
+ * fills the holes of a pack. An object has no pack, only its place in the leaf.
  *
  *   W1  a leaf has an item, an inner node at least two children
  *   W2  a node's bit is set exactly if that part of it has such an item
@@ -42,6 +43,7 @@
 #define WINDOW_OFFSET_BITS 24u
 #define WINDOW_BYTES_LIMIT (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
 #define WINDOW_ALIGN       UINT64_C(8)
+#define WINDOW_IS_OBJECT   UINT64_C(1) /* no place in a pack, for those are aligned */
 
 /* Packs double with what their leaf has taken, up to this; a larger payload has its own. */
 #define PACK_BYTES_MAX UINT64_C(16384)
@@ -65,8 +67,9 @@ struct window_item {
     union {
         struct weir__pack *pack;
         struct weir_slot slot;
+        void *object;
     };
-    uint64_t measure; /* length << WINDOW_OFFSET_BITS | place in the pack */
+    uint64_t measure; /* length << WINDOW_OFFSET_BITS | place in the pack, or WINDOW_IS_OBJECT */
 };
 
 _Static_assert(sizeof(struct window_item) == 16, "four to a cache line");
@@ -160,6 +163,11 @@ static enum weir__window_kind leaf_kind(const struct weir__window_leaf *leaf, ui
     return node_has(&leaf->node, WINDOW_MARK_REGION, index) ? WINDOW_REGION : WINDOW_EMPTY;
 }
 
+static bool item_is_object(const struct window_item *item)
+{
+    return (item->measure & WINDOW_IS_OBJECT) != 0;
+}
+
 static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
                       struct weir__window_view *ret_view)
 {
@@ -168,8 +176,12 @@ static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
     *ret_view = (struct weir__window_view){
         .kind = leaf_kind(leaf, index),
         .bytes = item->measure >> WINDOW_OFFSET_BITS,
+        .is_object = item_is_object(item),
     };
-    if (ret_view->kind == WINDOW_MEMORY) {
+    if (ret_view->kind == WINDOW_MEMORY && ret_view->is_object) {
+        ret_view->kind = WINDOW_OBJECT;
+        ret_view->object = item->object;
+    } else if (ret_view->kind == WINDOW_MEMORY) {
         ret_view->pack = item->pack;
         ret_view->data =
             (char *)(item->pack + 1) + (item->measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
@@ -404,7 +416,8 @@ static void window_free(struct weir__window *window, struct weir__window_node *n
         struct weir__window_view view;
 
         leaf_view(node_leaf(node), weir__lowest_bit(left), &view);
-        pack_drop(window, view.pack, 1);
+        if (view.kind == WINDOW_MEMORY)
+            pack_drop(window, view.pack, 1);
     }
     leaf_destroy(window, node_leaf(node));
 }
@@ -600,8 +613,28 @@ int weir__window_add(struct weir__window *window, uint64_t sequence, size_t byte
     return 0;
 }
 
+int weir__window_add_object(struct weir__window *window, uint64_t sequence, size_t bytes,
+                            void *object)
+{
+    struct weir__window_leaf *leaf;
+    int r;
+
+    if (bytes >= WINDOW_BYTES_LIMIT)
+        return -ENOMEM;
+    r = window_prepare(window, sequence, &leaf);
+    if (r < 0)
+        return r;
+    window_enter(window, leaf, sequence,
+                 (struct window_item){
+                     .object = object,
+                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT,
+                 },
+                 WINDOW_MEMORY);
+    return 0;
+}
+
 int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t bytes,
-                          struct weir_slot slot)
+                          struct weir_slot slot, bool is_object)
 {
     struct weir__window_leaf *leaf;
     int r;
@@ -611,16 +644,18 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    window_enter(window, leaf, sequence,
-                 (struct window_item){
-                     .slot = slot,
-                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS,
-                 },
-                 WINDOW_REGION);
+    window_enter(
+        window, leaf, sequence,
+        (struct window_item){
+            .slot = slot,
+            .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0),
+        },
+        WINDOW_REGION);
     return 0;
 }
 
-void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot)
+void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot,
+                        size_t bytes)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
     uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
@@ -634,15 +669,16 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
 
     marks = leaf->node.marks;
     item = &leaf->items[leaf_position(leaf, node_index(&leaf->node, sequence))];
-    pack = item->pack;
+    pack = item_is_object(item) ? NULL : item->pack;
     item->slot = slot;
-    item->measure = item->measure >> WINDOW_OFFSET_BITS << WINDOW_OFFSET_BITS;
+    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (pack == NULL ? WINDOW_IS_OBJECT : 0);
     is_first = marks[WINDOW_MARK_REGION] == 0;
     marks[WINDOW_MARK_REGION] |= bit;
     marks[WINDOW_MARK_MEMORY] &= ~bit;
     if (marks[WINDOW_MARK_MEMORY] == 0)
         leaf_close_pack(window, leaf);
-    pack_drop(window, pack, 1);
+    if (pack != NULL)
+        pack_drop(window, pack, 1);
 
     if (is_first || marks[WINDOW_MARK_MEMORY] == 0) {
         struct window_path path;
@@ -771,7 +807,7 @@ bool weir__window_last(const struct weir__window *window, enum weir__window_mark
 struct window_census {
     uint64_t item_count;
     uint64_t node_count;
-    uint64_t memory_count;
+    uint64_t pack_item_count;
 };
 
 static void leaf_audit(const struct weir__window_leaf *leaf, struct window_census *census)
@@ -805,10 +841,10 @@ static void leaf_audit(const struct weir__window_leaf *leaf, struct window_censu
             WEIR_CHECK(view.pack->live_count > 0);
             WEIR_CHECK((char *)view.data + view.bytes <=
                        (char *)(view.pack + 1) + view.pack->bytes);
+            census->pack_item_count++;
         }
     }
     census->item_count += count;
-    census->memory_count += (uint32_t)__builtin_popcountll(marks[WINDOW_MARK_MEMORY]);
 }
 
 static void node_audit(const struct weir__window_node *node, struct window_census *census)
@@ -849,6 +885,6 @@ void weir__window_audit(const struct weir__window *window)
         node_audit(window->root, &census);
     WEIR_CHECK(census.item_count == window->item_count);
     WEIR_CHECK(census.node_count == window->node_count);
-    if (census.memory_count > 0)
+    if (census.pack_item_count > 0)
         WEIR_CHECK(window->pack_count > 0);
 }

@@ -72,7 +72,7 @@ static void test_find(void **state)
     assert_false(weir__window_contains(window, 0));
     assert_int_equal(add(window, 5, 100), 0);
     assert_int_equal(add(window, 6, 0), 0);
-    assert_int_equal(weir__window_add_slot(window, 7, 70, slot_of(7)), 0);
+    assert_int_equal(weir__window_add_slot(window, 7, 70, slot_of(7), false), 0);
     assert_false(weir__window_contains(window, 4));
     assert_int_equal(window->item_count, 3);
 
@@ -99,7 +99,7 @@ static void test_duplicate(void **state)
     bytes = fixture->heap.bytes + window->packs.bytes;
     assert_int_equal(add(window, 5, 100), -EEXIST);
     assert_int_equal(add(window, 5, 0), -EEXIST);
-    assert_int_equal(weir__window_add_slot(window, 5, 70, slot_of(5)), -EEXIST);
+    assert_int_equal(weir__window_add_slot(window, 5, 70, slot_of(5), false), -EEXIST);
     assert_int_equal(fixture->heap.bytes + window->packs.bytes, bytes);
 }
 
@@ -153,7 +153,7 @@ static void test_marks(void **state)
     for (uint64_t i = 999; i >= 500; i--) {
         assert_true(weir__window_last(window, WINDOW_MARK_MEMORY, UINT64_MAX, &sequence));
         assert_int_equal(sequence, i * 100);
-        weir__window_spill(window, sequence, slot_of(sequence));
+        weir__window_spill(window, sequence, slot_of(sequence), 70);
     }
     assert_true(weir__window_first(window, WINDOW_MARK_REGION, 0, &sequence));
     assert_int_equal(sequence, 50000);
@@ -177,7 +177,7 @@ static void test_spilled_memory_goes(void **state)
         assert_int_equal(add(window, i, 64), 0);
     before = window->packs.bytes;
     for (uint64_t i = 6399; i >= 3200; i--)
-        weir__window_spill(window, i, slot_of(i));
+        weir__window_spill(window, i, slot_of(i), 70);
     /* Furthest first empties packs whole: half of the items is half of the memory. */
     assert_true(window->packs.bytes <= before / 2);
 }
@@ -262,12 +262,12 @@ static void test_model(void **state)
             if (!is_here)
                 model->kind[index] = 1 + (bytes == 0 ? WINDOW_EMPTY : WINDOW_MEMORY);
         } else if (dice < 50) {
-            assert_int_equal(weir__window_add_slot(window, sequence, 9, slot_of(index)),
+            assert_int_equal(weir__window_add_slot(window, sequence, 9, slot_of(index), false),
                              is_here ? -EEXIST : 0);
             if (!is_here)
                 model->kind[index] = 1 + WINDOW_REGION;
         } else if (dice < 60 && model->kind[index] == 1 + WINDOW_MEMORY) {
-            weir__window_spill(window, sequence, slot_of(index));
+            weir__window_spill(window, sequence, slot_of(index), 70);
             model->kind[index] = 1 + WINDOW_REGION;
         } else if (dice < 95 && is_here) {
             struct weir__window_view view;
