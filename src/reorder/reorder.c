@@ -1268,13 +1268,17 @@ static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence,
                             uint64_t freed)
 {
     uint64_t due = reorder_tables_due(reorder);
+    uint64_t room = reorder->room_bytes;
     uint64_t more = 0;
     int r = 0;
 
+    /* The room that the verdict spoke of is for the item itself. */
+    reorder->room_bytes = 0;
     if (reorder->region != NULL && freed < due)
         r = reorder_spill_from(reorder, reorder_hot_end(reorder), CREDIT_BYTES_MAX, &more);
+    reorder->room_bytes = room;
     reorder_refund(reorder, freed + more);
-    if (r < 0)
+    if (r < 0 && r != -EAGAIN)
         return r;
     if (freed + more < due && reorder_is_at_hard(reorder, verdict))
         return -EAGAIN;

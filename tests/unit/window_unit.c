@@ -266,7 +266,13 @@ static void test_model(void **state)
                              is_here ? -EEXIST : 0);
             if (!is_here)
                 model->kind[index] = 1 + WINDOW_REGION;
-        } else if (dice < 60 && model->kind[index] == 1 + WINDOW_MEMORY) {
+        } else if (dice < 54) {
+            assert_int_equal(weir__window_add_object(window, sequence, 9, &model->kind[index]),
+                             is_here ? -EEXIST : 0);
+            if (!is_here)
+                model->kind[index] = 1 + WINDOW_OBJECT;
+        } else if (dice < 60 && (model->kind[index] == 1 + WINDOW_MEMORY ||
+                                 model->kind[index] == 1 + WINDOW_OBJECT)) {
             weir__window_spill(window, sequence, slot_of(index), 70);
             model->kind[index] = 1 + WINDOW_REGION;
         } else if (dice < 95 && is_here) {
@@ -277,6 +283,8 @@ static void test_model(void **state)
             if (view.kind == WINDOW_MEMORY)
                 for (size_t at = 0; at < view.bytes; at++)
                     assert_int_equal(((unsigned char *)view.data)[at], sequence & 0xff);
+            if (view.kind == WINDOW_OBJECT)
+                assert_ptr_equal(view.object, &model->kind[index]);
             if (view.kind == WINDOW_REGION)
                 assert_int_equal(view.slot.index, slot_of(index).index);
             drop(window, sequence);
@@ -291,7 +299,8 @@ static void test_model(void **state)
                 uint64_t other = model_sequence(base, i);
 
                 if (model->kind[i] == 0 ||
-                    (mark == WINDOW_MARK_MEMORY && model->kind[i] != 1 + WINDOW_MEMORY) ||
+                    (mark == WINDOW_MARK_MEMORY && model->kind[i] != 1 + WINDOW_MEMORY &&
+                     model->kind[i] != 1 + WINDOW_OBJECT) ||
                     (mark == WINDOW_MARK_REGION && model->kind[i] != 1 + WINDOW_REGION))
                     continue;
                 if (other >= sequence && other < lowest)
