@@ -605,7 +605,10 @@ static int reorder_fetch_batch(struct weir_reorder *reorder, size_t *ret_count)
     return r;
 }
 
-/* Fetch what comes soon, in batches: not before half of what was fetched is used. */
+/*
+ * Fetch what comes soon, in batches: not before a quarter of what was fetched is
+ * used, nor half of the records. Larger batches leave the disk idle between them.
+ */
 static void reorder_fetch_ahead(struct weir_reorder *reorder)
 {
     size_t slot_count;
@@ -616,7 +619,7 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
     if (reorder->scan - reorder->next > FETCH_DISTANCE)
         return;
     if (reorder->fetch_count > FETCH_RECORDS_MAX / 2 ||
-        reorder->ahead_bytes > reorder_share(reorder) / 2)
+        reorder->ahead_bytes > reorder_share(reorder) / 4 * 3)
         return;
 
     do {

@@ -17,6 +17,7 @@
 #include <weir/reorder.h>
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdlib.h>
 
 #define STALL_MIB          (UINT64_C(1) << 20)
@@ -26,7 +27,7 @@
 #define STALL_ITEM_BYTES   (16u << 10)
 #define STALL_BLOCK_BYTES  (256u << 10)
 #define STALL_BLOCK_DEPTH  4u
-#define STALL_RANDOM_DEPTH 32u
+#define STALL_RANDOM_DEPTH 48u
 #define STALL_LAP          4096u /* items: what is on its way between laps is little of it */
 #define STALL_COUNT_EACH   512u  /* items between two counts of the memory */
 #define STALL_WAIT_NS      UINT64_C(1000000000)
@@ -71,6 +72,7 @@ static void stall_open(struct stall *stall)
     bench_check(weir_account_open(stall->governor, &account_config, &stall->account),
                 "weir_account_open");
     region_config.books = weir_account_books(stall->region_account);
+    malloc_trim(0); /* what cases before have left is not to be used unseen */
     resident_open(&stall->resident);
     bench_check(weir_region_open(&region_config, &stall->region), "weir_region_open");
     weir_region_stats(stall->region, &stats);
