@@ -24,9 +24,12 @@
  * block) or through the ring (fetch, fetch_into). A cold item is never read
  * through the mapping.
  *
+ * The file grows ahead of need and gives back what is free unasked, both from
+ * poll; in memory are also the pages that are made ahead of the next put.
+ *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
- * write where a chunk must first be written out or emptied; one on a worker's
- * ring answers -EAGAIN there and goes on when the worker turns: return to it
+ * write where a chunk must first be written out or emptied, or where at this
+ * moment the tail of the file is given back; one on a worker's ring answers -EAGAIN there and goes on when the worker turns: return to it
  * before the next try, for poll alone takes no completions of a ring that is not
  * the region's. Where the kernel forbids io_uring, all of it is done by plain
  * system calls.
@@ -125,10 +128,14 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * @bytes:  0 .. stats.put_bytes_max; larger items go in pieces
  * @label:  yours, kept with the slot and shown by weir-dump
  *
- * Touches no cold page and allocates nothing; only the cleaning that it may go on
- * with does, and where it gets no memory it waits.
+ * Touches no cold page and allocates nothing; only the first cleaning does, which
+ * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * 128 KiB of checksums, and of items to be moved.
  *
- * Cost:    O(log free extents); no syscall, but at worst one growth step.
+ * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
+ *          Faster than the file grows ahead: at worst one growth step, which waits
+ *          for the disk. Before it grows items in memory are moved, if that
+ *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
  *         cleaning is behind: poll, then try again. While the region is degraded and no room
@@ -218,7 +225,8 @@ WEIR_API void weir_region_free_owner(struct weir_region *region, uint16_t owner,
  * weir_region_at() - the address of an item that is in memory
  * @ret_bytes:  its exact length, as it was put in; may be NULL
  *
- * Return: 0, -ESTALE, or -EAGAIN if the item is cold: weir_region_fetch() it.
+ * Return: 0, -ESTALE, -EBADMSG (it was found damaged), or -EAGAIN if the item is
+ *         cold: weir_region_fetch() it.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct weir_slot slot,
                                             const void **ret_data, size_t *ret_bytes);
@@ -228,7 +236,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_at(struct weir_region *region, struct w
  *
  * Pins count. Pinned bytes stay in memory: pin little, and not for long.
  *
- * Return: 0, -ESTALE, -EAGAIN if the item is cold, or -ENOMEM.
+ * Return: 0, -ESTALE, -EBADMSG, -EAGAIN if the item is cold, or -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_pin(struct weir_region *region, struct weir_slot slot,
                                              const void **ret_data, size_t *ret_bytes);
@@ -276,7 +284,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
  *              negative errno (-ESTALE: freed meanwhile)
  *
  * For items too large for memory. Pieces are not verified one by one; the
- * checksum of the whole is in the slot.
+ * checksum of the whole is in the slot. What is left of a damaged item comes so.
  *
  * Return: 0, -EINVAL, -ESTALE, -ENOMEM.
  */
@@ -291,7 +299,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch_into(struct weir_region *region,
  * @buffer_bytes:  room in @buffer
  * @ret_bytes:     how many were copied: less than asked for only at the end
  *
- * Blocks while a cold item is read. The whole item at once is verified.
+ * Blocks while a cold item is read. The whole item at once is verified; of a
+ * damaged one a piece can be read.
  *
  * Return: 0, -ESTALE, -EBADMSG, -ENOMEM, or what pread(2) says.
  */
@@ -307,6 +316,7 @@ struct weir_slot_info {
     struct weir_label label;
     bool resident;  /* at() would answer */
     bool committed; /* false: still under construction */
+    bool damaged;   /* its bytes came back from disk other than they were put */
 };
 
 /* weir_region_slot() - what @slot is; 0 or -ESTALE */
@@ -330,9 +340,12 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * weir_region_poll() - one tick of background work
  *
  * Takes completions (of its own ring), calls back fetches, starts write-back,
- * drops clean chunks, moves items out of sparse ones, grows tables ahead, gives
- * the empty tail of the file back.
- * Never blocks.
+ * drops clean chunks, moves items out of sparse ones, grows file and tables
+ * ahead, and gives free space back to the file system by steps: the tail above
+ * what was in use of late, and whole chunks that stay free, a reserve left out. A
+ * first reservation that was never used stays.
+ * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
+ * a tick stays below a millisecond.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -360,13 +373,13 @@ struct weir_region_stats {
     uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
     uint64_t live_bytes;      /* lengths of live items */
     uint64_t live_bytes_peak;
-    uint64_t file_bytes;     /* length of the file */
-    uint64_t disk_bytes;     /* blocks really allocated to it */
+    uint64_t file_bytes;     /* length of the file; a step more while that is changed */
+    uint64_t disk_bytes;     /* blocks really allocated to it: less where there are holes */
     uint64_t mark_bytes;     /* space ever handed out, less the tail given back */
     uint64_t free_bytes;     /* in free extents under the mark */
     uint64_t resident_bytes; /* chunks in memory and fetched items */
     uint64_t dirty_bytes;    /* of these, not yet on disk */
-    uint64_t fetched_bytes;  /* of these, in fetch buffers */
+    uint64_t fetched_bytes;  /* of these, in buffers beside the file */
     uint64_t pinned_bytes;   /* also of what is filled in place */
     uint64_t metadata_bytes; /* tables and indexes; told to config.books */
     uint64_t slot_count;
@@ -376,16 +389,17 @@ struct weir_region_stats {
     uint64_t written_bytes; /* ever written back */
     uint64_t fetch_count;
     uint64_t read_bytes;  /* ever read back */
-    uint64_t moved_bytes; /* ever moved out of sparse chunks */
+    uint64_t moved_bytes; /* ever moved, out of sparse chunks or to make room */
     uint64_t write_error_count;
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
-    bool bounded;     /* the kernel lets go of what is dropped */
-    bool direct;      /* fetches pass by the page cache (O_DIRECT) */
-    bool degraded;    /* a write-back failed and has not succeeded since */
-    bool synchronous; /* no io_uring: plain system calls */
-    bool movable;     /* no address space reserved: growth may move the mapping */
-    uint64_t reserved[8];
+    uint64_t damaged_count; /* live slots that are damaged: weir_region_next() finds them */
+    bool bounded;           /* the kernel lets go of what is dropped */
+    bool direct;            /* fetches pass by the page cache (O_DIRECT) */
+    bool degraded;          /* a write-back failed and has not succeeded since */
+    bool synchronous;       /* no io_uring: plain system calls */
+    bool movable;           /* no address space reserved: growth may move the mapping */
+    uint64_t reserved[7];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

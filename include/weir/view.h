@@ -109,8 +109,9 @@ struct weir_view_extent {
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
     bool committed;
-    bool held;   /* freed while pinned: no slot any more, the space not free yet */
-    bool summed; /* its checksum is known: it was written back at least once */
+    bool held;    /* freed while pinned: no slot any more, the space not free yet */
+    bool summed;  /* its checksum is known: it was written back at least once */
+    bool damaged; /* its owner found its bytes to be others than were put */
 };
 
 /*
@@ -141,7 +142,8 @@ WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint6
  * Cold chunks are read past the page cache: looking does not warm them.
  *
  * Return: 0, -ESTALE, -EAGAIN (under construction, or moved again and again),
- *         -EBADMSG (its entry makes no sense), or what pread(2) says.
+ *         -EBADMSG (its entry makes no sense, or its owner found it damaged), or
+ *         what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct weir_slot slot,
                                             uint64_t offset, void *buffer, size_t buffer_bytes,

@@ -22,7 +22,7 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it
+ *                     to leave a place and come back to it; renewing: 0?
  *
  * An entry is one extent, live or free:
  *
@@ -74,6 +74,7 @@ struct weir__figures {
     uint64_t bounded;
     uint64_t degraded;
     uint64_t move_count; /* of items that changed places; counted before each does */
+    uint64_t renewing;   /* not 0: bytes of a chunk are being put back; counts as two moves */
 };
 
 struct weir__header {
@@ -115,31 +116,35 @@ struct weir__chunk {
     uint32_t first; /* the extent that holds the chunk's first byte; 0: none, above the mark */
     uint32_t next;  /* in the queue of its state, chunk number + 1 */
     uint32_t previous;
-    uint32_t open;       /* items under construction whose next piece goes here */
-    uint64_t ticket;     /* CLEAN: dropped only when all write-backs up to here succeeded */
-    uint32_t left_live;  /* what was live when the cleaner gave up on it */
+    uint32_t open;      /* items under construction whose next piece goes here */
+    uint64_t ticket;    /* CLEAN: dropped only when all write-backs up to here succeeded */
+    uint32_t fill_next; /* among those about as full as it, chunk number + 1 */
+    uint32_t fill_previous;
+    uint32_t fill;       /* which list that is, from 1; 0: none; else it was set aside */
     uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
     uint16_t idle;       /* looks in a row that found nothing live in it */
     uint32_t placed;     /* items that are filled in place: it stays as it is */
     uint32_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
 };
 
-_Static_assert(sizeof(struct weir__chunk) == 48, "six words");
+_Static_assert(sizeof(struct weir__chunk) == 56, "seven words");
 
 enum weir__extent_state {
     EXTENT_VACANT,  /* the entry is not in use */
     EXTENT_FREE,    /* a free extent that may be stored to */
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
-    EXTENT_BUILT,  /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE, /* freed while pinned: no slot any more, space not yet free */
-    EXTENT_PLACED, /* under construction, filled in place by its owner */
+    EXTENT_BUILT,   /* under construction: allocated, not committed */
+    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_PLACED,  /* under construction, filled in place by its owner */
+    EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
 };
 
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
 static inline bool weir__state_is_item(enum weir__extent_state state)
 {
-    const uint32_t items = 1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED;
+    const uint32_t items =
+        1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED | 1u << EXTENT_DAMAGED;
 
     return (items >> state & 1) != 0;
 }
@@ -160,6 +165,25 @@ static inline void weir__word_store(uint64_t *word, uint64_t value)
 static inline void weir__word_add(uint64_t *word, uint64_t value)
 {
     weir__word_store(word, weir__word_load(word) + value);
+}
+
+/*
+ * One half of a word of two links, 0: the low one. A store to a half needs
+ * nothing of the other, so it does not wait for the line to come.
+ */
+static inline uint32_t *weir__word_half(uint64_t *word, unsigned half)
+{
+    return (uint32_t *)word + (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? half : 1 - half);
+}
+
+static inline uint32_t weir__half_load(const uint64_t *word, unsigned half)
+{
+    return __atomic_load_n(weir__word_half((uint64_t *)word, half), __ATOMIC_RELAXED);
+}
+
+static inline void weir__half_store(uint64_t *word, unsigned half, uint32_t value)
+{
+    __atomic_store_n(weir__word_half(word, half), value, __ATOMIC_RELAXED);
 }
 
 /* ---- Entries -------------------------------------------------------------- */

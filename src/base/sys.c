@@ -16,6 +16,7 @@
 #include <limits.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <linux/membarrier.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -409,6 +411,25 @@ int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes)
     close(fd);
     buffer[length] = '\0';
     return 0;
+}
+
+int weir__sys_announce_barrier(void)
+{
+    long r = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
+
+    return r < 0 ? -errno : 0;
+}
+
+void weir__sys_barrier(void)
+{
+    long r = syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+
+    WEIR_CHECK(r == 0);
+}
+
+uint64_t weir__sys_page_bytes(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static uint64_t sys_ns(const struct timeval *time)

@@ -87,6 +87,14 @@ int weir__sys_list(const char *path, int (*each)(void *context, const char *name
 /* The content of a small file of /proc or /sys, as a string. */
 int weir__sys_read_text(const char *path, char *buffer, size_t buffer_bytes);
 
+/*
+ * A barrier that all threads of this process that run now pass before it returns, so
+ * that those which are often in a hurry need none of their own. Announced once; from
+ * then on it does not fail.
+ */
+int weir__sys_announce_barrier(void); /* 0, or -ENOSYS, -EPERM: there is none */
+void weir__sys_barrier(void);
+
 /* What the kernel knows of the calling thread, since it began. */
 struct weir__usage {
     uint64_t cpu_ns;
@@ -97,7 +105,8 @@ struct weir__usage {
 
 void weir__sys_thread_usage(struct weir__usage *ret_usage);
 
-/* Bytes of RAM in this machine. */
+/* Bytes of RAM in this machine, and of a page. */
 uint64_t weir__sys_ram_bytes(void);
+uint64_t weir__sys_page_bytes(void);
 
 #endif

@@ -17,6 +17,8 @@
  *       lasted dwell_ns; then all levels under it that use has left end with it
  *   B2  a plan admits only what stays at or below hard
  *   B3  a level rises at once, however short the one before was
+ *   B4  in any ten dwells there are at most ten changes. Rises cannot wait, so a
+ *       fall does: it leaves room for itself and for all the rises that may follow
  */
 #include "governor/budget.h"
 
@@ -31,6 +33,7 @@
 #define BUDGET_SPILL             90
 #define BUDGET_SPILL_LEAVE       85
 #define BUDGET_HARD_LEAVE        97
+#define BUDGET_LEASES            1
 #define BUDGET_POINTS_BETWEEN    2
 #define BUDGET_POINTS_TO_LEAVE   1
 #define BUDGET_DELAY_STEPS_SHIFT 10
@@ -65,7 +68,8 @@ int weir__budget_init(struct weir__budget *budget, const struct weir_governor_co
     uint32_t spill_leave = budget_default(config->spill_leave_percent, BUDGET_SPILL_LEAVE);
     uint32_t hard_leave = budget_default(config->hard_leave_percent, BUDGET_HARD_LEAVE);
 
-    if (!weir__reserved_is_zero(config->reserved) || percent > 100)
+    if (!weir__reserved_is_zero(config->reserved) || percent > 100 ||
+        config->pressure_percent > 100)
         return -EINVAL;
     if (soft > 100 || spill > 100 || soft + BUDGET_POINTS_BETWEEN > spill ||
         spill + BUDGET_POINTS_BETWEEN > 100)
@@ -80,25 +84,45 @@ int weir__budget_init(struct weir__budget *budget, const struct weir_governor_co
     if (bytes_max == 0 || bytes_max > BUDGET_BYTES_LIMIT)
         return -EINVAL;
 
+    uint64_t lease_bytes = budget_percent_of(bytes_max, BUDGET_LEASES);
+    uint64_t soft_leave_bytes = budget_percent_of(bytes_max, soft_leave);
+
     *budget = (struct weir__budget){
         .bytes_max = bytes_max,
         .enter_bytes = {0, budget_percent_of(bytes_max, soft), budget_percent_of(bytes_max, spill),
                         bytes_max},
-        .leave_bytes = {0, budget_percent_of(bytes_max, soft_leave),
-                        budget_percent_of(bytes_max, spill_leave),
+        .leave_bytes = {soft_leave_bytes - weir__min(soft_leave_bytes, lease_bytes),
+                        soft_leave_bytes, budget_percent_of(bytes_max, spill_leave),
                         budget_percent_of(bytes_max, hard_leave)},
+        .lease_bytes = lease_bytes,
         .dwell_ns = config->dwell_ns,
     };
     return 0;
 }
 
-enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
-                                    uint64_t use_bytes, uint64_t lasted_ns)
+void weir__budget_publish(struct weir__budget *to, const struct weir__budget *from)
 {
+    to->bytes_max = from->bytes_max;
+    for (int level = 0; level < BUDGET_LEVEL_COUNT; level++) {
+        to->enter_bytes[level] = from->enter_bytes[level];
+        to->leave_bytes[level] = from->leave_bytes[level];
+    }
+    to->lease_bytes = from->lease_bytes;
+    to->dwell_ns = from->dwell_ns;
+}
+
+enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
+                                    uint64_t use_bytes, uint64_t lasted_ns, uint32_t change_count)
+{
+    enum weir_level before = level;
+
     if (lasted_ns < budget->dwell_ns)
         return level;
     while (level > WEIR_LEVEL_CALM && use_bytes <= budget->leave_bytes[level])
         level--;
+    while (level < before &&
+           change_count + 1 + (uint32_t)(WEIR_LEVEL_HARD - level) > BUDGET_CHANGES_MAX) /* B4 */
+        level++;
     return level;
 }
 

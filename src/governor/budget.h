@@ -9,8 +9,8 @@
  * its level in one word, asks here what a change means, and publishes the answer
  * with a compare-and-swap:
  *
- *      63                                4     3         2       1   0
- *      | bytes in use, signed            | capped | waiting | level |
+ *      63                       7   6   5   4        3        2         1   0
+ *      | bytes in use, signed   | edition | closed | capped | waiting | level |
  *
  * So a charge sees use, level and queue in one look, and a refund learns from
  * its one subtraction whether anybody has to be told.
@@ -18,23 +18,35 @@
 
 #include <weir/governor.h>
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#define BUDGET_BYTES_LIMIT  (UINT64_C(1) << 56)
+#define BUDGET_BYTES_LIMIT  (UINT64_C(1) << 54)
 #define BUDGET_DELAY_MAX_NS UINT64_C(10000000)
 #define BUDGET_LEVEL_COUNT  4
+#define BUDGET_CHANGES_MAX  10 /* in as many dwells */
 
 #define WORD_LEVEL   UINT64_C(3)
-#define WORD_WAITING UINT64_C(4) /* a waiter is queued that wants bytes of this budget */
-#define WORD_CAPPED  UINT64_C(8) /* a waiter is queued that its own account's cap holds */
-#define WORD_SHIFT   4
+#define WORD_WAITING UINT64_C(4)  /* a waiter is queued that wants bytes of this budget */
+#define WORD_CAPPED  UINT64_C(8)  /* a waiter is queued that its own account's cap holds */
+#define WORD_CLOSED  UINT64_C(16) /* no account has a lease: the use is exact */
+#define WORD_EDITION UINT64_C(96) /* of the limits; here, so that a sum for others fails */
+#define WORD_SHIFT   7
 
+#define WORD_EDITION_ONE UINT64_C(32)
+
+/*
+ * Read by charges while it is changed: whoever read a mixture finds another edition
+ * in the word, and his compare-and-swap fails.
+ */
 struct weir__budget {
-    uint64_t bytes_max;
-    uint64_t enter_bytes[BUDGET_LEVEL_COUNT]; /* of a level: begins above; [CALM] is not used */
-    uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM] is not used */
-    uint64_t dwell_ns;
+    _Atomic uint64_t bytes_max;
+    _Atomic uint64_t enter_bytes[BUDGET_LEVEL_COUNT]; /* of a level: begins above; not [CALM] */
+    _Atomic uint64_t leave_bytes[BUDGET_LEVEL_COUNT]; /* of a level: ends at or below; [CALM]:
+                                                       * below it there are leases again */
+    _Atomic uint64_t lease_bytes;                     /* all leases together, at most */
+    _Atomic uint64_t dwell_ns;
 };
 
 /* What a charge is answered, and the level that follows. The verdict is never WEIR_FLUSH. */
@@ -65,9 +77,15 @@ static inline uint64_t weir__word_with_level(uint64_t word, enum weir_level leve
 int weir__budget_init(struct weir__budget *budget, const struct weir_governor_config *config,
                       uint64_t machine_bytes);
 
-/* The level after looking downwards: it has lasted @lasted_ns, and @use_bytes are in use. */
+/* @to becomes what @from is, field by field. */
+void weir__budget_publish(struct weir__budget *to, const struct weir__budget *from);
+
+/*
+ * The level after looking downwards: @use_bytes are in use, it has lasted @lasted_ns,
+ * and in the last BUDGET_CHANGES_MAX dwells there were @change_count changes.
+ */
 enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir_level level,
-                                    uint64_t use_bytes, uint64_t lasted_ns);
+                                    uint64_t use_bytes, uint64_t lasted_ns, uint32_t change_count);
 
 /* The level after use has grown to @use_bytes. */
 enum weir_level weir__budget_raise(const struct weir__budget *budget, enum weir_level level,

@@ -2,7 +2,8 @@
 /*
  * charge - what a charge is answered, and what comes back
  *
- *      calm, alone       one compare-and-swap                        ADMIT
+ *      calm, alone       from the lease (lease.c), or one            ADMIT
+ *                        compare-and-swap that fills it too
  *      above, alone      plan for the word as it is; has_room asked  ADMIT FLUSH
  *                        at most once; one compare-and-swap          SPILL WAIT
  *      a level changes,  under the lock: grant those who came        the same, but not
@@ -23,12 +24,17 @@
 
 #include <errno.h>
 
+#define CHARGE_EXTRA_PART 16 /* of what is left below soft, a lease takes at most this part */
+
 /* ---- Charging ---------------------------------------------------------------- */
 
 /* Without an answer that could be no: whatever it does to the level. */
 static void account_force(struct weir_account *account, uint64_t bytes)
 {
     struct weir_governor *governor = account->governor;
+
+    weir__nodes_force(&governor->nodes, account->node, bytes);
+
     uint64_t word =
         atomic_fetch_add_explicit(&governor->word, bytes << WORD_SHIFT, memory_order_acq_rel) +
         (bytes << WORD_SHIFT);
@@ -39,6 +45,8 @@ static void account_force(struct weir_account *account, uint64_t bytes)
         return;
 
     weir__governor_lock(governor);
+    if (weir__leases_are_out(governor, weir__relaxed(&governor->word)))
+        weir__leases_close(governor);
     word = atomic_load_explicit(&governor->word, memory_order_acquire);
     enum weir_level before;
     enum weir_level after;
@@ -47,6 +55,7 @@ static void account_force(struct weir_account *account, uint64_t bytes)
         after = weir__budget_raise(&governor->budget, before, weir__word_bytes(word));
     } while (after != before && !weir__governor_swap(governor, &word, 0, after));
     weir__account_owe_flush(account, before, after);
+    weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);
 }
 
@@ -72,11 +81,10 @@ static inline uint64_t account_audited(struct weir_account *account)
     return account->reserve_bytes;
 }
 
-/* The last step of a charge; @bytes: what it added, 0 if it was refused. */
-static void account_count(struct weir_account *account, uint64_t bytes, uint64_t charged,
-                          enum weir_verdict verdict)
+/* The last step of a charge that did not come from the lease. */
+static void account_count(struct weir_account *account, enum weir_verdict verdict)
 {
-    weir__peak_raise(&account->peak_bytes, charged + bytes);
+    weir__account_note_peak(account);
     weir__count_more(&account->verdict_count[verdict], 1);
 }
 
@@ -102,6 +110,7 @@ struct charge {
     struct weir_account *account;
     uint64_t bytes;
     uint64_t charged; /* before it; read after the lane was seen empty, or under the lock */
+    bool has_node;    /* its node has given the bytes already */
     bool room_known;
     bool room;
 };
@@ -119,7 +128,51 @@ static bool charge_may_spill(struct charge *charge)
 
 static bool charge_is_over_cap(const struct charge *charge)
 {
-    return charge->bytes > weir__account_room(charge->account, charge->charged);
+    return !charge->has_node ||
+           charge->bytes > weir__account_room(charge->account, charge->charged);
+}
+
+/* From its node, or from those that lend to it; with @keep to stay. */
+static bool charge_find_node(const struct charge *charge, uint64_t keep)
+{
+    struct weir_governor *governor = charge->account->governor;
+    struct weir__nodes *nodes = &governor->nodes;
+    uint32_t node = charge->account->node;
+
+    if (weir__nodes_take(nodes, node, charge->bytes, keep))
+        return true;
+
+    weir__governor_lock(governor);
+    bool found = weir__nodes_borrow(nodes, node, charge->bytes, keep);
+    if (!found && weir__leases_are_out(governor, weir__relaxed(&governor->word)) &&
+        weir__nodes_reach(nodes, node) + governor->budget.lease_bytes >= charge->bytes + keep) {
+        weir__leases_close(governor);
+        found = weir__nodes_borrow(nodes, node, charge->bytes, keep);
+    }
+    weir__governor_unlock(governor);
+    return found;
+}
+
+/* First where it lies: a node borrows before it spills, and before anybody waits. */
+static void charge_enter_node(struct charge *charge)
+{
+    const struct weir__nodes *nodes = &charge->account->governor->nodes;
+
+    if (nodes->count == 0) {
+        charge->has_node = true;
+        return;
+    }
+    charge->has_node = charge_find_node(charge, nodes->nodes[charge->account->node].spill_bytes) ||
+                       (!charge_may_spill(charge) && charge_find_node(charge, 0));
+}
+
+static void charge_leave_node(const struct charge *charge)
+{
+    const struct weir_account *account = charge->account;
+
+    if (charge->has_node &&
+        weir__nodes_give(&account->governor->nodes, account->node, charge->bytes))
+        weir__governor_relieve(account->governor);
 }
 
 /* Somebody came before: no charge goes past without having been counted. */
@@ -198,11 +251,32 @@ static bool charge_locked(struct charge *charge, enum weir_verdict *ret_verdict)
 
     struct weir__plan plan =
         crowded ? charge_plan_crowded(charge, word) : charge_plan(charge, word);
+    if (plan.level != WEIR_LEVEL_CALM && weir__leases_are_out(governor, word)) {
+        weir__leases_close(governor); /* L3 */
+        return false;
+    }
     if (!charge_carry_out(charge, &word, &plan, ret_verdict))
         return false;
     if (crowded && plan.verdict == WEIR_ADMIT)
         weir__queue_count_pass(&governor->queue, &account->lane, UINT64_MAX);
     return true;
+}
+
+/* Whether @plan might be another one if nothing were in leases. */
+static bool charge_is_held_by_leases(struct charge *charge, uint64_t word,
+                                     const struct weir__plan *plan)
+{
+    const struct weir_governor *governor = charge->account->governor;
+    const struct weir__budget *budget = &governor->budget;
+    uint64_t use_bytes = weir__word_bytes(word);
+
+    if (plan->verdict == WEIR_ADMIT || !weir__leases_are_out(governor, word))
+        return false;
+
+    uint64_t least_bytes = use_bytes - weir__min(use_bytes, budget->lease_bytes);
+    struct weir__plan best = weir__budget_plan(budget, plan->level, least_bytes, charge->bytes,
+                                               plan->verdict == WEIR_SPILL);
+    return best.verdict != plan->verdict && !charge_is_over_cap(charge);
 }
 
 /* One look at the word, and what follows from it. False: it changed meanwhile. */
@@ -216,6 +290,13 @@ static bool charge_try(struct charge *charge, enum weir_verdict *ret_verdict)
     struct weir__plan plan = charge_plan(charge, word);
     bool keeps_level = plan.level == weir__word_level(word);
 
+    if (charge_is_held_by_leases(charge, word, &plan)) {
+        weir__governor_lock(governor);
+        if (weir__leases_are_out(governor, weir__relaxed(&governor->word)))
+            weir__leases_close(governor);
+        weir__governor_unlock(governor);
+        return false;
+    }
     *ret_verdict = plan.verdict;
     if (keeps_level && plan.verdict != WEIR_ADMIT)
         return true;
@@ -225,6 +306,7 @@ static bool charge_try(struct charge *charge, enum weir_verdict *ret_verdict)
     (void)charge_may_spill(charge); /* asked now, for under the lock it may not be */
     weir__governor_lock(governor);
     bool done = charge_locked(charge, ret_verdict);
+    weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);
     return done;
 }
@@ -236,44 +318,94 @@ static __attribute__((noinline)) enum weir_verdict charge_slowly(struct weir_acc
     struct charge charge = {.account = account, .bytes = bytes};
     enum weir_verdict verdict = WEIR_ADMIT;
 
+    if (bytes > 0)
+        charge_enter_node(&charge);
     while (bytes > 0 && !charge_try(&charge, &verdict))
         continue;
+    if (verdict == WEIR_SPILL || verdict == WEIR_WAIT)
+        charge_leave_node(&charge);
 
-    bool admitted = verdict == WEIR_ADMIT || verdict == WEIR_FLUSH;
-
-    account_count(account, admitted ? bytes : 0, charge.charged, verdict);
+    account_count(account, verdict);
     return verdict;
 }
 
-/* Below soft with nobody queued. False: it is not so, and nothing has changed. */
-static inline bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t charged)
+/* How much to put into the lease beside a charge: to its half, within the cap. */
+static uint64_t charge_extra(const struct weir_account *account, uint64_t bytes, uint64_t charged)
+{
+    if (weir__lease_is_closed(account))
+        return 0;
+
+    uint64_t lease = weir__lease_bytes(account);
+    uint64_t half = weir__relaxed(&account->lease_limit_bytes) / 2;
+    uint64_t room = weir__account_room(account, charged + lease + bytes); /* L5 */
+
+    return weir__min(half - weir__min(half, lease), room);
+}
+
+/* Less and less toward soft. */
+static uint64_t charge_extra_now(const struct weir_governor *governor, uint64_t word,
+                                 uint64_t bytes, uint64_t extra)
+{
+    uint64_t soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT];
+    uint64_t wanted_bytes = weir__word_bytes(word) + bytes;
+
+    if ((word & WORD_CLOSED) != 0 || wanted_bytes >= soft_bytes)
+        return 0;
+    return weir__min(extra, (soft_bytes - wanted_bytes) / CHARGE_EXTRA_PART);
+}
+
+/* Below soft with nobody queued. False: it is not so, and nothing is charged. */
+static bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t charged)
 {
     struct weir_governor *governor = account->governor;
-    uint64_t soft_bytes = governor->budget.enter_bytes[WEIR_LEVEL_SOFT];
-    uint64_t word = atomic_load_explicit(&governor->word, memory_order_relaxed);
+    struct weir__nodes *nodes = &governor->nodes;
 
+    if (account->cap_bytes != UINT64_MAX &&
+        charged + weir__lease_bytes(account) + bytes > account->cap_bytes)
+        weir__lease_drop(account); /* L5 */
+
+    uint64_t extra_max = charge_extra(account, bytes, charged);
+    uint64_t keep = nodes->nodes[account->node].spill_bytes;
+
+    if (!weir__nodes_take(nodes, account->node, bytes + extra_max, keep)) {
+        extra_max = 0;
+        if (!weir__nodes_take(nodes, account->node, bytes, keep))
+            return false;
+    }
+
+    uint64_t word = atomic_load_explicit(&governor->word, memory_order_acquire);
+
+    /* The limits are read after the word: if they are another edition's, the swap fails. */
     while ((word & (WORD_LEVEL | WORD_WAITING)) == 0 &&
-           weir__word_bytes(word) + bytes <= soft_bytes) {
-        if (!weir__governor_swap(governor, &word, bytes, WEIR_LEVEL_CALM))
+           weir__word_bytes(word) + bytes <= governor->budget.enter_bytes[WEIR_LEVEL_SOFT]) {
+        uint64_t extra = charge_extra_now(governor, word, bytes, extra_max);
+        if (!weir__governor_swap(governor, &word, bytes + extra, WEIR_LEVEL_CALM))
             continue;
         weir__account_balance_add(account, bytes);
-        account_count(account, bytes, charged, WEIR_ADMIT);
+        (void)weir__nodes_give(nodes, account->node, extra_max - extra);
+        if (extra > 0)
+            weir__lease_fill(account, extra);
+        else
+            weir__lease_open(account);
         return true;
     }
+    (void)weir__nodes_give(nodes, account->node, bytes + extra_max);
     return false;
 }
 
-int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_verdict *ret_verdict)
+/* What the lease does not admit. */
+static __attribute__((noinline)) int
+charge_without_lease(struct weir_account *account, uint64_t bytes, enum weir_verdict *ret_verdict)
 {
-    WEIR_ASSERT(weir__account_is_mine(account));
-    if (WEIR_UNLIKELY(bytes > account->request_bytes_max))
+    if (bytes > weir__account_request_max(account))
         return -EINVAL;
 
     bool queued = weir__account_has_queued(account);
     uint64_t charged = account_audited(account);
 
-    if (WEIR_LIKELY(!queued && bytes <= weir__account_room(account, charged)) &&
-        WEIR_LIKELY(charge_calmly(account, bytes, charged))) {
+    if (!queued && bytes <= weir__account_room(account, charged) &&
+        charge_calmly(account, bytes, charged)) {
+        account_count(account, WEIR_ADMIT);
         *ret_verdict = WEIR_ADMIT;
         return 0;
     }
@@ -281,23 +413,77 @@ int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_ve
     return 0;
 }
 
-void weir_account_charge_forced(struct weir_account *account, size_t bytes)
+/* Charge @bytes to the lease. False: it has not so many, and nothing has changed. */
+static inline bool charge_lease(struct weir_account *account, uint64_t bytes)
+{
+    bool has = false;
+
+    if (WEIR_UNLIKELY(weir__lease_is_closed(account)))
+        return false;
+    if (weir__lease_enter(account)) {
+        uint64_t spent = weir__relaxed(&account->spent_bytes);
+        has = bytes <= weir__relaxed(&account->drawn_bytes) - spent;
+        if (WEIR_LIKELY(has))
+            atomic_store_explicit(&account->spent_bytes, spent + bytes, memory_order_release);
+    }
+    if (WEIR_UNLIKELY(!weir__lease_leave(account)))
+        weir__lease_left(account);
+    return has;
+}
+
+static inline void account_count_spent(struct weir_account *account)
+{
+    int64_t above = (int64_t)(weir__relaxed(&account->spent_bytes) - account->peak_mark_bytes);
+
+    if (WEIR_UNLIKELY(above > 0))
+        weir__account_note_peak(account);
+}
+
+int weir_account_charge(struct weir_account *account, size_t bytes, enum weir_verdict *ret_verdict)
 {
     WEIR_ASSERT(weir__account_is_mine(account));
+    if (WEIR_UNLIKELY(!charge_lease(account, bytes)))
+        return charge_without_lease(account, bytes, ret_verdict);
+
+    *ret_verdict = WEIR_ADMIT;
+    weir__count_more(&account->verdict_count[WEIR_ADMIT], 1);
+    account_count_spent(account);
+    return 0;
+}
+
+static void charge_forced_without_lease(struct weir_account *account, uint64_t bytes)
+{
     WEIR_CHECK(bytes <= BUDGET_BYTES_LIMIT);
 
     uint64_t charged = account_audited(account);
 
+    if (bytes > weir__account_room(account, charged)) { /* L5 */
+        weir__governor_lock(account->governor);
+        weir__lease_close(account);
+        weir__governor_unlock(account->governor);
+    }
+    if (charge_calmly(account, bytes, charged))
+        return;
     account_force(account, bytes);
     weir__account_balance_add(account, bytes);
-    weir__peak_raise(&account->peak_bytes, charged + bytes);
+}
+
+void weir_account_charge_forced(struct weir_account *account, size_t bytes)
+{
+    WEIR_ASSERT(weir__account_is_mine(account));
+    if (charge_lease(account, bytes)) {
+        account_count_spent(account);
+    } else {
+        charge_forced_without_lease(account, bytes);
+        weir__account_note_peak(account);
+    }
     weir__count_more(&account->forced_bytes, bytes);
 }
 
-void weir_account_refund(struct weir_account *account, size_t bytes)
+/* More than is charged, or no open lease. */
+static __attribute__((noinline)) void refund_without_lease(struct weir_account *account,
+                                                           uint64_t bytes)
 {
-    WEIR_ASSERT(weir__account_is_mine(account));
-
     uint64_t refundable = account_audited(account) - account->reserve_bytes;
     uint64_t back = weir__min(bytes, refundable);
     bool queued = weir__account_has_queued(account);
@@ -305,8 +491,48 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
     if (WEIR_UNLIKELY(back != bytes))
         weir__count_more(&account->over_refund_count, 1);
     weir__account_balance_add(account, 0 - back);
-    weir__governor_give(account->governor, back,
+    weir__count_more(&account->returned_bytes, back);
+    weir__governor_give(account->governor, account->node, back,
                         queued ? WORD_WAITING | WORD_CAPPED : WORD_WAITING);
+}
+
+/* Refund @bytes to the lease. False: it is closed, and nothing has changed. */
+static inline bool refund_lease(struct weir_account *account, uint64_t bytes)
+{
+    uint64_t excess = 0;
+
+    if (WEIR_UNLIKELY(weir__lease_is_closed(account)))
+        return false;
+
+    bool open = weir__lease_enter(account);
+
+    if (WEIR_LIKELY(open)) {
+        uint64_t spent = weir__relaxed(&account->spent_bytes) - bytes;
+        uint64_t limit = weir__relaxed(&account->lease_limit_bytes);
+        uint64_t lease = weir__relaxed(&account->drawn_bytes) - spent;
+        atomic_store_explicit(&account->spent_bytes, spent, memory_order_release);
+        if (WEIR_UNLIKELY(lease > limit)) {
+            excess = lease - limit / 2;
+            atomic_store_explicit(&account->drawn_bytes, spent + limit / 2, memory_order_relaxed);
+        }
+    }
+    if (WEIR_UNLIKELY(!weir__lease_leave(account)))
+        weir__lease_left(account);
+    if (WEIR_UNLIKELY(excess > 0))
+        weir__governor_give(account->governor, account->node, excess, WORD_WAITING);
+    return open;
+}
+
+void weir_account_refund(struct weir_account *account, size_t bytes)
+{
+    WEIR_ASSERT(weir__account_is_mine(account));
+
+    /* A branch and no minimum: what follows does not wait for this sum. */
+    int64_t refundable = weir__account_net(account) - (int64_t)account->reserve_bytes;
+    bool plain = refundable >= 0 && bytes <= (uint64_t)refundable;
+
+    if (WEIR_UNLIKELY(!plain) || WEIR_UNLIKELY(!refund_lease(account, bytes)))
+        refund_without_lease(account, bytes);
 }
 
 /*
@@ -317,13 +543,15 @@ void weir_account_refund_remote(struct weir_account *account, size_t bytes)
 {
     struct weir_governor *governor = account->governor;
     uint64_t remote = atomic_load_explicit(&account->remote_bytes, memory_order_acquire);
+    uint32_t node = account->node;
     bool counted = false;
     uint64_t back;
 
     do {
         uint64_t balance = atomic_load_explicit(&account->balance_bytes, memory_order_acquire);
+        uint64_t spent = atomic_load_explicit(&account->spent_bytes, memory_order_acquire);
         uint64_t granted = atomic_load_explicit(&account->granted_bytes, memory_order_acquire);
-        int64_t refundable = (int64_t)(balance + granted - remote - account->reserve_bytes);
+        int64_t refundable = (int64_t)(balance + spent + granted - remote - account->reserve_bytes);
         back = weir__min(bytes, refundable > 0 ? (uint64_t)refundable : 0);
         if (back != bytes && !counted)
             atomic_fetch_add_explicit(&account->remote_over_refund_count, 1, memory_order_relaxed);
@@ -331,7 +559,7 @@ void weir_account_refund_remote(struct weir_account *account, size_t bytes)
     } while (!atomic_compare_exchange_strong_explicit(&account->remote_bytes, &remote,
                                                       remote + back, memory_order_acq_rel,
                                                       memory_order_acquire));
-    weir__governor_give(governor, back, WORD_WAITING | WORD_CAPPED);
+    weir__governor_give(governor, node, back, WORD_WAITING | WORD_CAPPED);
 }
 
 uint64_t weir_account_flush_bytes(const struct weir_account *account)

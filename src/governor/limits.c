@@ -191,7 +191,50 @@ static const char *limits_below_mount(const struct limits_tree *tree)
     return "";
 }
 
-static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root)
+/* "some avg10=1.23 avg60=..." and the same for full: hundredths of a per cent. */
+static uint32_t limits_pressure(const char *text, const char *kind)
+{
+    const char *line = strstr(text, kind);
+    const char *number = line != NULL ? strstr(line, "avg10=") : NULL;
+
+    if (number == NULL)
+        return 0;
+
+    char *end = NULL;
+    uint64_t hundredths = strtoull(number + strlen("avg10="), &end, 10) * 100;
+
+    if (end[0] == '.' && end[1] >= '0' && end[1] <= '9' && end[2] >= '0' && end[2] <= '9')
+        hundredths += (uint64_t)(end[1] - '0') * 10 + (uint64_t)(end[2] - '0');
+    return (uint32_t)weir__min(hundredths, 10000);
+}
+
+static void limits_take_pressure(const char *path, struct weir__outside *outside)
+{
+    char text[LIMITS_FILE_BYTES];
+
+    if (weir__sys_read_text(path, text, sizeof(text)) < 0)
+        return;
+    outside->pressure_some = limits_pressure(text, "some ");
+    outside->pressure_full = limits_pressure(text, "full ");
+}
+
+/* Of our own group: what it uses, and how much it suffers. */
+static void limits_take_usage(const struct limits_tree *tree, const char *directory,
+                              struct weir__outside *outside)
+{
+    const char *name = tree->is_v2 ? "memory.current" : "memory.usage_in_bytes";
+    uint64_t usage = limits_read_file(directory, name, NULL);
+    char path[PATH_MAX];
+
+    if (usage != UINT64_MAX)
+        outside->usage_bytes = usage;
+    int length = snprintf(path, sizeof(path), "%s/memory.pressure", directory);
+    if (tree->is_v2 && length > 0 && (size_t)length < sizeof(path))
+        limits_take_pressure(path, outside);
+}
+
+static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root,
+                               struct weir__outside *outside)
 {
     char directory[PATH_MAX];
     uint64_t bytes = UINT64_MAX;
@@ -208,6 +251,7 @@ static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root)
     if (length < 0 || (size_t)length >= sizeof(directory) - top)
         directory[top] = '\0';
 
+    limits_take_usage(tree, directory, outside);
     for (int depth = 0; depth < LIMITS_DEPTH_MAX; depth++) {
         bytes = weir__min(bytes, limits_of_directory(tree, directory));
 
@@ -219,16 +263,16 @@ static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root)
     return bytes;
 }
 
-static bool limits_read_list(const char *root, const char *name, char *text)
+static bool limits_read_list(const char *root, const char *name, char *text, size_t text_bytes)
 {
     char path[PATH_MAX];
     int length = snprintf(path, sizeof(path), "%s%s", root, name);
 
     return length > 0 && (size_t)length < sizeof(path) &&
-           weir__sys_read_text(path, text, LIMITS_TEXT_BYTES) == 0;
+           weir__sys_read_text(path, text, text_bytes) == 0;
 }
 
-uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes)
+static uint64_t limits_walk(const char *root, uint64_t ram_bytes, struct weir__outside *outside)
 {
     struct weir__heap heap = {0};
     uint64_t bytes = ram_bytes != 0 ? ram_bytes : UINT64_MAX;
@@ -237,13 +281,39 @@ uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes)
 
     for (int version = 1; text != NULL && tree != NULL && version <= 2; version++) {
         *tree = (struct limits_tree){.is_v2 = version == 2};
-        if (limits_read_list(root, "/proc/self/cgroup", text))
+        if (limits_read_list(root, "/proc/self/cgroup", text, LIMITS_TEXT_BYTES))
             limits_each_line(tree, text, limits_take_group);
-        if (limits_read_list(root, "/proc/self/mountinfo", text))
+        if (limits_read_list(root, "/proc/self/mountinfo", text, LIMITS_TEXT_BYTES))
             limits_each_line(tree, text, limits_take_mount);
-        bytes = weir__min(bytes, limits_of_tree(tree, root));
+        bytes = weir__min(bytes, limits_of_tree(tree, root, outside));
     }
     weir__heap_free(&heap, tree, sizeof(*tree));
     weir__heap_free(&heap, text, LIMITS_TEXT_BYTES);
     return bytes;
+}
+
+uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes)
+{
+    struct weir__outside outside = {0};
+
+    return limits_walk(root, ram_bytes, &outside);
+}
+
+void weir__limits_look(const char *root, uint64_t ram_bytes, struct weir__outside *ret_outside)
+{
+    struct weir__outside outside = {0};
+    char text[LIMITS_FILE_BYTES];
+
+    /* The machine's pressure first: a group of its own replaces it. */
+    if (limits_read_list(root, "/proc/pressure/memory", text, sizeof(text))) {
+        outside.pressure_some = limits_pressure(text, "some ");
+        outside.pressure_full = limits_pressure(text, "full ");
+    }
+    outside.limit_bytes = limits_walk(root, ram_bytes, &outside);
+    if (limits_read_list(root, "/proc/self/statm", text, sizeof(text))) {
+        char *end = NULL;
+        (void)strtoull(text, &end, 10);
+        outside.rss_bytes = strtoull(end, NULL, 10) * weir__sys_page_bytes();
+    }
+    *ret_outside = outside;
 }

@@ -86,41 +86,74 @@ static bool queue_is_worn(const struct weir_waiter *waiter)
     return waiter->bypassed_count >= QUEUE_BYPASS_MAX;
 }
 
-struct weir_waiter *weir__queue_pick(const struct weir__queue *queue, uint64_t room_bytes)
+/* Who or what a waiter waits for, whatever the budget has. */
+static bool queue_cap_holds(const struct weir__lane *lane, const struct weir_waiter *waiter)
 {
-    struct weir_waiter *best = NULL;
-    uint64_t barrier_ns = UINT64_MAX;
-
-    QUEUE_FOREACH(lane, queue)
-    {
-        struct weir_waiter *waiter = lane->first;
-        for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next) {
-            bool cap_holds = waiter->bytes > lane->room_bytes;
-            if (!cap_holds && waiter->bytes <= room_bytes) {
-                if (best == NULL || waiter->since_ns < best->since_ns)
-                    best = waiter;
-                break;
-            }
-            if (!queue_is_worn(waiter))
-                continue;
-            if (!cap_holds && waiter->since_ns < barrier_ns)
-                barrier_ns = waiter->since_ns;
-            break;
-        }
-    }
-    return best != NULL && best->since_ns < barrier_ns ? best : NULL; /* Q3 */
+    return waiter->bytes > lane->cap_room_bytes;
 }
 
-bool weir__queue_is_passable(const struct weir__queue *queue, const struct weir__lane *own)
+static bool queue_node_holds(const struct weir__lane *lane, const struct weir_waiter *waiter)
+{
+    return !queue_cap_holds(lane, waiter) && waiter->bytes > lane->room_bytes;
+}
+
+/* Whether @waiter of @lane stands in the way of those of @other. */
+static bool queue_is_in_the_way(const struct weir__lane *lane, const struct weir_waiter *waiter,
+                                const struct weir__lane *other)
+{
+    if (lane == other)
+        return true;
+    if (queue_cap_holds(lane, waiter))
+        return false;
+    return !queue_node_holds(lane, waiter) || lane->node == other->node;
+}
+
+/* Whether somebody older than @ticket_ns, in the way of @own, has been passed too often. */
+static bool queue_is_barred(const struct weir__queue *queue, const struct weir__lane *own,
+                            uint64_t ticket_ns)
 {
     QUEUE_FOREACH(lane, queue)
     {
         const struct weir_waiter *waiter = lane->first;
         for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next)
-            if (queue_is_worn(waiter) && (lane == own || waiter->bytes <= lane->room_bytes))
-                return false;
+            if (waiter->since_ns < ticket_ns && queue_is_worn(waiter) &&
+                queue_is_in_the_way(lane, waiter, own))
+                return true;
     }
-    return true;
+    return false;
+}
+
+/* The first of @lane who fits, unless one before him has been passed too often. */
+static struct weir_waiter *queue_first_fitting(const struct weir__lane *lane, uint64_t room_bytes)
+{
+    struct weir_waiter *waiter = lane->first;
+
+    for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next) {
+        if (waiter->bytes <= lane->room_bytes && waiter->bytes <= room_bytes)
+            return waiter;
+        if (queue_is_worn(waiter))
+            return NULL;
+    }
+    return NULL;
+}
+
+struct weir_waiter *weir__queue_pick(const struct weir__queue *queue, uint64_t room_bytes)
+{
+    struct weir_waiter *best = NULL;
+
+    QUEUE_FOREACH(lane, queue)
+    {
+        struct weir_waiter *waiter = queue_first_fitting(lane, room_bytes);
+        if (waiter != NULL && (best == NULL || waiter->since_ns < best->since_ns) &&
+            !queue_is_barred(queue, lane, waiter->since_ns)) /* Q3 */
+            best = waiter;
+    }
+    return best;
+}
+
+bool weir__queue_is_passable(const struct weir__queue *queue, const struct weir__lane *own)
+{
+    return !queue_is_barred(queue, own, UINT64_MAX);
 }
 
 void weir__queue_count_pass(const struct weir__queue *queue, const struct weir__lane *own,
@@ -132,7 +165,7 @@ void weir__queue_count_pass(const struct weir__queue *queue, const struct weir__
         for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next) {
             if (waiter->since_ns >= ticket_ns)
                 break;
-            if (lane == own || waiter->bytes <= lane->room_bytes)
+            if (queue_is_in_the_way(lane, waiter, own))
                 waiter->bypassed_count++;
         }
     }
@@ -146,12 +179,27 @@ void weir__queue_holds(const struct weir__queue *queue, bool *ret_by_budget, boo
     {
         const struct weir_waiter *waiter = lane->first;
         for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next) {
-            if (waiter->bytes <= lane->room_bytes)
-                *ret_by_budget = true;
-            else
+            if (queue_cap_holds(lane, waiter))
                 *ret_by_cap = true;
+            else
+                *ret_by_budget = true;
         }
     }
+}
+
+uint64_t weir__queue_first_bytes(const struct weir__queue *queue)
+{
+    const struct weir_waiter *first = NULL;
+
+    QUEUE_FOREACH(lane, queue)
+    {
+        const struct weir_waiter *waiter = lane->first;
+        for (int i = 0; i < QUEUE_LOOK_MAX && waiter != NULL; i++, waiter = waiter->next)
+            if (!queue_cap_holds(lane, waiter) &&
+                (first == NULL || waiter->since_ns < first->since_ns))
+                first = waiter;
+    }
+    return first != NULL ? first->bytes : 0;
 }
 
 uint64_t weir__queue_oldest(const struct weir__queue *queue)

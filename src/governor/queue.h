@@ -7,8 +7,9 @@
  *
  * Pure, and under the lock of whoever owns it. One lane per account, in order of
  * arrival; a waiter's since_ns is its ticket, unique in the queue. A lane has
- * room_bytes (what its account's cap leaves), the queue has what the budget
- * leaves: a waiter that its own cap holds stands in nobody else's way.
+ * room_bytes (what its account's cap and its node leave), the queue has what the
+ * budget leaves: a waiter that its own cap holds stands in nobody else's way, one
+ * that its node holds in nobody's way on other nodes.
  */
 
 #include "base/list.h"
@@ -25,7 +26,9 @@ struct weir__lane {
     struct weir__list link; /* in queue->lanes while it has waiters */
     struct weir_waiter *first;
     struct weir_waiter *last;
-    uint64_t room_bytes; /* what the cap leaves; set by the owner before it asks */
+    uint32_t node;           /* of its account; fixed */
+    uint64_t room_bytes;     /* what cap and node leave; set by the owner before it asks */
+    uint64_t cap_room_bytes; /* what the cap leaves */
 };
 
 struct weir__queue {
@@ -59,8 +62,11 @@ bool weir__queue_is_passable(const struct weir__queue *queue, const struct weir_
 void weir__queue_count_pass(const struct weir__queue *queue, const struct weir__lane *lane,
                             uint64_t ticket_ns);
 
-/* Whether there are waiters that the budget, and that only their caps hold. */
+/* Whether there are waiters that the budget or a node, and that only their caps hold. */
 void weir__queue_holds(const struct weir__queue *queue, bool *ret_by_budget, bool *ret_by_cap);
+
+/* What the oldest wants whom the budget or a node holds; 0: nobody. */
+uint64_t weir__queue_first_bytes(const struct weir__queue *queue);
 
 /* The ticket of the oldest; UINT64_MAX: nobody waits. */
 uint64_t weir__queue_oldest(const struct weir__queue *queue);

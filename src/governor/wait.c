@@ -50,6 +50,8 @@ static enum hope governor_hope(const struct weir_governor *governor,
     if (waiter->bytes > weir__account_room(account, own_bytes))
         return account_is_reclaimable(account, own_bytes) ? HOPE_SOME : HOPE_NONE;
 
+    if (weir__governor_may_reclaim(governor))
+        return HOPE_SOME;
     WEIR_LIST_FOREACH (link, &governor->accounts) {
         const struct weir_account *holder = WEIR_CONTAINER_OF(link, struct weir_account, link);
         uint64_t charged = weir__account_charged(holder);
@@ -60,7 +62,8 @@ static enum hope governor_hope(const struct weir_governor *governor,
 
     uint64_t use_bytes =
         weir__word_bytes(atomic_load_explicit(&governor->word, memory_order_acquire));
-    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes);
+    bool fits_now = weir__budget_fits(&governor->budget, use_bytes, waiter->bytes) &&
+                    waiter->bytes <= weir__nodes_reach(&governor->nodes, account->node);
 
     return use_bytes != books_bytes || fits_now ? HOPE_UNSURE : HOPE_NONE;
 }
@@ -73,6 +76,7 @@ static bool account_enqueue(struct weir_account *account, struct weir_waiter *wa
 
     weir__queue_append(&governor->queue, &account->lane, waiter, weir__clock_ns());
     atomic_fetch_add_explicit(&account->queued_count, 1, memory_order_relaxed);
+    weir__lease_close(account); /* L5 */
 
     /* Where all is in motion for so long, motion is hope. */
     for (int look = 0; look < WAIT_LOOK_MAX && hope == HOPE_UNSURE; look++) {
@@ -89,6 +93,13 @@ static bool account_enqueue(struct weir_account *account, struct weir_waiter *wa
     waiter->state = WAITER_IDLE;
     weir__governor_grant(governor);
     return false;
+}
+
+static void account_note_late(struct weir_account *account, const struct weir_waiter *waiter)
+{
+    weir__account_note_stall(account, waiter);
+    account->timeout_count++;
+    account->governor->timeout_count++;
 }
 
 /* Under the lock: sleep until @waiter is granted or late. */
@@ -111,19 +122,22 @@ static int account_sleep(struct weir_account *account, struct weir_waiter *waite
             continue;
         weir__account_dequeue(account, waiter);
         waiter->state = WAITER_IDLE;
-        governor->timeout_count++;
+        account_note_late(account, waiter);
         weir__governor_grant(governor); /* those whom it stood in the way of */
         return -ETIMEDOUT;
     }
+
+    bool granted = waiter->state == WAITER_GRANTED;
+
     waiter->state = WAITER_IDLE;
-    return 0;
+    return granted ? 0 : -EDQUOT;
 }
 
 int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, size_t bytes,
                       uint64_t deadline_ns)
 {
     WEIR_ASSERT(weir__account_is_mine(account));
-    if (bytes > account->request_bytes_max)
+    if (bytes > weir__account_request_max(account))
         return -EINVAL;
 
     struct weir_governor *governor = account->governor;
@@ -135,15 +149,21 @@ int weir_account_wait(struct weir_account *account, struct weir_waiter *waiter, 
     waiter->state = WAITER_QUEUED;
 
     weir__governor_lock(governor);
-    if (!account_enqueue(account, waiter))
+    bool queued = account_enqueue(account, waiter);
+    weir__governor_reclaim(governor);
+    weir__governor_tell(governor);
+    if (!queued) {
+        account->refused_count++;
+        governor->refused_count++;
         r = -EDQUOT;
-    else if (waiter->wake == NULL)
+    }
+    if (queued && waiter->wake == NULL)
         r = account_sleep(account, waiter);
-    else
+    else if (queued)
         account->deadline_min_ns = weir__min(account->deadline_min_ns, deadline_ns);
     weir__governor_tell_and_unlock(governor);
 
-    weir__peak_raise(&account->peak_bytes, weir__account_charged(account));
+    weir__account_note_peak(account);
     return r;
 }
 
@@ -179,10 +199,41 @@ static bool account_expire(struct weir_account *account, uint64_t now_ns)
         }
         weir__account_dequeue(account, waiter);
         weir__account_append_done(account, waiter, WAITER_LATE);
-        account->governor->timeout_count++;
+        account_note_late(account, waiter);
         expired = true;
     }
     return expired;
+}
+
+/* Under the lock: those whom no sum can ever grant go to the list of done, or wake up. */
+void weir__governor_refuse_too_large(struct weir_governor *governor)
+{
+    WEIR_LIST_FOREACH (link, &governor->accounts) {
+        struct weir_account *account = WEIR_CONTAINER_OF(link, struct weir_account, link);
+        uint64_t bytes_max = weir__account_request_max(account);
+        struct weir_waiter *next;
+        for (struct weir_waiter *waiter = account->lane.first; waiter != NULL; waiter = next) {
+            next = waiter->next;
+            if (waiter->bytes <= bytes_max)
+                continue;
+            weir__account_dequeue(account, waiter);
+            weir__account_finish(account, waiter, WAITER_TOO_LARGE);
+        }
+    }
+}
+
+/* What its wake is told. */
+static int waiter_result(const struct weir_waiter *waiter)
+{
+    switch (waiter->state) {
+    case WAITER_GRANTED:
+        return 0;
+    case WAITER_LATE:
+        return -ETIMEDOUT;
+    default:
+        WEIR_CHECK(waiter->state == WAITER_TOO_LARGE);
+        return -EDQUOT;
+    }
 }
 
 /* Under the lock: all who are done, as a chain by next. */
@@ -201,11 +252,19 @@ static struct weir_waiter *account_take_done(struct weir_account *account)
 int weir_account_poll(struct weir_account *account)
 {
     struct weir_governor *governor = account->governor;
-    bool none_done = atomic_load_explicit(&account->done_count, memory_order_relaxed) == 0;
     bool none_due = account->deadline_min_ns == UINT64_MAX;
     int woken_count = 0;
 
     WEIR_ASSERT(weir__account_is_mine(account));
+    if (weir__lease_bytes(account) > 0)
+        weir__lease_tick(account);
+    bool none_asked = atomic_load_explicit(&account->is_asked, memory_order_acquire) == 0;
+    uint64_t look_ns = weir__relaxed(&governor->reclaim_look_ns);
+
+    if (!none_asked || (look_ns != UINT64_MAX && weir__clock_ns() >= look_ns))
+        weir__account_poll_reclaim(account);
+
+    bool none_done = atomic_load_explicit(&account->done_count, memory_order_relaxed) == 0;
     if (none_done && none_due)
         return 0;
 
@@ -220,10 +279,10 @@ int weir_account_poll(struct weir_account *account)
     weir__governor_tell_and_unlock(governor);
 
     /* A wake may wait, charge or refund: whatever it causes comes with the next poll. */
-    weir__peak_raise(&account->peak_bytes, weir__account_charged(account));
+    weir__account_note_peak(account);
     while (waiter != NULL) {
         struct weir_waiter *next = waiter->next;
-        int result = waiter->state == WAITER_GRANTED ? 0 : -ETIMEDOUT;
+        int result = waiter_result(waiter);
         waiter->state = WAITER_IDLE;
         waiter->next = NULL;
         waiter->wake(waiter, result);

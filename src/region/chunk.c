@@ -21,6 +21,8 @@
  *       that ends; placed_count counts these chunks
  *   C6  fresh_count and hole_count count the chunks in these states; nothing is
  *       live in a hole
+ *   C7  a chunk that is FRESH, DIRTY, CLEAN or COLD and not set aside is in the list of
+ *       its kind and of its live bytes; a bit is set exactly when its list is not empty
  */
 #include "region/chunk.h"
 
@@ -38,39 +40,173 @@ static bool chunk_is_counted(enum weir__chunk_state state)
 
 /* ---- Queues ------------------------------------------------------------- */
 
-static void chunk_queue_append(struct weir__chunks *chunks, struct weir__chunk_queue *queue,
-                               uint64_t chunk)
+/* A queue runs through one pair of links or the other. */
+struct chunk_links {
+    uint32_t *next;
+    uint32_t *previous;
+};
+
+typedef struct chunk_links chunk_links_fn(struct weir__chunk *entry);
+
+static struct chunk_links chunk_state_links(struct weir__chunk *entry)
 {
-    struct weir__chunk *entry = &chunks->table[chunk];
+    return (struct chunk_links){&entry->next, &entry->previous};
+}
+
+static struct chunk_links chunk_fill_links(struct weir__chunk *entry)
+{
+    return (struct chunk_links){&entry->fill_next, &entry->fill_previous};
+}
+
+static inline void chunk_queue_append(struct weir__chunks *chunks, struct weir__chunk_queue *queue,
+                                      chunk_links_fn *links, uint64_t chunk)
+{
+    struct chunk_links entry = links(&chunks->table[chunk]);
     uint32_t number = (uint32_t)chunk + 1;
 
-    entry->next = 0;
-    entry->previous = queue->tail;
+    *entry.next = 0;
+    *entry.previous = queue->tail;
     if (queue->tail != 0)
-        chunks->table[queue->tail - 1].next = number;
+        *links(&chunks->table[queue->tail - 1]).next = number;
     else
         queue->head = number;
     queue->tail = number;
     queue->count++;
 }
 
-static void chunk_queue_remove(struct weir__chunks *chunks, struct weir__chunk_queue *queue,
-                               uint64_t chunk)
+static inline void chunk_queue_remove(struct weir__chunks *chunks, struct weir__chunk_queue *queue,
+                                      chunk_links_fn *links, uint64_t chunk)
+{
+    struct chunk_links entry = links(&chunks->table[chunk]);
+
+    WEIR_ASSERT(queue->count > 0);
+    if (*entry.previous != 0)
+        *links(&chunks->table[*entry.previous - 1]).next = *entry.next;
+    else
+        queue->head = *entry.next;
+    if (*entry.next != 0)
+        *links(&chunks->table[*entry.next - 1]).previous = *entry.previous;
+    else
+        queue->tail = *entry.previous;
+    *entry.next = 0;
+    *entry.previous = 0;
+    queue->count--;
+}
+
+/* ---- Lists by live bytes ------------------------------------------------ */
+
+/* CHUNK_KIND_COUNT: nobody looks for those. */
+static enum weir__chunk_kind chunk_kind(enum weir__chunk_state state)
+{
+    switch (state) {
+    case CHUNK_FRESH:
+        return CHUNK_KIND_FRESH;
+    case CHUNK_DIRTY:
+        return CHUNK_KIND_DIRTY;
+    case CHUNK_CLEAN:
+    case CHUNK_COLD:
+        return CHUNK_KIND_WRITTEN;
+    case CHUNK_NONE:
+    case CHUNK_WRITING:
+    case CHUNK_FILLING:
+    case CHUNK_HOLE:
+    case CHUNK_STATE_COUNT:
+        break;
+    }
+    return CHUNK_KIND_COUNT;
+}
+
+static uint32_t chunk_fill(uint32_t live)
+{
+    return weir__min(live / (uint32_t)CHUNK_FILL_BYTES, CHUNK_FILL_COUNT - 1);
+}
+
+static void chunk_unlist(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_kind kind)
 {
     struct weir__chunk *entry = &chunks->table[chunk];
 
-    WEIR_ASSERT(queue->count > 0);
-    if (entry->previous != 0)
-        chunks->table[entry->previous - 1].next = entry->next;
-    else
-        queue->head = entry->next;
-    if (entry->next != 0)
-        chunks->table[entry->next - 1].previous = entry->previous;
-    else
-        queue->tail = entry->previous;
-    entry->next = 0;
-    entry->previous = 0;
-    queue->count--;
+    if (entry->fill == CHUNK_FILL_ASIDE)
+        entry->fill = 0;
+    if (entry->fill == 0)
+        return;
+
+    struct weir__chunk_fills *fills = &chunks->fills[kind];
+    uint32_t fill = entry->fill - 1;
+    chunk_queue_remove(chunks, &fills->lists[fill], chunk_fill_links, chunk);
+    if (fills->lists[fill].count == 0)
+        fills->bits &= ~(UINT64_C(1) << fill);
+    entry->fill = 0;
+}
+
+static void chunk_list(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_kind kind)
+{
+    struct weir__chunk *entry = &chunks->table[chunk];
+
+    if (kind == CHUNK_KIND_COUNT)
+        return;
+
+    uint32_t fill = chunk_fill(weir__chunk_live(chunks, chunk));
+    chunk_queue_append(chunks, &chunks->fills[kind].lists[fill], chunk_fill_links, chunk);
+    chunks->fills[kind].bits |= UINT64_C(1) << fill;
+    entry->fill = fill + 1;
+}
+
+void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk)
+{
+    struct weir__chunk *entry = &chunks->table[chunk];
+    enum weir__chunk_kind kind = chunk_kind(weir__chunk_state(chunks, chunk));
+
+    if (entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1)
+        return;
+    chunk_unlist(chunks, chunk, kind);
+    chunk_list(chunks, chunk, kind);
+}
+
+void weir__chunk_set_aside(struct weir__chunks *chunks, uint64_t chunk)
+{
+    chunk_unlist(chunks, chunk, chunk_kind(weir__chunk_state(chunks, chunk)));
+    chunks->table[chunk].fill = CHUNK_FILL_ASIDE;
+}
+
+uint64_t weir__chunks_emptiest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
+                               uint64_t chunk)
+{
+    const struct weir__chunk_fills *fills = &chunks->fills[kind];
+    uint64_t bits = fills->bits;
+
+    if (chunk != CHUNK_NO) {
+        const struct weir__chunk *entry = &chunks->table[chunk];
+        WEIR_ASSERT(entry->fill > 0);
+        if (entry->fill_next != 0)
+            return entry->fill_next - 1;
+        bits &= -(UINT64_C(1) << (entry->fill - 1)) << 1;
+    }
+    return bits != 0 ? fills->lists[__builtin_ctzll(bits)].head - 1 : CHUNK_NO;
+}
+
+uint64_t weir__chunks_fullest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
+                              uint64_t chunk)
+{
+    const struct weir__chunk_fills *fills = &chunks->fills[kind];
+    uint64_t bits = fills->bits;
+
+    if (chunk != CHUNK_NO) {
+        const struct weir__chunk *entry = &chunks->table[chunk];
+        WEIR_ASSERT(entry->fill > 0);
+        if (entry->fill_next != 0)
+            return entry->fill_next - 1;
+        bits &= (UINT64_C(1) << (entry->fill - 1)) - 1;
+    }
+    return bits != 0 ? fills->lists[63 - __builtin_clzll(bits)].head - 1 : CHUNK_NO;
+}
+
+uint64_t weir__chunks_count(const struct weir__chunks *chunks, enum weir__chunk_kind kind)
+{
+    uint64_t count = 0;
+
+    for (uint64_t bits = chunks->fills[kind].bits; bits != 0; bits &= bits - 1)
+        count += chunks->fills[kind].lists[__builtin_ctzll(bits)].count;
+    return count;
 }
 
 void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_state state)
@@ -84,9 +220,9 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
     WEIR_CHECK(chunks->table[chunk].placed == 0); /* C5 */
 
     if (chunk_is_queued(before))
-        chunk_queue_remove(chunks, &chunks->queues[before], chunk);
+        chunk_queue_remove(chunks, &chunks->queues[before], chunk_state_links, chunk);
     if (chunk_is_queued(state))
-        chunk_queue_append(chunks, &chunks->queues[state], chunk);
+        chunk_queue_append(chunks, &chunks->queues[state], chunk_state_links, chunk);
     if (chunk_is_counted(before))
         chunks->resident_count--;
     if (chunk_is_counted(state))
@@ -97,6 +233,10 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
     chunks->hole_count += state == CHUNK_HOLE;
     weir__word_store(
         word, weir__chunk_word(weir__chunk_word_live(value), weir__chunk_word_pins(value), state));
+    if (chunk_kind(before) != chunk_kind(state)) {
+        chunk_unlist(chunks, chunk, chunk_kind(before));
+        chunk_list(chunks, chunk, chunk_kind(state));
+    }
 }
 
 /* ---- Ranges ------------------------------------------------------------- */
@@ -119,16 +259,13 @@ static uint64_t chunk_last(uint64_t offset, uint64_t space)
 void weir__chunks_add_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
-        weir__word_add(&chunks->table[i].word, chunk_overlap(i, offset, offset + space));
+        weir__chunk_add_live(chunks, i, chunk_overlap(i, offset, offset + space));
 }
 
 void weir__chunks_sub_live_many(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
-    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++) {
-        uint32_t bytes = chunk_overlap(i, offset, offset + space);
-        WEIR_ASSERT(weir__chunk_live(chunks, i) >= bytes);
-        weir__word_add(&chunks->table[i].word, -(uint64_t)bytes);
-    }
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
+        weir__chunk_sub_live(chunks, i, chunk_overlap(i, offset, offset + space));
 }
 
 void weir__chunks_pin(struct weir__chunks *chunks, uint64_t offset, uint64_t space)
@@ -145,6 +282,8 @@ void weir__chunks_unpin(struct weir__chunks *chunks, uint64_t offset, uint64_t s
         WEIR_ASSERT(weir__chunk_pins(chunks, i) > 0);
         weir__word_add(&chunks->table[i].word, -weir__chunk_word(0, 1, 0));
         chunks->pinned_count -= weir__chunk_pins(chunks, i) == 0;
+        if (weir__chunk_is_aside(chunks, i))
+            weir__chunk_file(chunks, i);
     }
 }
 
@@ -212,11 +351,38 @@ void weir__chunks_touch_many(struct weir__chunks *chunks, uint64_t offset, uint6
 
 /* ---- Audit -------------------------------------------------------------- */
 
+static void chunk_audit_fill(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    const struct weir__chunk *entry = &chunks->table[chunk];
+    bool has_kind = chunk_kind(weir__chunk_state(chunks, chunk)) != CHUNK_KIND_COUNT;
+
+    if (!has_kind)
+        WEIR_CHECK(entry->fill == 0); /* C7 */
+    else if (entry->fill != CHUNK_FILL_ASIDE)
+        WEIR_CHECK(entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1);
+}
+
+static uint64_t chunk_audit_kind(const struct weir__chunks *chunks, enum weir__chunk_kind kind)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = weir__chunks_emptiest(chunks, kind, CHUNK_NO); i != CHUNK_NO;
+         i = weir__chunks_emptiest(chunks, kind, i)) {
+        WEIR_CHECK(chunk_kind(weir__chunk_state(chunks, i)) == kind); /* C7 */
+        count++;
+    }
+    WEIR_CHECK(count == weir__chunks_count(chunks, kind));
+    for (uint32_t i = 0; i < CHUNK_FILL_COUNT; i++)
+        WEIR_CHECK((chunks->fills[kind].bits >> i & 1) == (chunks->fills[kind].lists[i].count > 0));
+    return count;
+}
+
 void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
 {
     uint64_t counts[CHUNK_STATE_COUNT] = {0};
     uint64_t resident = 0;
     uint64_t pinned = 0;
+    uint64_t listed = 0;
     uint64_t placed = 0;
 
     for (uint64_t i = 0; i < file_chunks; i++) {
@@ -235,7 +401,12 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         }
         if (chunks->table[i].doubted != 0)
             WEIR_CHECK(chunks->table[i].placed > 0);
+        listed += chunks->table[i].fill > 0 && !weir__chunk_is_aside(chunks, i);
+        chunk_audit_fill(chunks, i);
     }
+    for (uint32_t kind = 0; kind < CHUNK_KIND_COUNT; kind++)
+        listed -= chunk_audit_kind(chunks, (enum weir__chunk_kind)kind);
+    WEIR_CHECK(listed == 0);
     for (uint64_t i = file_chunks; i < chunks->count_max; i++)
         WEIR_CHECK(weir__chunk_state(chunks, i) == CHUNK_NONE);
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */

@@ -33,6 +33,28 @@ struct weir__chunk_queue {
     uint32_t count;
 };
 
+/* Kinds of chunks of which somebody looks for the fullest or the emptiest. */
+enum weir__chunk_kind {
+    CHUNK_KIND_FRESH,
+    CHUNK_KIND_DIRTY,
+    CHUNK_KIND_WRITTEN, /* CLEAN and COLD */
+    CHUNK_KIND_COUNT,
+};
+
+#define CHUNK_NO         UINT64_MAX
+#define CHUNK_FILL_COUNT 64
+#define CHUNK_FILL_BYTES (LAYOUT_CHUNK_BYTES / CHUNK_FILL_COUNT)
+#define CHUNK_FILL_ASIDE UINT32_MAX
+#define CHUNK_FILL_MASK  (2 * LAYOUT_CHUNK_BYTES - CHUNK_FILL_BYTES) /* of live bytes */
+
+_Static_assert((CHUNK_FILL_BYTES & (CHUNK_FILL_BYTES - 1)) == 0, "the lists part at a bit");
+
+/* By live bytes: a list for each 32 KiB, and which of them are not empty. */
+struct weir__chunk_fills {
+    uint64_t bits;
+    struct weir__chunk_queue lists[CHUNK_FILL_COUNT];
+};
+
 struct weir__chunks {
     struct weir__chunk *table;                          /* fixed */
     uint64_t count_max;                                 /* fixed */
@@ -43,6 +65,7 @@ struct weir__chunks {
     uint64_t fresh_count;                               /* C6 */
     uint64_t hole_count;                                /* C6 */
     struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
+    struct weir__chunk_fills fills[CHUNK_KIND_COUNT];   /* C7 */
 };
 
 static inline uint64_t weir__chunk_of(uint64_t offset)
@@ -77,7 +100,7 @@ static inline uint32_t weir__chunk_pins(const struct weir__chunks *chunks, uint6
     return weir__chunk_word_pins(weir__word_load(&chunks->table[chunk].word));
 }
 
-/* Change its state, and with it queue and resident count. */
+/* Change its state, and with it queue, list and resident count. */
 void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_state state);
 
 /* Whether [offset, offset + space) lies in one chunk, as nearly every item does. */
@@ -85,6 +108,54 @@ static inline bool weir__chunk_is_one(uint64_t offset, uint64_t space)
 {
     WEIR_ASSERT(space > 0);
     return weir__chunk_of(offset) == weir__chunk_of(offset + space - 1);
+}
+
+/*
+ * The chunk with the fewest live bytes of this kind, to 32 KiB; of several the one
+ * that is so for longest. @chunk is the answer before, for the next one, or
+ * CHUNK_NO; so is the answer at the end. O(1) each.
+ */
+uint64_t weir__chunks_emptiest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
+                               uint64_t chunk);
+
+/* The same from the other end. */
+uint64_t weir__chunks_fullest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
+                              uint64_t chunk);
+
+static inline bool weir__chunk_is_aside(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return chunks->table[chunk].fill == CHUNK_FILL_ASIDE;
+}
+
+/* How many of this kind stand in the lists. */
+uint64_t weir__chunks_count(const struct weir__chunks *chunks, enum weir__chunk_kind kind);
+
+/* Nobody is told of it again before something in it is freed or unpinned, or its state changes. */
+void weir__chunk_set_aside(struct weir__chunks *chunks, uint64_t chunk);
+
+/* It stands in the list where it belongs: its live bytes have passed a border, or it was set aside. */
+void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk);
+
+static inline void weir__chunk_add_live(struct weir__chunks *chunks, uint64_t chunk, uint64_t bytes)
+{
+    struct weir__chunk *entry = &chunks->table[chunk];
+    uint64_t before = weir__word_load(&entry->word);
+
+    weir__word_store(&entry->word, before + bytes);
+    if (WEIR_UNLIKELY(((before ^ (before + bytes)) & CHUNK_FILL_MASK) != 0))
+        weir__chunk_file(chunks, chunk);
+}
+
+static inline void weir__chunk_sub_live(struct weir__chunks *chunks, uint64_t chunk, uint64_t bytes)
+{
+    struct weir__chunk *entry = &chunks->table[chunk];
+    uint64_t before = weir__word_load(&entry->word);
+
+    WEIR_ASSERT(weir__chunk_word_live(before) >= bytes);
+    weir__word_store(&entry->word, before - bytes);
+    if (WEIR_UNLIKELY(((before ^ (before - bytes)) & CHUNK_FILL_MASK) != 0 ||
+                      entry->fill == CHUNK_FILL_ASIDE))
+        weir__chunk_file(chunks, chunk);
 }
 
 /* The space of [offset, offset + space) became live, or stopped being so. */
@@ -95,7 +166,7 @@ static inline void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t o
                                          uint64_t space)
 {
     if (WEIR_LIKELY(weir__chunk_is_one(offset, space)))
-        weir__word_add(&chunks->table[weir__chunk_of(offset)].word, space);
+        weir__chunk_add_live(chunks, weir__chunk_of(offset), space);
     else
         weir__chunks_add_live_many(chunks, offset, space);
 }
@@ -103,12 +174,10 @@ static inline void weir__chunks_add_live(struct weir__chunks *chunks, uint64_t o
 static inline void weir__chunks_sub_live(struct weir__chunks *chunks, uint64_t offset,
                                          uint64_t space)
 {
-    if (WEIR_LIKELY(weir__chunk_is_one(offset, space))) {
-        WEIR_ASSERT(weir__chunk_live(chunks, weir__chunk_of(offset)) >= space);
-        weir__word_add(&chunks->table[weir__chunk_of(offset)].word, -space);
-    } else {
+    if (WEIR_LIKELY(weir__chunk_is_one(offset, space)))
+        weir__chunk_sub_live(chunks, weir__chunk_of(offset), space);
+    else
         weir__chunks_sub_live_many(chunks, offset, space);
-    }
 }
 
 /* All chunks of [offset, offset + space) get a pin more, or less. */

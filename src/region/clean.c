@@ -2,55 +2,97 @@
 /*
  * clean - space back from chunks that are mostly holes
  *
- *      cold, sparse          fetched, verified         stored anew
- *      | a |  | b |    |  -> a b c in buffers  ->  | a b c ...   |
+ *      written, sparse       read as it is         verified, stored anew
+ *      | a |  | b |    |  -> | a |  | b |    |  -> | a | b | ...       |
  *      nothing live: the chunk is emptied, all of it can be stored to
  *
  * Holes in chunks that are on disk cannot be filled without reading the chunk
- * back. So when they are more than a quarter of what is live, the chunk with the
- * fewest live bytes (greedy, as in the log-structured file system of Rosenblum
- * and Ousterhout, 1991) is emptied: its items are fetched like any others, in
- * small batches inside the fetch budget, and stored at a new place. The slot
- * stays, for it names the entry and not the place. With everything in memory
- * nothing rests, and none of this happens.
+ * back. So the file is let grow to a quarter more than what is live, and from
+ * then on chunks to be stored to come from here: the one with the fewest live
+ * bytes (greedy, as in the log-structured file system of Rosenblum and
+ * Ousterhout, 1991) is emptied. It is read into a buffer that is the cleaner's
+ * own, and its items are stored at a new place, a bounded number of bytes each
+ * tick. The slot stays, for it names the entry and not the place. With
+ * everything in memory nothing rests, and none of this happens.
  *
- * What is pinned, under construction or too large for a buffer stays; a chunk
- * that holds such an item is left alone until something in it is freed.
+ * Later is better: whatever is freed before a chunk is emptied need not be moved.
+ * So the next chunk is begun only when few are left that can be stored to; the
+ * last of these are for the cleaner, and puts wait rather than take them.
  *
- *   L1  asked_count requests of ours are under way or told
+ * What survived lives on longer than what was just put, so it is not mixed with
+ * that: it is packed into chunks of its own (the nest), which are soon written.
+ *
+ * What is pinned, under construction or too large for the buffer stays; a chunk
+ * that holds such an item is set aside until something in it is freed or unpinned.
+ *
+ *   L1  a window that is being read has its half of the buffer, or all of it
+ *   L2  what a window holds is as it was in the file, unless it is void
+ *   L3  the nest is an extent of nobody at the end of a chunk that counts as open
  */
 #include "region/region_state.h"
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/clock.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define CLEAN_NONE        UINT64_MAX
-#define CLEAN_BATCH_COUNT 1024
-#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
-#define CLEAN_LOOK_MAX    UINT64_C(1024)           /* chunks: 2 GiB of the file */
-#define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
+#define CLEAN_ALIGNMENT  UINT64_C(4096)
+#define CLEAN_CHUNKS_MIN 3                        /* one is filled, one is written, one is read */
+#define CLEAN_NEST_MIN   3                        /* chunks in memory, to have one for survivors */
+#define CLEAN_REST_MIN   (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
+#define CLEAN_ITEM_COST  UINT64_C(512)            /* a small item takes as long as so many bytes */
+#define CLEAN_LIVE_MAX   (LAYOUT_CHUNK_BYTES * 3 / 4)
+#define CLEAN_LOW_BYTES  (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
+#define CLEAN_KEEP_BYTES (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_FULL_NS    UINT64_C(100000000)      /* after the file could not grow */
+
+/* ---- When --------------------------------------------------------------- */
 
 static uint64_t clean_live(const struct weir_region *region)
 {
     return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
 }
 
-/* Too much rests: a quarter of what is live. */
+/* Bytes of the file that have blocks. */
+static uint64_t clean_file(const struct weir_region *region)
+{
+    return region->store.file_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
+}
+
+/* So many are no reason to clean. */
+static uint64_t clean_goal(const struct weir_region *region)
+{
+    return clean_live(region) / 128 * 163 + CLEAN_REST_MIN;
+}
+
+static uint64_t clean_fresh(const struct weir_region *region)
+{
+    return region->chunks.fresh_count * LAYOUT_CHUNK_BYTES;
+}
+
+bool weir__clean_may_grow(const struct weir_region *region)
+{
+    uint64_t end = clean_file(region) + LAYOUT_CHUNK_BYTES;
+
+    if (!region->pager.writes_back)
+        return true;
+    return region->cleaner.full_until_ns == 0 && end <= region->bytes_max &&
+           end <= clean_goal(region);
+}
+
+/* Chunks to be stored to get few, or there was a time when far more was live. */
 static bool clean_is_due(const struct weir_region *region)
 {
     uint64_t resting = weir__growth_resting(region);
 
-    return resting > CLEAN_REST_MIN && resting > clean_live(region) / 4;
-}
-
-bool weir__clean_is_behind(const struct weir_region *region)
-{
-    uint64_t resting = weir__growth_resting(region);
-
-    return resting > 2 * CLEAN_REST_MIN && resting > clean_live(region) * 2 / 5;
+    if (resting <= CLEAN_REST_MIN)
+        return false;
+    if (resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
+        return true;
+    return !weir__clean_may_grow(region) &&
+           clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
 /*
@@ -62,191 +104,555 @@ static bool clean_is_cramped(const struct weir_region *region)
     return region->chunks.resident_max < region->chunks.pinned_count + CLEAN_CHUNKS_MIN;
 }
 
-static bool clean_may_take(const struct weir_region *region, uint64_t chunk)
+/* One chunk more, from a hole or behind the file. */
+static bool clean_grow(struct weir_region *region)
 {
-    enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
-    const struct weir__chunk *entry = &region->chunks.table[chunk];
+    int r = -ENOSPC;
 
-    if (state != CHUNK_CLEAN && state != CHUNK_COLD)
-        return false;
-    return weir__chunk_pins(&region->chunks, chunk) == 0 &&
-           entry->left_live != weir__chunk_live(&region->chunks, chunk);
+    if (region->chunks.hole_count > 0)
+        r = weir__growth_refill(region, LAYOUT_CHUNK_BYTES);
+    if (r < 0)
+        r = weir__growth_reach(region, region->store.file_bytes + LAYOUT_CHUNK_BYTES);
+    if (r == -EDQUOT || r == -ENOSPC)
+        region->cleaner.full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
+    return r == 0;
 }
 
-void weir__clean_look_again(struct weir_region *region)
+bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
 {
-    region->cleaner.looked_count = 0;
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    if (clean_file(region) <= clean_goal(region))
+        cleaner->borrowed_bytes = 0;
+    if (clean_fresh(region) >
+        CLEAN_KEEP_BYTES + cleaner->borrowed_bytes + weir__round_down(space, LAYOUT_CHUNK_BYTES))
+        return true;
+    bool may_grow =
+        weir__clean_may_grow(region) || (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region));
+    if (may_grow && clean_grow(region))
+        return true;
+    return !weir__clean_advance(region, true, CLEAN_PUT_BYTES);
+}
+
+/* ---- What --------------------------------------------------------------- */
+
+void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry)
+{
+    uint64_t first = weir__chunk_of(weir__entry_offset(entry));
+    uint64_t last = weir__chunk_of(weir__entry_offset(entry) + weir__entry_space(entry) - 1);
+
+    for (uint64_t chunk = first; chunk <= last; chunk++)
+        if (weir__chunk_is_aside(&region->chunks, chunk))
+            weir__chunk_file(&region->chunks, chunk);
+}
+
+static bool clean_has_window(const struct weir_region *region, uint64_t chunk)
+{
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (region->cleaner.windows[i].chunk == chunk)
+            return true;
+    return false;
+}
+
+/* Whether what is live in @chunk has room elsewhere: on a full disk, too, before it is read. */
+static bool clean_has_room(const struct weir_region *region, uint64_t chunk)
+{
+    uint64_t bytes = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes);
+
+    if (region->cleaner.full_until_ns == 0)
+        bytes += region->bytes_max - clean_file(region);
+    return bytes >= weir__chunk_live(&region->chunks, chunk);
+}
+
+/* The chunk with the fewest live bytes, if at least a quarter of it rests. */
+static uint64_t clean_choose(struct weir_region *region)
+{
+    struct weir__chunks *chunks = &region->chunks;
+    uint64_t chunk = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, CHUNK_NO);
+
+    while (chunk != CHUNK_NO && weir__chunk_live(chunks, chunk) < CLEAN_LIVE_MAX) {
+        uint64_t next = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, chunk);
+        if (weir__chunk_pins(chunks, chunk) > 0)
+            weir__chunk_set_aside(chunks, chunk);
+        else if (!clean_has_window(region, chunk))
+            return chunk;
+        chunk = next;
+    }
+    return CHUNK_NO;
+}
+
+/* ---- Windows ------------------------------------------------------------ */
+
+static char *clean_buffer(const struct weir_region *region, const struct weir__window *window)
+{
+    const struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t half = cleaner->buffer_bytes / 2;
+
+    return cleaner->buffer + (window == &cleaner->windows[0] ? 0 : half);
+}
+
+static bool clean_is_alone(const struct weir_region *region, const struct weir__window *window)
+{
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (&region->cleaner.windows[i] != window && region->cleaner.windows[i].chunk != CHUNK_NO)
+            return false;
+    return true;
+}
+
+/* Half of the buffer; for an item that is longer all of it, if nobody has the other half (L1). */
+static uint64_t clean_room(const struct weir_region *region, const struct weir__window *window,
+                           uint64_t bytes)
+{
+    const struct weir__cleaner *cleaner = &region->cleaner;
+    bool has_all = bytes > cleaner->buffer_bytes / 2 && window == &cleaner->windows[0] &&
+                   clean_is_alone(region, window);
+
+    return has_all ? cleaner->buffer_bytes : cleaner->buffer_bytes / 2;
+}
+
+static bool clean_may_start(struct weir_region *region, const struct weir__window *window)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    const struct weir__window *first = &cleaner->windows[0];
+
+    if (window->chunk != CHUNK_NO)
+        return false;
+    if (cleaner->needs_all && !clean_is_alone(region, window))
+        return false; /* an item waits for the whole buffer */
+    cleaner->needs_all = false;
+    return window == first || first->chunk == CHUNK_NO || first->bytes <= cleaner->buffer_bytes / 2;
+}
+
+static void clean_end(struct weir__window *window)
+{
+    const struct weir__cleaner *cleaner = &window->region->cleaner;
+    bool has_all = window->bytes > cleaner->buffer_bytes / 2;
+
+    if (window->region->wipes && cleaner->buffer != NULL)
+        memset(clean_buffer(window->region, window), 0, cleaner->buffer_bytes / (has_all ? 1 : 2));
+    window->chunk = CHUNK_NO;
+    window->is_read = false;
+}
+
+/* Not again before something in it is freed or unpinned. */
+static void clean_leave(struct weir_region *region, struct weir__window *window)
+{
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, window->chunk);
+
+    if (state == CHUNK_CLEAN || state == CHUNK_COLD)
+        weir__chunk_set_aside(&region->chunks, window->chunk);
+    clean_end(window);
+}
+
+static bool clean_is_movable(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__entry *entry = weir__region_entry(region, index);
+    struct weir_slot slot = {index, weir__entry_generation(entry)};
+
+    enum weir__extent_state state = weir__entry_state(entry);
+
+    return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
+           !weir__fetches_are_held(region, slot);
+}
+
+/* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
+static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk, uint64_t from)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+    uint32_t index = region->chunks.table[chunk].first;
+
+    while (index != 0) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        enum weir__extent_state state = weir__entry_state(entry);
+        uint64_t offset = weir__entry_offset(entry);
+        if (offset >= end)
+            return 0;
+        if (offset >= from && state != EXTENT_FREE && state != EXTENT_RESTING)
+            return index;
+        index = weir__entry_next(entry);
+    }
+    return 0;
+}
+
+/* There is nothing more to be read of the chunk, or not now. */
+static void clean_stop(struct weir_region *region, struct weir__window *window)
+{
+    if (region->cleaner.needs_all)
+        clean_end(window);
+    else
+        clean_leave(region, window);
 }
 
 /*
- * The chunk with the fewest live bytes, if at least a quarter of it rests: of the
- * next CLEAN_LOOK_MAX, for a put may wait here. Once around in vain is enough.
+ * Read what comes next of the chunk: as many items as there is room for. false:
+ * there are none, or one of them cannot be moved, and then the others need not.
  */
-static uint64_t clean_choose(struct weir_region *region)
+static bool clean_read(struct weir_region *region, struct weir__window *window)
+{
+    uint32_t index = clean_next_item(region, window->chunk, window->next);
+    uint64_t end = 0;
+
+    window->from = 0;
+    while (index != 0) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        uint64_t offset = weir__entry_offset(entry);
+        uint64_t item_end = offset + weir__entry_space(entry);
+        uint64_t from = end == 0 ? weir__round_down(offset, CLEAN_ALIGNMENT) : window->from;
+        if (!clean_is_movable(region, index))
+            return false;
+        uint64_t bytes = weir__round_up(item_end, CLEAN_ALIGNMENT) - from;
+        if (bytes > clean_room(region, window, end == 0 ? bytes : 0)) {
+            region->cleaner.needs_all |= end == 0 && bytes <= region->cleaner.buffer_bytes;
+            break;
+        }
+        window->from = from;
+        end = item_end;
+        index = clean_next_item(region, window->chunk, item_end);
+    }
+    if (end == 0)
+        return false;
+
+    window->next = end;
+    window->is_void = false;
+    window->is_reading = true;
+    window->is_read = false;
+    window->bytes = weir__round_up(end, CLEAN_ALIGNMENT) - window->from;
+    weir__fetches_read_own(region, &window->operation, clean_buffer(region, window), window->bytes,
+                           window->from);
+    return true;
+}
+
+static void clean_read_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__window *window = WEIR_CONTAINER_OF(operation, struct weir__window, operation);
+    struct weir_region *region = window->region;
+
+    (void)flags;
+    window->is_reading = false;
+    weir__fetches_uncache(region, window->from, window->bytes);
+    if (window->is_void) {
+        clean_end(window);
+    } else if (result < 0 || (uint64_t)result != window->bytes) {
+        region->read_error_count++;
+        clean_leave(region, window);
+    } else {
+        weir__word_add(&weir__region_figures(region)->read_bytes, window->bytes);
+        window->is_read = true;
+    }
+}
+
+void weir__clean_forget(struct weir_region *region, uint64_t chunk)
+{
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
+        struct weir__window *window = &region->cleaner.windows[i];
+        if (window->chunk != chunk)
+            continue;
+        window->is_void = true;
+        if (!window->is_reading)
+            clean_end(window);
+    }
+}
+
+/* ---- The nest ----------------------------------------------------------- */
+
+static void clean_close_nest(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
-    uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
-    uint64_t best = CLEAN_NONE;
-    uint64_t best_live = LAYOUT_CHUNK_BYTES * 3 / 4;
+    uint32_t nest = cleaner->nest;
 
-    if (cleaner->looked_count >= chunk_count)
-        return CLEAN_NONE;
-    for (uint64_t left = weir__min(chunk_count, CLEAN_LOOK_MAX); left > 0; left--) {
-        uint64_t chunk = cleaner->cursor < chunk_count ? cleaner->cursor : 0;
-        uint64_t live = weir__chunk_live(&region->chunks, chunk);
-        cleaner->cursor = chunk + 1;
-        cleaner->looked_count++;
-        if (live < best_live && clean_may_take(region, chunk)) {
-            best = chunk;
-            best_live = live;
-        }
+    if (cleaner->nest_chunk == CHUNK_NO)
+        return;
+    WEIR_ASSERT(region->chunks.table[cleaner->nest_chunk].open > 0); /* L3 */
+    region->chunks.table[cleaner->nest_chunk].open--;
+    cleaner->nest_chunk = CHUNK_NO;
+    cleaner->nest = 0;
+    if (nest != 0)
+        weir__space_release(region, nest);
+}
+
+/* A chunk in which nothing is, for survivors only. */
+static bool clean_open_nest(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t chunk = weir__chunks_emptiest(&region->chunks, CHUNK_KIND_FRESH, CHUNK_NO);
+
+    if (region->chunks.resident_max < region->chunks.pinned_count + CLEAN_NEST_MIN)
+        return false;
+    if (chunk != CHUNK_NO && chunk * LAYOUT_CHUNK_BYTES >= region->mark_bytes)
+        chunk = weir__chunk_of(weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES));
+    if (chunk == CHUNK_NO || (chunk + 1) * LAYOUT_CHUNK_BYTES > region->store.file_bytes ||
+        weir__chunk_state(&region->chunks, chunk) != CHUNK_FRESH ||
+        weir__chunk_live(&region->chunks, chunk) > 0)
+        return false;
+    if (weir__table_ready(region, region->spare_min) < 0)
+        return false;
+    cleaner->nest = weir__space_take_chunk(region, chunk);
+    cleaner->nest_chunk = chunk;
+    region->chunks.table[chunk].open++;
+    return true;
+}
+
+/* Where @space bytes of a survivor go; -EAGAIN: no memory now. */
+static int clean_place(struct weir_region *region, uint64_t space, uint64_t alignment,
+                       uint32_t *ret_target)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    bool fits;
+
+    if (cleaner->nest_chunk != CHUNK_NO &&
+        !weir__chunk_is_storable(weir__chunk_state(&region->chunks, cleaner->nest_chunk)))
+        clean_close_nest(region); /* written, for others were pinned */
+    fits =
+        cleaner->nest != 0 && weir__entry_space(weir__region_entry(region, cleaner->nest)) >= space;
+    if (alignment > LAYOUT_GRANULE) {
+        fits = false; /* it would leave gaps */
+    } else if (!fits && space <= LAYOUT_CHUNK_BYTES / 4) {
+        clean_close_nest(region);
+        fits = clean_open_nest(region);
     }
-    if (best != CLEAN_NONE)
-        cleaner->looked_count = 0;
-    return best;
-}
-
-/* Not again before something in it is freed. */
-static void clean_leave(struct weir_region *region)
-{
-    uint64_t chunk = region->cleaner.chunk;
-
-    region->chunks.table[chunk].left_live = weir__chunk_live(&region->chunks, chunk);
-    region->cleaner.chunk = CLEAN_NONE;
-}
-
-/* The next live items of the chunk, a batch of them; 0: one of them cannot be moved. */
-static size_t clean_gather(const struct weir_region *region, struct weir_slot *slots)
-{
-    const struct weir__cleaner *cleaner = &region->cleaner;
-    uint64_t end = (cleaner->chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint64_t bytes_max = (region->fetches.bytes_max - region->fetches.step_bytes) / 2;
-    uint64_t bytes = 0;
-    size_t count = 0;
-
-    for (uint32_t index = region->chunks.table[cleaner->chunk].first; index != 0;) {
-        const struct weir__entry *entry = weir__region_entry(region, index);
-        struct weir_slot slot = {index, weir__entry_generation(entry)};
-        enum weir__extent_state state = weir__entry_state(entry);
-
-        if (weir__entry_offset(entry) >= end || count == CLEAN_BATCH_COUNT)
-            break;
-        index = weir__entry_next(entry);
-        if (state == EXTENT_FREE || state == EXTENT_RESTING)
-            continue;
-        if (state != EXTENT_LIVE || weir__entry_bytes(entry) > bytes_max ||
-            weir__fetches_are_held(region, slot))
-            return 0;
-        bytes += weir__entry_space(entry);
-        if (bytes > bytes_max && count > 0)
-            break;
-        slots[count++] = slot;
+    if (!fits) {
+        uint64_t file_bytes = clean_file(region);
+        int r = weir__region_take(region, space, alignment, ret_target);
+        cleaner->borrowed_bytes += clean_file(region) - file_bytes;
+        if (r == -EDQUOT || r == -ENOSPC)
+            cleaner->full_until_ns = weir__clock_ns() + CLEAN_FULL_NS;
+        return r;
     }
-    return count;
+
+    if (weir__chunk_state(&region->chunks, cleaner->nest_chunk) == CHUNK_FRESH &&
+        !weir__pager_make_room(region, 1))
+        return -EAGAIN;
+    int r = weir__table_ready(region, region->spare_min);
+    if (r < 0)
+        return r;
+    *ret_target = weir__space_carve(region, &cleaner->nest, space);
+    return 0;
 }
 
-/* One item has come: give it a new place. 1: moved; 0: it stays; -EAGAIN: no room now. */
-static int clean_move(struct weir_region *region, struct weir_slot slot)
+/* ---- Moving ------------------------------------------------------------- */
+
+/* One item, as it came: 0, -EAGAIN (no room now), or why it stays. */
+static int clean_move(struct weir_region *region, struct weir__window *window, uint32_t index)
 {
-    struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
-    const void *data;
-    uint32_t target;
-
-    if (entry == NULL || weir__fetches_are_held(region, slot))
-        return 0;
-
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t offset = weir__entry_offset(entry);
     uint64_t bytes = weir__entry_bytes(entry);
     uint64_t space = weir__entry_space(entry);
-    if (weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry), space))
-        return 0; /* it is out already */
-    int r = weir__region_take(region, space, weir__entry_alignment(entry), !region->cleaner.is_full,
-                              &target);
-    region->cleaner.is_full |= r == -ENOSPC || r == -EDQUOT;
+    char *data = clean_buffer(region, window) + (offset - window->from);
+    uint32_t target;
+
+    weir__fetches_overlay(region, offset, bytes, data);
+    /* A damaged one is no better elsewhere, but it must not hold its chunk for ever. */
+    if (weir__entry_state(entry) == EXTENT_LIVE &&
+        weir__sum(data, bytes) != region->slots.sums[index])
+        return -EBADMSG;
+    int r = clean_place(region, space, weir__entry_alignment(entry), &target);
     if (r < 0)
-        return r == -EAGAIN ? r : 0;
-    /* Only now: room for the new place may have been made by dropping the old one. */
-    if (weir_region_at(region, slot, &data, NULL) < 0) {
-        weir__space_release(region, target);
-        return 0;
-    }
+        return r;
 
     uint64_t to = weir__entry_offset(weir__region_entry(region, target));
     weir__chunks_touch(&region->chunks, to, space);
     if (bytes > 0)
         memcpy(region->store.base + to, data, bytes);
-    weir__space_move(region, slot.index, target);
+    weir__space_move(region, index, target);
     region->cleaner.moved_bytes += bytes;
-    return 1;
+    return 0;
+}
+
+/*
+ * An item came back other than it was put. It is read once more, as the first of
+ * its window; then it is damaged, unless part of it is in another chunk, which may
+ * have been on its way to the disk meanwhile.
+ */
+static void clean_doubt(struct weir_region *region, struct weir__window *window, uint32_t index)
+{
+    const struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t offset = weir__entry_offset(entry);
+
+    window->is_read = false;
+    if (window->doubted == index) {
+        region->read_error_count++;
+        window->doubted = 0;
+        if (!weir__chunk_is_one(offset, weir__entry_space(entry))) {
+            clean_leave(region, window);
+            return;
+        }
+        weir__space_damage(region, index);
+    } else {
+        window->doubted = index;
+    }
+    window->next = offset;
+    if (!clean_read(region, window))
+        clean_stop(region, window);
+}
+
+/*
+ * Items of a window that has come, as far as there is room, up to @budget bytes;
+ * what is left of the budget. A window that is done with goes on to the next.
+ */
+static uint64_t clean_move_window(struct weir_region *region, struct weir__window *window,
+                                  uint64_t budget)
+{
+    while (window->is_read && budget > 0) {
+        uint32_t index = clean_next_item(region, window->chunk, window->from);
+        const struct weir__entry *entry = index != 0 ? weir__region_entry(region, index) : NULL;
+        uint64_t space = entry != NULL ? weir__entry_space(entry) : 0;
+
+        if (entry == NULL || weir__entry_offset(entry) + space > window->next) {
+            window->is_read = false;
+            if (!clean_read(region, window))
+                clean_stop(region, window);
+            break;
+        }
+        int r = clean_is_movable(region, index) ? clean_move(region, window, index) : -EBUSY;
+        region->cleaner.is_stuck = r == -EAGAIN;
+        if (r == -EAGAIN)
+            return 0;
+        if (r == -EDQUOT || r == -ENOSPC || r == -ENOMEM) {
+            clean_end(window); /* there is no room for it */
+            break;
+        }
+        if (r == -EBADMSG) {
+            clean_doubt(region, window, index);
+            break;
+        }
+        if (r < 0) {
+            clean_leave(region, window);
+            break;
+        }
+        budget -= weir__min(budget, weir__max(space, CLEAN_ITEM_COST));
+    }
+    return budget;
+}
+
+/*
+ * One chunk after the other: two that are half emptied have taken room and given
+ * none. What is behind the first is only read ahead.
+ */
+static void clean_move_read(struct weir_region *region, uint64_t budget)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT && budget > 0; i++) {
+        if (cleaner->windows[cleaner->first].chunk == CHUNK_NO)
+            cleaner->first = (cleaner->first + 1) % CLEAN_WINDOW_COUNT;
+        budget = clean_move_window(region, &cleaner->windows[cleaner->first], budget);
+        if (cleaner->windows[cleaner->first].chunk != CHUNK_NO)
+            return;
+    }
+}
+
+/* ---- Advancing ---------------------------------------------------------- */
+
+static bool clean_has_buffer(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    if (cleaner->buffer == NULL)
+        cleaner->buffer = weir__arena_alloc(&cleaner->arena, cleaner->buffer_bytes);
+    return cleaner->buffer != NULL;
+}
+
+static void clean_start(struct weir_region *region, struct weir__window *window)
+{
+    uint64_t chunk = clean_choose(region);
+
+    if (chunk == CHUNK_NO || !clean_has_room(region, chunk) || !clean_has_buffer(region))
+        return;
+    window->chunk = chunk;
+    window->next = 0;
+    window->bytes = 0;
+    window->doubted = 0;
+    if (!clean_read(region, window))
+        clean_stop(region, window);
 }
 
 /* Whether waiting helps: something is being read, or there will be room for what came. */
 static bool clean_is_moving(const struct weir_region *region)
 {
-    if (region->cleaner.asked_count == 0)
-        return false;
-    return region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0;
-}
+    bool has_read = false;
 
-/*
- * What has come is moved, as far as there is room. Where nothing is under way
- * that could make room, what is in memory is pinned: it stays, and its buffers
- * are for those who perhaps wait for them before they unpin.
- */
-static void clean_take_told(struct weir_region *region)
-{
-    struct weir__cleaner *cleaner = &region->cleaner;
-    struct weir_slot slot;
-    bool has_room = true;
-
-    while (weir__fetches_next_own(region, &slot)) {
-        int r = has_room ? clean_move(region, slot) : 0;
-        if (r == -EAGAIN) {
-            weir__pager_advance(region);
-            if (region->chunks.queues[CHUNK_WRITING].count > 0)
-                return;
-            has_room = false;
-            r = 0;
-        }
-        WEIR_ASSERT(cleaner->asked_count > 0); /* L1 */
-        cleaner->moved_count += (uint32_t)r;
-        cleaner->asked_count--;
-        weir__fetches_done_own(region);
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
+        if (region->cleaner.windows[i].is_reading)
+            return true;
+        has_read |= region->cleaner.windows[i].is_read;
     }
+    return has_read &&
+           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0);
 }
 
-static void clean_ask(struct weir_region *region)
+/* No chunk is being emptied, and little rests: what the cleaner holds goes. */
+static void clean_retire(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
-    struct weir_slot slots[CLEAN_BATCH_COUNT];
-    size_t count = clean_gather(region, slots);
 
-    cleaner->moved_count = 0;
-    cleaner->is_full = false;
-    cleaner->asked_count = (uint32_t)weir__fetches_ask_own(region, slots, count);
-    if (cleaner->asked_count == 0)
-        clean_leave(region);
+    if (weir__growth_resting(region) > CLEAN_REST_MIN / 2)
+        return;
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (cleaner->windows[i].chunk != CHUNK_NO)
+            return;
+    clean_close_nest(region);
+    if (cleaner->buffer != NULL)
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
+    cleaner->buffer = NULL;
 }
 
-bool weir__clean_advance(struct weir_region *region, bool urgent)
+bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
     if (!region->pager.writes_back)
         return false;
 
-    bool had_batch = cleaner->asked_count > 0;
-    clean_take_told(region);
-    if (cleaner->asked_count > 0)
-        return clean_is_moving(region);
-    if (cleaner->chunk != CLEAN_NONE && !clean_may_take(region, cleaner->chunk))
-        cleaner->chunk = CLEAN_NONE; /* emptied, or brought back by somebody else */
-    if (cleaner->chunk != CLEAN_NONE && had_batch && cleaner->moved_count == 0)
-        clean_leave(region);
+    if (cleaner->full_until_ns != 0 && weir__clock_ns() >= cleaner->full_until_ns)
+        cleaner->full_until_ns = 0;
+    clean_move_read(region, budget);
+    if (cleaner->is_stuck)
+        weir__pager_advance(region, PAGER_PUT_BYTES);
     if (region->pager.suspect_count > 0 || clean_is_cramped(region))
         return false;
-    if (cleaner->chunk == CLEAN_NONE && (urgent || clean_is_due(region)))
-        cleaner->chunk = clean_choose(region);
-    if (cleaner->chunk != CLEAN_NONE)
-        clean_ask(region);
-    return clean_is_moving(region) || !weir__list_is_empty(&region->fetches.told_own);
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (clean_may_start(region, &cleaner->windows[i]) && (urgent || clean_is_due(region)))
+            clean_start(region, &cleaner->windows[i]);
+    clean_retire(region);
+    return clean_is_moving(region);
+}
+
+/* ---- Lifecycle ---------------------------------------------------------- */
+
+void weir__clean_init(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    cleaner->buffer_bytes = bytes;
+    cleaner->nest_chunk = CHUNK_NO;
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        cleaner->windows[i] = (struct weir__window){
+            .operation = {clean_read_complete},
+            .region = region,
+            .chunk = CHUNK_NO,
+        };
+}
+
+bool weir__clean_is_reading(const struct weir_region *region)
+{
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (region->cleaner.windows[i].is_reading)
+            return true;
+    return false;
+}
+
+uint64_t weir__clean_bytes(const struct weir_region *region)
+{
+    return region->cleaner.buffer != NULL ? region->cleaner.buffer_bytes : 0;
+}
+
+void weir__clean_deinit(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    WEIR_CHECK(!weir__clean_is_reading(region));
+    if (cleaner->buffer != NULL)
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
+    cleaner->buffer = NULL;
 }

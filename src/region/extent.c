@@ -31,29 +31,20 @@ _Static_assert(EXTENT_ZONE_COUNT == 64, "one word of zones per bin");
 /* ---- Links -------------------------------------------------------------- */
 
 enum extent_side {
-    EXTENT_LEFT,  /* in a list: previous */
+    EXTENT_LEFT,  /* in a list: previous; the low half */
     EXTENT_RIGHT, /* in a list: next */
 };
 
 static uint32_t extent_link(const struct weir__extents *extents, uint32_t index,
                             enum extent_side side)
 {
-    uint64_t links = weir__word_load(&extents->entries[index].key);
-
-    return side == EXTENT_LEFT ? (uint32_t)links : (uint32_t)(links >> 32);
+    return weir__half_load(&extents->entries[index].key, side);
 }
 
 static void extent_link_set(struct weir__extents *extents, uint32_t index, enum extent_side side,
                             uint32_t to)
 {
-    uint64_t *key = &extents->entries[index].key;
-    uint64_t links = weir__word_load(key);
-
-    if (side == EXTENT_LEFT)
-        links = (links & ~UINT64_C(0xffffffff)) | to;
-    else
-        links = (links & UINT64_C(0xffffffff)) | (uint64_t)to << 32;
-    weir__word_store(key, links);
+    weir__half_store(&extents->entries[index].key, side, to);
 }
 
 static void extent_links_set(struct weir__extents *extents, uint32_t index, uint32_t left,
@@ -317,6 +308,56 @@ uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space)
             return *extent_head(extents, bin, weir__lowest_bit(extents->zone_map[bin]));
     }
     return extent_treap_find(extents, space);
+}
+
+/* From the right: the longest first. */
+static uint32_t extent_treap_largest(const struct weir__extents *extents, uint32_t node,
+                                     uint32_t *ret_indices, uint32_t count, uint32_t count_max)
+{
+    if (node == 0 || count == count_max)
+        return count;
+    count = extent_treap_largest(extents, extent_link(extents, node, EXTENT_RIGHT), ret_indices,
+                                 count, count_max);
+    if (count == count_max)
+        return count;
+    ret_indices[count++] = node;
+    return extent_treap_largest(extents, extent_link(extents, node, EXTENT_LEFT), ret_indices,
+                                count, count_max);
+}
+
+static uint32_t extent_bin_largest(const struct weir__extents *extents, uint32_t bin,
+                                   uint32_t *ret_indices, uint32_t count, uint32_t count_max)
+{
+    for (uint64_t zones = extents->zone_map[bin]; zones != 0; zones &= zones - 1) {
+        uint32_t index = *extent_head(extents, bin, weir__lowest_bit(zones));
+        for (; index != 0 && count < count_max; index = extent_link(extents, index, EXTENT_RIGHT))
+            ret_indices[count++] = index;
+    }
+    return count;
+}
+
+uint64_t weir__extents_max(const struct weir__extents *extents)
+{
+    uint32_t index = 0;
+
+    return weir__extents_largest(extents, &index, 1) > 0 ? extent_bytes(extents, index) : 0;
+}
+
+uint32_t weir__extents_largest(const struct weir__extents *extents, uint32_t *ret_indices,
+                               uint32_t count_max)
+{
+    uint32_t count = extent_treap_largest(extents, extents->root, ret_indices, 0, count_max);
+
+    for (uint64_t words = extents->summary; words != 0 && count < count_max;) {
+        uint32_t word = weir__highest_bit(words);
+        for (uint64_t bins = extents->bin_map[word]; bins != 0 && count < count_max;) {
+            uint32_t bin = weir__highest_bit(bins);
+            count = extent_bin_largest(extents, word * 64 + bin, ret_indices, count, count_max);
+            bins &= ~(UINT64_C(1) << bin);
+        }
+        words &= ~(UINT64_C(1) << word);
+    }
+    return count;
 }
 
 /* ---- Audit -------------------------------------------------------------- */

@@ -42,6 +42,13 @@ void weir__extents_remove(struct weir__extents *extents, uint32_t index);
 /* The smallest that holds @space (whole granules), the lowest zone among equals; 0: none. */
 uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space);
 
+/* How long the longest is; 0: there is none. */
+uint64_t weir__extents_max(const struct weir__extents *extents);
+
+/* The largest, at most @count_max of them in no useful order; how many. */
+uint32_t weir__extents_largest(const struct weir__extents *extents, uint32_t *ret_indices,
+                               uint32_t count_max);
+
 /* Walk the index and check every invariant. */
 void weir__extents_audit(const struct weir__extents *extents);
 

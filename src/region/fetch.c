@@ -31,6 +31,7 @@
 #include "base/sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -62,6 +63,7 @@ struct fetch_read {
     struct weir_slot piece_slot;
     void *piece_buffer;
     uint64_t piece_item;   /* where the item lay when this step was submitted */
+    uint32_t piece_mark;   /* and how often it had moved */
     uint64_t piece_offset; /* in the file, of the next byte to come */
     uint64_t piece_bytes;
     uint64_t piece_copied; /* of these */
@@ -73,7 +75,7 @@ struct fetch_request {
     struct weir__list link; /* of its hold, or told */
     struct weir_slot slot;
     struct weir__hold *hold; /* kept for this request; NULL: none yet */
-    weir_fetch_fn *done;     /* NULL: asked for by the cleaner */
+    weir_fetch_fn *done;
     void *context;
     int error; /* 0: look again when it is told */
 };
@@ -86,6 +88,8 @@ struct weir__hold {
     struct weir__list requests; /* that wait for the read */
     struct fetch_read *read;    /* NULL: the item is in the mapping */
     uint64_t offset;            /* of the item in the file */
+    uint32_t move_mark;         /* of the item then */
+    bool is_again;              /* read once more: what came first was not what was put */
     uint64_t bytes;             /* its length */
     uint32_t pin_count;
     uint32_t keep_count;    /* answered requests that poll has yet to tell */
@@ -140,6 +144,7 @@ static struct weir__hold *fetch_hold(struct weir_region *region, struct weir_slo
         .next = *bucket,
         .slot = slot,
         .offset = weir__entry_offset(entry),
+        .move_mark = weir__region_move_mark(region, slot.index),
         .bytes = weir__entry_bytes(entry),
     };
     weir__list_init(&hold->idle);
@@ -213,12 +218,9 @@ static char *fetch_data(const struct weir__hold *hold)
     return hold->read->buffer + (hold->offset - hold->read->offset);
 }
 
-/*
- * The parts of [offset, offset + bytes) that are in memory are taken from there:
- * the disk may not have them yet, and perhaps never will.
- */
-static void fetch_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
-                          char *to)
+/* The disk may not have them yet, and perhaps never will. */
+void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                           char *to)
 {
     uint64_t end = offset + bytes;
 
@@ -235,17 +237,11 @@ static int fetch_verify(const struct weir_region *region, const struct weir__hol
 {
     uint64_t sum = region->slots.sums[hold->slot.index];
 
-    fetch_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
+    weir__fetches_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
 
     if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
         return 0;
     return -EBADMSG;
-}
-
-static struct weir__list *fetch_told(struct weir_region *region,
-                                     const struct fetch_request *request)
-{
-    return request->done != NULL ? &region->fetches.told : &region->fetches.told_own;
 }
 
 static void fetch_answer(struct weir_region *region, struct weir__hold *hold, int error)
@@ -254,7 +250,7 @@ static void fetch_answer(struct weir_region *region, struct weir__hold *hold, in
         struct fetch_request *request =
             WEIR_CONTAINER_OF(hold->requests.next, struct fetch_request, link);
         weir__list_remove(&request->link);
-        weir__list_append(fetch_told(region, request), &request->link);
+        weir__list_append(&region->fetches.told, &request->link);
         request->error = error;
         if (error == 0) {
             request->hold = hold;
@@ -266,11 +262,29 @@ static void fetch_answer(struct weir_region *region, struct weir__hold *hold, in
 /* The cleaner gave the item another place while it was read: what came may be anything. */
 static bool fetch_has_moved(const struct weir_region *region, const struct weir__hold *hold)
 {
-    return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index));
+    return hold->offset != weir__entry_offset(weir__region_entry(region, hold->slot.index)) ||
+           hold->move_mark != weir__region_move_mark(region, hold->slot.index);
 }
 
 static struct fetch_read *fetch_new_read(struct weir_region *region, struct weir__list *pending,
                                          uint64_t offset, uint64_t end);
+
+/* @hold, so far of @read, has a read of its own now; false: there is no memory. */
+static bool fetch_alone(struct weir_region *region, struct weir__hold *hold,
+                        struct fetch_read *read)
+{
+    struct fetch_read *own =
+        fetch_new_read(region, &region->fetches.pending, hold->offset, hold->offset + hold->bytes);
+
+    if (own == NULL)
+        return false;
+    weir__list_remove(&hold->of_read);
+    weir__list_append(&own->holds, &hold->of_read);
+    hold->read = own;
+    own->user_count++;
+    fetch_let_go(region, read);
+    return true;
+}
 
 /* What is wrong is wrong with one place of many: each of its holds has a read of its own now. */
 static void fetch_split(struct weir_region *region, struct fetch_read *read)
@@ -280,18 +294,32 @@ static void fetch_split(struct weir_region *region, struct fetch_read *read)
     for (struct weir__list *at = read->holds.next; at != &read->holds; at = next) {
         struct weir__hold *hold = WEIR_CONTAINER_OF(at, struct weir__hold, of_read);
         next = at->next;
-        if (hold->is_stale || fetch_has_moved(region, hold))
-            continue;
-        struct fetch_read *own = fetch_new_read(region, &region->fetches.pending, hold->offset,
-                                                hold->offset + hold->bytes);
-        if (own == NULL)
-            continue;
-        weir__list_remove(&hold->of_read);
-        weir__list_append(&own->holds, &hold->of_read);
-        hold->read = own;
-        own->user_count++;
-        fetch_let_go(region, read);
+        if (!hold->is_stale && !fetch_has_moved(region, hold))
+            (void)fetch_alone(region, hold, read);
     }
+}
+
+/*
+ * Other bytes than were put, twice: the item is damaged. But one that is here in
+ * part may have been read while that part was on its way to the disk: it is not
+ * said for good of those.
+ */
+static void fetch_damaged(struct weir_region *region, const struct weir__hold *hold)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, hold->slot, EXTENT_LIVE);
+
+    if (entry != NULL && weir__chunk_is_one(hold->offset, weir__entry_space(entry)))
+        weir__space_damage(region, hold->slot.index);
+}
+
+/* What is known of @hold now that its read is done. */
+static int fetch_outcome(const struct weir_region *region, const struct weir__hold *hold, int error)
+{
+    if (hold->is_stale)
+        return -ESTALE;
+    if (fetch_has_moved(region, hold))
+        return -EAGAIN;
+    return error < 0 ? error : fetch_verify(region, hold);
 }
 
 static void fetch_read_done(struct weir_region *region, struct fetch_read *read, int error)
@@ -301,15 +329,16 @@ static void fetch_read_done(struct weir_region *region, struct fetch_read *read,
     read->is_done = true;
     for (struct weir__list *at = read->holds.next; at != &read->holds; at = next) {
         struct weir__hold *hold = WEIR_CONTAINER_OF(at, struct weir__hold, of_read);
-        int answer = error;
+        int answer = fetch_outcome(region, hold, error);
 
         next = at->next;
-        if (hold->is_stale)
-            answer = -ESTALE;
-        else if (fetch_has_moved(region, hold))
-            answer = -EAGAIN;
-        else if (answer == 0)
-            answer = fetch_verify(region, hold);
+        if (answer == -EBADMSG && !hold->is_again) {
+            hold->is_again = true;
+            if (fetch_alone(region, hold, read))
+                continue;
+        }
+        if (answer == -EBADMSG)
+            fetch_damaged(region, hold);
         if (answer < 0 && answer != -ESTALE && answer != -EAGAIN)
             region->read_error_count++;
         fetch_answer(region, hold, answer);
@@ -357,24 +386,33 @@ static bool fetch_piece_step(struct fetch_read *read)
     uint64_t bytes = weir__min(read->piece_bytes - read->piece_copied, read->bytes - skipped);
 
     memcpy(to, read->buffer + skipped, bytes);
-    fetch_overlay(read->region, read->piece_offset, bytes, to);
+    weir__fetches_overlay(read->region, read->piece_offset, bytes, to);
     read->piece_copied += bytes;
     read->piece_offset += bytes;
     fetch_piece_aim(read);
     return read->piece_copied == read->piece_bytes;
 }
 
+/* Of a damaged item pieces can be had. */
+static const struct weir__entry *fetch_item(const struct weir_region *region, struct weir_slot slot)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+
+    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
+}
+
 static void fetch_piece_came(struct weir_region *region, struct fetch_read *read, int error)
 {
-    const struct weir__entry *entry =
-        weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE);
+    const struct weir__entry *entry = fetch_item(region, read->piece_slot);
 
     if (entry == NULL) {
         error = -ESTALE; /* also where the file ends before it now */
-    } else if (weir__entry_offset(entry) != read->piece_item) {
+    } else if (weir__entry_offset(entry) != read->piece_item ||
+               weir__region_move_mark(region, read->piece_slot.index) != read->piece_mark) {
         /* The cleaner gave the item another place: this step again. */
         read->piece_offset += weir__entry_offset(entry) - read->piece_item;
         read->piece_item = weir__entry_offset(entry);
+        read->piece_mark = weir__region_move_mark(region, read->piece_slot.index);
         fetch_piece_aim(read);
         fetch_submit(region, read);
         return;
@@ -385,6 +423,13 @@ static void fetch_piece_came(struct weir_region *region, struct fetch_read *read
         fetch_submit(region, read);
 }
 
+/* Where the file is not read past the page cache, what a read left there goes again. */
+void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    if (!region->store.direct)
+        weir__sys_fadvise(region->store.direct_fd, offset, bytes, POSIX_FADV_DONTNEED);
+}
+
 static void fetch_read_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
 {
     struct fetch_read *read = WEIR_CONTAINER_OF(operation, struct fetch_read, operation);
@@ -392,6 +437,7 @@ static void fetch_read_complete(struct weir_operation *operation, int32_t result
 
     (void)flags;
     region->fetches.reading_count--;
+    weir__fetches_uncache(region, read->offset, read->bytes);
     /* Once more in any case: a direct read can answer with the error of an earlier write. */
     uint32_t again_max = result == -EAGAIN || result == -EINTR ? FETCH_AGAIN_MAX : 1;
     if (result < 0 && read->again_count < again_max) {
@@ -493,7 +539,7 @@ void weir__fetches_start(struct weir_region *region)
 static void fetch_tell(struct weir_region *region, struct fetch_request *request, int error)
 {
     request->error = error;
-    weir__list_append(fetch_told(region, request), &request->link);
+    weir__list_append(&region->fetches.told, &request->link);
 }
 
 /* The item is cold and in no buffer: it joins @read if that can reach so far, else begins one. */
@@ -535,7 +581,7 @@ static struct fetch_read *fetch_place(struct weir_region *region, struct fetch_r
     const struct weir__entry *entry = weir__slots_find(&region->slots, request->slot, EXTENT_LIVE);
 
     if (entry == NULL) {
-        fetch_tell(region, request, -ESTALE);
+        fetch_tell(region, request, weir__slots_lost(&region->slots, request->slot));
         return read;
     }
     struct weir__hold *hold = fetch_find(region, request->slot);
@@ -622,7 +668,7 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
 int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, uint64_t offset,
                            void *buffer, size_t bytes, struct weir_operation *operation)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const struct weir__entry *entry = fetch_item(region, slot);
 
     WEIR_ASSERT(pthread_equal(region->owner, pthread_self()));
     if (entry == NULL)
@@ -641,6 +687,7 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     read->piece_slot = slot;
     read->piece_buffer = buffer;
     read->piece_item = weir__entry_offset(entry);
+    read->piece_mark = weir__region_move_mark(region, slot.index);
     read->piece_offset = at;
     read->piece_bytes = bytes;
     if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
@@ -663,7 +710,9 @@ static int fetch_look(struct weir_region *region, const struct fetch_request *re
     const void *data;
 
     if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
-        return -ESTALE;
+        return weir__slots_lost(&region->slots, request->slot); /* also if its read failed before */
+    if (request->error < 0)
+        return request->error;
     return weir_region_at(region, request->slot, &data, NULL);
 }
 
@@ -671,7 +720,7 @@ static int fetch_look(struct weir_region *region, const struct fetch_request *re
 static bool fetch_tell_one(struct weir_region *region, struct fetch_request *request)
 {
     struct weir__hold *hold = request->hold;
-    int result = request->error == 0 ? fetch_look(region, request) : request->error;
+    int result = fetch_look(region, request);
 
     if (result == -EAGAIN) { /* cold again, or moved while it was read */
         WEIR_ASSERT(hold == NULL);
@@ -718,7 +767,7 @@ int weir__fetches_advance(struct weir_region *region)
         struct weir_operation *theirs = read->piece;
         int32_t result = read->piece_result;
 
-        if (weir__slots_find(&region->slots, read->piece_slot, EXTENT_LIVE) == NULL)
+        if (fetch_item(region, read->piece_slot) == NULL)
             result = -ESTALE;
         weir__list_remove(&read->link);
         fetch_let_go(region, read);
@@ -749,12 +798,13 @@ int weir__fetches_read(struct weir_region *region, uint64_t offset, void *buffer
         r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
         if (r < 0) /* once more: it may have been the error of a write */
             r = weir__sys_pread_all(region->store.direct_fd, step, read_bytes, from);
+        weir__fetches_uncache(region, from, read_bytes);
         if (r < 0) {
             region->read_error_count++;
             break;
         }
         memcpy(to, step + (offset - from), count);
-        fetch_overlay(region, offset, count, to);
+        weir__fetches_overlay(region, offset, count, to);
         weir__word_add(&weir__region_figures(region)->read_bytes, read_bytes);
         to += count;
         offset += count;
@@ -771,47 +821,11 @@ bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot s
     return hold != NULL && (hold->pin_count > 0 || hold->build != NULL);
 }
 
-int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
-                          size_t slot_count)
+void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
+                            char *buffer, uint64_t bytes, uint64_t offset)
 {
-    struct fetch_read *read = NULL;
-    int count = 0;
-
-    for (size_t i = 0; i < slot_count; i++) {
-        struct fetch_request *request = weir__heap_alloc(&region->heap, sizeof(*request));
-        if (request == NULL)
-            break;
-        *request = (struct fetch_request){.slot = slots[i]};
-        weir__list_init(&request->link);
-        read = fetch_place(region, request, read);
-        count++;
-    }
-    weir__fetches_start(region);
-    return count;
-}
-
-bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot)
-{
-    const struct weir__list *told = &region->fetches.told_own;
-
-    if (weir__list_is_empty(told))
-        return false;
-    *ret_slot = WEIR_CONTAINER_OF(told->next, struct fetch_request, link)->slot;
-    return true;
-}
-
-void weir__fetches_done_own(struct weir_region *region)
-{
-    struct fetch_request *request =
-        WEIR_CONTAINER_OF(region->fetches.told_own.next, struct fetch_request, link);
-    struct weir__hold *hold = request->hold;
-
-    weir__list_remove(&request->link);
-    if (hold != NULL) {
-        hold->keep_count--;
-        fetch_settle(region, hold);
-    }
-    weir__heap_free(&region->heap, request, sizeof(*request));
+    weir__ring_read(region->ring, operation, region->store.direct_fd, buffer, (uint32_t)bytes,
+                    offset);
 }
 
 const void *weir__fetches_at(const struct weir_region *region, struct weir_slot slot)
@@ -887,7 +901,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
         return;
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
-    weir__clean_look_again(region);
+    weir__clean_look_again(region, weir__region_entry(region, slot.index));
     bool is_stale = hold->is_stale;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
@@ -961,6 +975,7 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot)
     uint64_t sum = XXH3_64bits_digest(&hold->build->sum);
 
     region->chunks.table[hold->build->open_chunk].open--;
+    weir__clean_look_again(region, weir__region_entry(region, slot.index));
     weir__heap_free(&region->heap, hold->build, sizeof(*hold->build));
     hold->build = NULL;
     fetch_drop_hold(region, hold);
@@ -981,7 +996,6 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
-    weir__list_init(&fetches->told_own);
     weir__list_init(&fetches->idle);
 }
 
@@ -991,7 +1005,6 @@ void weir__fetches_deinit(struct weir_region *region)
 
     WEIR_CHECK(fetches->reading_count == 0);
     fetch_free_requests(region, &fetches->told);
-    fetch_free_requests(region, &fetches->told_own);
     while (!weir__list_is_empty(&fetches->told_pieces))
         fetch_let_go(region, WEIR_CONTAINER_OF(fetches->told_pieces.next, struct fetch_read, link));
     for (uint32_t i = 0; i < REGION_HOLD_BUCKETS; i++) {

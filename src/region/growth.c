@@ -24,6 +24,7 @@
  *   G1  file_bytes <= end_bytes; the file is never longer than end_bytes
  *   G2  taken_bytes, what the cap gave, is end_bytes less hole_bytes
  *   G3  hole_bytes counts the HOLE chunks that nothing is under way for
+ *   G4  what lies above the mark may be stored to
  */
 #include "region/region_state.h"
 
@@ -398,7 +399,8 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
     uint64_t from;
 
     if (growth->kind != GROWTH_NONE || now_ns < growth->retry_ns ||
-        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes)
+        file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes ||
+        !weir__clean_may_grow(region))
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
@@ -591,6 +593,13 @@ static void growth_look(struct weir_region *region, uint64_t now_ns)
     }
     for (uint32_t left = GROWTH_LOOK_COUNT; left > 0 && growth->look_chunk < end; left--) {
         struct weir__chunk *entry = &region->chunks.table[growth->look_chunk];
+        if (growth_is_stuck(region, growth->look_chunk)) {
+            if (run > 0)
+                break;
+            weir__pager_empty(region, growth->look_chunk); /* it was freed at a bad moment */
+            if (!growth_is_stuck(region, growth->look_chunk))
+                return; /* the mark may be another */
+        }
         bool is_free = growth_is_free(region, growth->look_chunk);
         bool is_stuck = growth_is_stuck(region, growth->look_chunk);
         entry->idle = is_free || is_stuck ? (uint16_t)weir__min(entry->idle + 1u, UINT16_MAX) : 0;
@@ -675,6 +684,9 @@ void weir__growth_audit(const struct weir_region *region)
 
     WEIR_CHECK(region->store.file_bytes <= growth->end_bytes);                 /* G1 */
     WEIR_CHECK(growth->taken_bytes == growth->end_bytes - growth->hole_bytes); /* G2 */
+    for (uint64_t chunk = region->mark_bytes / LAYOUT_CHUNK_BYTES;
+         chunk < weir__chunk_of(region->store.file_bytes); chunk++) /* G4 */
+        WEIR_CHECK(weir__chunk_is_storable(weir__chunk_state(&region->chunks, chunk)));
     WEIR_CHECK(growth->hole_bytes + busy_bytes ==
                region->chunks.hole_count * LAYOUT_CHUNK_BYTES); /* G3 */
 }

@@ -12,7 +12,8 @@
  * an error everything that is still in memory is dirtied again, and nothing is
  * dropped until all of that has been written.
  *
- *   T1  a chunk in state WRITING has exactly one write under way
+ *   T1  a chunk in state WRITING has exactly one write, whose checksums are computed
+ *       or which is under way
  *   T2  no store goes to a chunk that is WRITING, CLEAN, COLD or FILLING
  *   T3  while suspect_count > 0 nothing is dropped
  *   T4  a chunk in which an item is filled in place is neither written nor renewed
@@ -22,6 +23,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/fence.h"
 
 #include <errno.h>
 
@@ -29,8 +31,15 @@
 #define PAGER_RETRY_NS   UINT64_C(100000000)
 #define PAGER_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
 #define PAGER_HOLE_TRIES 8
+#define PAGER_LOOK_MAX   64 /* chunks in the wrong state that a choice passes over */
+#define PAGER_AHEAD_PART 8  /* of the chunks in memory, that are not to be dirty */
 
 /* ---- Dropping ----------------------------------------------------------- */
+
+static bool pager_is_summing(const struct weir__write *write)
+{
+    return write->chunk != CHUNK_NO && write->ticket == 0;
+}
 
 static uint64_t pager_oldest_ticket(const struct weir__pager *pager)
 {
@@ -83,10 +92,11 @@ void weir__pager_empty(struct weir_region *region, uint64_t chunk)
 
     if (state != CHUNK_CLEAN && state != CHUNK_COLD)
         return;
-    if (weir__chunk_pins(&region->chunks, chunk) > 0)
+    if (weir__chunk_pins(&region->chunks, chunk) > 0 || weir__growth_gives_back(region))
         return;
     if (weir__store_zero(region, chunk) < 0)
-        return; /* it rests until it is revived */
+        return; /* it rests until it is revived, or becomes a hole */
+    weir__clean_forget(region, chunk);
     region->pager.cannot_zero = false;
     region->chunks.table[chunk].unfillable = 0;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
@@ -109,9 +119,24 @@ void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk)
         region->pager.error = 0;
 }
 
+/* For a moment there are zeroes where its bytes were, and a second copy of them in memory. */
+static void pager_renew(struct weir_region *region, uint64_t chunk)
+{
+    struct weir__figures *figures = weir__region_figures(region);
+
+    weir__word_store(&figures->renewing, 1);
+    weir__word_add(&figures->move_count, 2);
+    weir__fence_release();
+    weir__store_renew(region, chunk);
+    weir__fence_release();
+    weir__word_add(&figures->move_count, 2);
+    weir__fence_release();
+    weir__word_store(&figures->renewing, 0);
+}
+
 static void pager_suspect(struct weir_region *region, uint64_t chunk)
 {
-    weir__store_renew(region, chunk);
+    pager_renew(region, chunk);
     if (!pager_is_suspect(region, chunk))
         region->pager.suspect_count++;
     region->chunks.table[chunk].ticket = PAGER_SUSPECT;
@@ -135,8 +160,11 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
         if (region->chunks.table[i - 1].placed > 0) /* T4 */
             region->chunks.table[i - 1].doubted = 1;
         else
-            weir__store_renew(region, i - 1);
+            pager_renew(region, i - 1);
     }
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager_is_summing(&pager->writes[i]))
+            pager_renew(region, pager->writes[i].chunk);
     pager_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
@@ -144,13 +172,13 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
 
 static void pager_written(struct weir_region *region, uint64_t chunk)
 {
-    const struct weir__pager *pager = &region->pager;
+    struct weir__pager *pager = &region->pager;
 
+    pager->wanted = false; /* who still waits says so again */
     weir__word_add(&weir__region_figures(region)->written_bytes, LAYOUT_CHUNK_BYTES);
     weir__pager_forget_suspect(region, chunk);
     region->chunks.table[chunk].ticket = pager->ticket_last;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_CLEAN);
-    weir__clean_look_again(region);
     if (weir__chunk_live(&region->chunks, chunk) == 0)
         weir__pager_empty(region, chunk);
 }
@@ -161,14 +189,17 @@ static void pager_write_complete(struct weir_operation *operation, int32_t resul
     struct weir_region *region = write->region;
 
     (void)flags;
-    WEIR_ASSERT(weir__chunk_state(&region->chunks, write->chunk) == CHUNK_WRITING); /* T1 */
+    uint64_t chunk = write->chunk;
+
+    WEIR_ASSERT(weir__chunk_state(&region->chunks, chunk) == CHUNK_WRITING); /* T1 */
     write->ticket = 0;
+    write->chunk = CHUNK_NO;
     if (result < 0)
-        pager_failed(region, write->chunk, result);
+        pager_failed(region, chunk, result);
     else if (write->doubted)
-        pager_suspect(region, write->chunk);
+        pager_suspect(region, chunk);
     else
-        pager_written(region, write->chunk);
+        pager_written(region, chunk);
 }
 
 void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space)
@@ -179,7 +210,7 @@ void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t s
         if (entry->placed > 0 || entry->doubted == 0)
             continue;
         entry->doubted = 0;
-        weir__store_renew(region, i);
+        pager_renew(region, i);
     }
 }
 
@@ -200,18 +231,28 @@ static void pager_raise_mark(struct weir_region *region, uint64_t chunk)
         weir__space_release(region, weir__space_bump(region, end - region->mark_bytes));
 }
 
-static void pager_write(struct weir_region *region, struct weir__write *write, uint64_t chunk)
+/* It is stored to no more; first come the checksums. */
+static void pager_seal(struct weir_region *region, struct weir__write *write, uint64_t chunk)
 {
-    struct weir__pager *pager = &region->pager;
-
-    weir__space_sum(region, chunk);
     weir__chunk_turn(&region->chunks, chunk, CHUNK_WRITING);
     pager_raise_mark(region, chunk);
     weir__space_rest(region, chunk);
     write->chunk = chunk;
-    write->ticket = ++pager->ticket_last;
+    write->sums = (struct weir__walk){.chunk = chunk};
     write->doubted = false;
+}
+
+/* What is left of the budget; all of it sealed chunks have died in part meanwhile, or wholly. */
+static uint64_t pager_write(struct weir_region *region, struct weir__write *write, uint64_t budget)
+{
+    uint64_t chunk = write->chunk;
+
+    budget = weir__space_sum(region, &write->sums, budget);
+    if (!write->sums.is_done)
+        return budget;
+    write->ticket = ++region->pager.ticket_last;
     weir__store_write(region, &write->operation, chunk);
+    return budget;
 }
 
 /*
@@ -233,50 +274,84 @@ static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
  * The chunk of the mark, half full as it may be: when all others are pinned or
  * filled in place, an item that does not fit in it would never get another.
  */
-static bool pager_may_write_mark(const struct weir_region *region, uint64_t *ret_chunk)
+static uint64_t pager_choose_mark(const struct weir_region *region)
 {
     uint64_t chunk = weir__chunk_of(region->mark_bytes);
 
     if (!region->pager.refused || region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
         weir__chunk_state(&region->chunks, chunk) != CHUNK_DIRTY ||
         weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0)
-        return false;
-    *ret_chunk = chunk;
-    return true;
+        return CHUNK_NO;
+    return chunk;
+}
+
+static uint64_t pager_choose_suspect(const struct weir_region *region)
+{
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        if (pager_is_suspect(region, i - 1) && pager_may_write(region, i - 1))
+            return i - 1;
+    return CHUNK_NO;
+}
+
+/* One in which nothing is live: it need not be written to go. */
+static uint64_t pager_choose_dead(const struct weir_region *region)
+{
+    uint64_t chunk = weir__chunks_emptiest(&region->chunks, CHUNK_KIND_DIRTY, CHUNK_NO);
+
+    for (uint32_t left = PAGER_LOOK_MAX;
+         left > 0 && chunk != CHUNK_NO && region->chunks.table[chunk].fill == 1; left--) {
+        if (weir__chunk_live(&region->chunks, chunk) == 0 && pager_may_write(region, chunk))
+            return chunk;
+        chunk = weir__chunks_emptiest(&region->chunks, CHUNK_KIND_DIRTY, chunk);
+    }
+    return CHUNK_NO;
+}
+
+/* The oldest that is nearly full: one that is a little less full than all others must go, too. */
+static uint64_t pager_choose_old(const struct weir_region *region)
+{
+    uint32_t i = region->chunks.queues[CHUNK_DIRTY].head;
+
+    for (uint32_t left = PAGER_LOOK_MAX; left > 0 && i != 0; left--) {
+        if (weir__chunk_live(&region->chunks, i - 1) >= PAGER_FULL_BYTES &&
+            pager_may_write(region, i - 1) && region->chunks.table[i - 1].open == 0)
+            return i - 1;
+        i = region->chunks.table[i - 1].next;
+    }
+    return CHUNK_NO;
 }
 
 /*
- * The chunk to write next; false: none. In order of age those that are nearly
- * full; or none of that, what dies in memory need never be written. For somebody
- * who waits the fullest: its free space rests from then on.
+ * The chunk to write next. One of which nothing is live; else the oldest that is
+ * nearly full, or the fullest: its free space rests from then on. For somebody who waits the
+ * fullest in any case, and one that is being filled if there is no other.
  */
-static bool pager_choose(const struct weir_region *region, bool urgent, uint64_t *ret_chunk)
+static uint64_t pager_choose(const struct weir_region *region, bool urgent)
 {
-    uint64_t best_live = 0;
-    bool found = false;
+    uint64_t open = CHUNK_NO;
+    uint64_t chunk = region->pager.suspect_count > 0 ? pager_choose_suspect(region) : CHUNK_NO;
 
-    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
-         i = region->chunks.table[i - 1].next) {
-        uint64_t live = weir__chunk_live(&region->chunks, i - 1);
-        bool is_open = region->chunks.table[i - 1].open > 0;
-        if (!pager_may_write(region, i - 1))
-            continue;
-        if (!is_open &&
-            (live >= PAGER_FULL_BYTES || live == 0 || pager_is_suspect(region, i - 1))) {
-            *ret_chunk = i - 1;
-            return true;
+    if (chunk == CHUNK_NO)
+        chunk = pager_choose_dead(region);
+    if (chunk == CHUNK_NO)
+        chunk = pager_choose_old(region);
+    if (chunk != CHUNK_NO)
+        return chunk;
+    chunk = weir__chunks_fullest(&region->chunks, CHUNK_KIND_DIRTY, CHUNK_NO);
+    for (uint32_t left = PAGER_LOOK_MAX; left > 0 && chunk != CHUNK_NO; left--) {
+        if (!urgent && weir__chunk_live(&region->chunks, chunk) < PAGER_FULL_BYTES)
+            return CHUNK_NO;
+        if (pager_may_write(region, chunk)) {
+            if (region->chunks.table[chunk].open == 0)
+                return chunk;
+            open = open == CHUNK_NO ? chunk : open;
         }
-        /* One with open items only if there is no other. */
-        live = is_open ? 1 : live;
-        if (urgent && live >= best_live) {
-            *ret_chunk = i - 1;
-            best_live = live;
-            found = true;
-        }
+        chunk = weir__chunks_fullest(&region->chunks, CHUNK_KIND_DIRTY, chunk);
     }
-    if (!found && urgent)
-        found = pager_may_write_mark(region, ret_chunk);
-    return found;
+    if (!urgent)
+        return CHUNK_NO;
+    return open != CHUNK_NO ? open : pager_choose_mark(region);
 }
 
 /* A dirty chunk in which nothing is live gives its memory up without being written. */
@@ -300,51 +375,31 @@ static bool pager_forget(struct weir_region *region, uint64_t chunk)
 static struct weir__write *pager_idle_write(struct weir__pager *pager)
 {
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
-        if (pager->writes[i].ticket == 0)
+        if (pager->writes[i].chunk == CHUNK_NO)
             return &pager->writes[i];
     return NULL;
 }
 
+/*
+ * Later is better: what dies in memory need never be written. But room for a few
+ * chunks is kept ahead, for a write takes its time.
+ */
 static bool pager_should_write(const struct weir_region *region)
 {
     const struct weir__pager *pager = &region->pager;
 
     if (pager->suspect_count > 0)
         return weir__clock_ns() >= pager->retry_ns;
-    uint64_t target = weir__max(region->chunks.resident_max / 2, 2);
-    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count > target;
+    uint64_t ahead = weir__max(region->chunks.resident_max / PAGER_AHEAD_PART, 1);
+    return pager->wanted ||
+           region->chunks.queues[CHUNK_DIRTY].count + ahead > region->chunks.resident_max;
 }
 
-void weir__pager_advance(struct weir_region *region)
-{
-    struct weir__pager *pager = &region->pager;
-    struct weir__write *write;
-    uint64_t chunk;
-
-    if (!pager->writes_back)
-        return;
-
-    /* One write per pass is enough for somebody who waits; more follow with the next dirty chunk. */
-    while ((write = pager_idle_write(pager)) != NULL && pager_should_write(region)) {
-        if (weir__table_ready(region, region->spare_min) < 0)
-            break;
-        bool urgent = pager->wanted && region->chunks.queues[CHUNK_WRITING].count == 0;
-        if (!pager_choose(region, urgent, &chunk))
-            break;
-        pager->wanted = false;
-        if (weir__chunk_live(&region->chunks, chunk) == 0 && pager_forget(region, chunk))
-            continue;
-        pager_write(region, write, chunk);
-    }
-
-    if (region->chunks.resident_count >= region->chunks.resident_max)
-        pager_drop_one(region);
-}
-
-/* ---- Revival ------------------------------------------------------------ */
+/* ---- Coming back --------------------------------------------------------- */
 
 static void pager_revived(struct weir_region *region, uint64_t chunk)
 {
+    weir__clean_forget(region, chunk);
     weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
     weir__space_wake(region, chunk);
 }
@@ -355,9 +410,9 @@ static void pager_revival_complete(struct weir_operation *operation, int32_t res
     struct weir_region *region = revival->region;
 
     (void)flags;
-    revival->is_under_way = false;
     WEIR_ASSERT(weir__chunk_state(&region->chunks, revival->chunk) == CHUNK_FILLING);
     if (result < 0) { /* EFAULT where a store would have raised SIGBUS */
+        revival->is_under_way = false;
         region->read_error_count++;
         region->pager.error_fresh = result == -EFAULT ? -EIO : result;
         region->chunks.table[revival->chunk].unfillable =
@@ -368,8 +423,65 @@ static void pager_revival_complete(struct weir_operation *operation, int32_t res
             weir__pager_empty(region, revival->chunk);
         return;
     }
+    revival->is_verifying = true;
+    revival->items = (struct weir__walk){.chunk = revival->chunk};
+}
+
+/* What came back is looked at before anybody gets an address of it. */
+static void pager_verify(struct weir_region *region, uint64_t budget)
+{
+    struct weir__revival *revival = &region->pager.revival;
+
+    weir__space_verify(region, &revival->items, budget);
+    if (!revival->items.is_done)
+        return;
+    revival->is_verifying = false;
+    revival->is_under_way = false;
     pager_revived(region, revival->chunk);
 }
+
+/* ---- Advancing ----------------------------------------------------------- */
+
+void weir__pager_advance(struct weir_region *region, uint64_t budget)
+{
+    struct weir__pager *pager = &region->pager;
+    struct weir__write *write;
+
+    if (!pager->writes_back)
+        return;
+
+    /* One write per pass is enough for somebody who waits; more follow with the next dirty chunk. */
+    while ((write = pager_idle_write(pager)) != NULL && pager_should_write(region)) {
+        if (weir__table_ready(region, region->spare_min) < 0)
+            break;
+        bool urgent = pager->wanted && region->chunks.queues[CHUNK_WRITING].count == 0;
+        uint64_t chunk = pager_choose(region, urgent);
+        if (chunk == CHUNK_NO)
+            break;
+        pager->wanted = false;
+        if (weir__chunk_live(&region->chunks, chunk) == 0 && pager_forget(region, chunk))
+            continue;
+        pager_seal(region, write, chunk);
+    }
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager_is_summing(&pager->writes[i]))
+            budget = pager_write(region, &pager->writes[i], budget);
+
+    if (pager->revival.is_verifying)
+        pager_verify(region, budget);
+    if (region->chunks.resident_count >= region->chunks.resident_max)
+        pager_drop_one(region);
+}
+
+bool weir__pager_is_busy(const struct weir_region *region)
+{
+    const struct weir__revival *revival = &region->pager.revival;
+
+    return pager_oldest_ticket(&region->pager) != UINT64_MAX ||
+           (revival->is_under_way && !revival->is_verifying);
+}
+
+/* ---- Revival ------------------------------------------------------------ */
 
 void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
 {
@@ -389,39 +501,52 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
     weir__store_fill(region, &revival->operation, chunk);
 }
 
+static bool pager_may_revive(const struct weir_region *region, uint64_t chunk, uint64_t space)
+{
+    return LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk) >= space &&
+           region->chunks.table[chunk].unfillable == 0 &&
+           weir__space_has_hole(region, chunk, space);
+}
+
+/* Among the emptiest; then among those that the cleaner gave up. */
+static uint64_t pager_choose_hole(const struct weir_region *region, uint64_t space)
+{
+    const struct weir__chunks *chunks = &region->chunks;
+    uint64_t chunk = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, CHUNK_NO);
+
+    for (uint32_t left = PAGER_HOLE_TRIES; left > 0 && chunk != CHUNK_NO; left--) {
+        if (pager_may_revive(region, chunk, space))
+            return chunk;
+        chunk = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, chunk);
+    }
+    for (chunk = 0; chunk < weir__chunk_of(region->store.file_bytes); chunk++)
+        if (weir__chunk_is_aside(chunks, chunk) && pager_may_revive(region, chunk, space))
+            return chunk;
+    return CHUNK_NO;
+}
+
 bool weir__pager_revive(struct weir_region *region, uint64_t space)
 {
-    uint64_t file_chunks = weir__chunk_of(region->store.file_bytes);
-    uint64_t ceiling = UINT64_MAX; /* each try takes a fuller chunk than the one before */
+    struct weir__pager *pager = &region->pager;
 
     if (weir__growth_resting(region) < space)
         return false;
-    if (region->pager.revival.is_under_way)
+    if (pager->revival.is_under_way)
         return true;
-    for (uint32_t tries = 0; tries < PAGER_HOLE_TRIES; tries++) {
-        uint64_t best = UINT64_MAX;
-        uint64_t best_free = 0;
-        for (uint64_t chunk = 0; chunk < file_chunks; chunk++) {
-            enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
-            uint64_t free_bytes = LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk);
-            if (state != CHUNK_CLEAN && state != CHUNK_COLD)
-                continue;
-            if (region->chunks.table[chunk].unfillable != 0)
-                continue;
-            if (free_bytes > best_free && free_bytes < ceiling) {
-                best = chunk;
-                best_free = free_bytes;
-            }
-        }
-        if (best == UINT64_MAX || best_free < space)
-            return false;
-        if (weir__space_has_hole(region, best, space)) {
-            weir__pager_revive_chunk(region, best);
-            return true;
-        }
-        ceiling = best_free;
+    /* There was no such hole, and nothing has changed since. */
+    if (space >= pager->no_hole_bytes && region->resting_bytes == pager->no_hole_resting_bytes &&
+        region->resting_count == pager->no_hole_resting_count)
+        return false;
+
+    uint64_t chunk = pager_choose_hole(region, space);
+    if (chunk == CHUNK_NO) {
+        pager->no_hole_bytes = space;
+        pager->no_hole_resting_bytes = region->resting_bytes;
+        pager->no_hole_resting_count = region->resting_count;
+        return false;
     }
-    return false;
+    weir__pager_revive_chunk(region, chunk);
+    return true;
 }
 
 /* ---- Lifecycle ---------------------------------------------------------- */
@@ -430,11 +555,13 @@ void weir__pager_init(struct weir_region *region)
 {
     struct weir__pager *pager = &region->pager;
 
+    pager->no_hole_bytes = UINT64_MAX;
     pager->writes_back = region->chunks.resident_max < weir__chunk_of(region->bytes_max);
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i] = (struct weir__write){
             .operation = {pager_write_complete},
             .region = region,
+            .chunk = CHUNK_NO,
         };
     pager->revival = (struct weir__revival){
         .operation = {pager_revival_complete},

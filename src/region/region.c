@@ -41,10 +41,12 @@
 #define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
 #define REGION_SPARE_MIN         UINT64_C(64)
 #define REGION_RING_ENTRIES      64
-#define REGION_CLEAN_BYTES       (2 * LAYOUT_CHUNK_BYTES)
-#define REGION_PREFETCH_MAX      2048 /* of the source of a put */
+#define REGION_CLEAN_BYTES_LIMIT (UINT64_C(8) << 20)
+#define REGION_STEP_BYTES        (UINT64_C(64) << 10) /* put between two looks at the background */
+#define REGION_PREFETCH_MAX      2048                 /* of the source of a put */
 #define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
 #define REGION_WAIT_NS           UINT64_C(100000000)
+#define REGION_REAP_FAILURES     1000                   /* one after the other, at close */
 #define REGION_PATIENCE_NS       UINT64_C(100000000000) /* of one call; a disk may be that slow */
 #define REGION_IDLE_COUNT        50
 
@@ -74,6 +76,8 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if (config->resident_bytes_max != 0 && config->resident_bytes_max < REGION_RESIDENT_MIN)
         return -EINVAL;
+    if ((config->disk_cap.take == NULL) != (config->disk_cap.give == NULL))
+        return -EINVAL;
     return config->name != NULL ? -EOPNOTSUPP : 0;
 }
 
@@ -90,12 +94,16 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
         return -EDQUOT;
     region->resident_bytes_max = resident;
 
-    /* An eighth for fetched items, the rest for chunks. */
+    /* An eighth for fetched items, a little for the cleaner, the rest for chunks. */
     uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
     fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
-    region->chunks.resident_max =
-        resident == UINT64_MAX ? UINT64_MAX / 2 : (resident - fetch_bytes) / LAYOUT_CHUNK_BYTES;
+    uint64_t clean_bytes = weir__min(resident / 32, REGION_CLEAN_BYTES_LIMIT);
+    clean_bytes = weir__max(weir__round_down(clean_bytes, 8192), UINT64_C(1) << 20);
+    region->chunks.resident_max = resident == UINT64_MAX
+                                      ? UINT64_MAX / 2
+                                      : (resident - fetch_bytes - clean_bytes) / LAYOUT_CHUNK_BYTES;
     weir__fetches_init(region, fetch_bytes);
+    weir__clean_init(region, clean_bytes);
 
     region->item_bytes_max = weir__min(region->bytes_max / 4, LAYOUT_ITEM_LIMIT - LAYOUT_GRANULE);
     region->put_bytes_max = weir__min(region->item_bytes_max,
@@ -149,7 +157,7 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->owner = pthread_self();
     region->wipes = config->wipes;
     region->table_fd = -1;
-    region->cleaner.chunk = UINT64_MAX;
+    region->compactor.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
     r = region_open_parts(region, config);
@@ -165,13 +173,14 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
 /* Buffers and pages that the kernel works on must outlive its work. */
 static void region_quiesce(struct weir_region *region)
 {
-    const struct weir__pager *pager = &region->pager;
+    uint32_t failures = 0;
 
     while (region->ring != NULL &&
-           (region->fetches.reading_count > 0 || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            pager->revival.is_under_way || weir__growth_is_under_way(region))) {
+           (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
+            weir__clean_is_reading(region) || weir__growth_is_under_way(region))) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
-        WEIR_CHECK(r >= 0);
+        failures = r < 0 ? failures + 1 : 0;
+        WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
     }
 }
 
@@ -183,8 +192,10 @@ void weir_region_close(struct weir_region *region)
     WEIR_CHECK(region_is_mine(region));
     WEIR_CHECK(!region->delivers);
     region_quiesce(region);
-    if (region->fetches.bytes_max > 0)
+    if (region->fetches.bytes_max > 0) {
+        weir__clean_deinit(region);
         weir__fetches_deinit(region);
+    }
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
@@ -217,15 +228,22 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
  * Bytes were stored; if that brought chunks into memory, older ones may have to
  * be written, and if the mark began another chunk, the next may have to be made
  * ready. Not before the bytes are there: what is sealed is stored to no more.
+ * What takes long is done a piece at a time, as bytes are put.
  */
-static void region_stored(struct weir_region *region, uint64_t resident_before)
+static void region_stored(struct weir_region *region, uint64_t space, uint64_t resident_before)
 {
+    if (region->pager.writes_back)
+        region->step_bytes += space;
     if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
-                    region->mark_bytes < region->growth.look_at))
+                    region->mark_bytes < region->growth.look_at &&
+                    region->step_bytes < REGION_STEP_BYTES))
         return;
-    weir__growth_ahead(region);
-    weir__pager_advance(region);
-    weir__clean_advance(region, false);
+    region->step_bytes = 0;
+    if (region->chunks.resident_count != resident_before ||
+        region->mark_bytes >= region->growth.look_at)
+        weir__growth_ahead(region);
+    weir__clean_advance(region, false, CLEAN_PUT_BYTES);
+    weir__pager_advance(region, PAGER_PUT_BYTES);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
@@ -269,23 +287,6 @@ static bool region_begins_chunk(const struct weir_region *region, uint32_t index
            weir__chunks_fresh(&region->chunks, offset, need->space) > 0;
 }
 
-/*
- * When the next chunk is begun while the cleaner is behind, puts wait until it
- * is not; the last chunks of bytes_max are for the cleaner, while it has work.
- */
-static bool region_waits_for_cleaner(struct weir_region *region, const struct region_need *need)
-{
-    uint32_t index = region_fit(region, need);
-    uint64_t end = weir__space_place(region, 0, need->alignment) + need->space;
-
-    if (weir__clean_is_behind(region))
-        region->cleaner.is_owed |= region_begins_chunk(region, index, need);
-    else
-        region->cleaner.is_owed = false;
-    bool is_last = index == 0 && end + REGION_CLEAN_BYTES > region->bytes_max;
-    return (region->cleaner.is_owed || is_last) && weir__clean_advance(region, true);
-}
-
 /* Room where there was none: in a hole whose blocks are reserved again, or behind the file. */
 static int region_grow(struct weir_region *region, const struct region_need *need,
                        uint32_t *ret_index)
@@ -303,21 +304,25 @@ static int region_grow(struct weir_region *region, const struct region_need *nee
 static int region_place(struct weir_region *region, const struct region_need *need,
                         uint32_t *ret_index)
 {
-    if (weir__growth_resting(region) > 0 && region_waits_for_cleaner(region, need))
-        return -EAGAIN;
+    bool writes_back = region->pager.writes_back;
+    uint32_t index = region_fit(region, need);
 
-    uint64_t end = weir__space_place(region, 0, need->alignment) + need->space;
-    *ret_index = region_fit(region, need);
-    if (*ret_index != 0 || end <= region->store.file_bytes)
+    if (index == 0 && (!writes_back || region_begins_chunk(region, 0, need)) &&
+        weir__compact_make_place(region, weir__space_most(need->space, need->alignment)))
+        index = region_fit(region, need);
+    if (writes_back && region_begins_chunk(region, index, need)) {
+        if (!weir__clean_lets_begin(region, need->space))
+            return -EAGAIN;
+        index = region_fit(region, need);
+    }
+    *ret_index = index;
+    if (index != 0 ||
+        weir__space_place(region, 0, need->alignment) + need->space <= region->store.file_bytes)
         return 0;
 
     int r = region_grow(region, need, ret_index);
     if (r != -EDQUOT && r != -ENOSPC)
         return r;
-    bool can_move = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes) >
-                    REGION_CLEAN_BYTES / 2;
-    if (can_move && weir__clean_advance(region, true))
-        return -EAGAIN;
     *ret_index = weir__space_find(region, need->space, need->alignment);
     if (*ret_index != 0) /* there is room, but not in a chunk that may be held as well */
         return 0;
@@ -361,7 +366,7 @@ static int region_take(struct weir_region *region, const struct region_need *nee
     return r < 0 ? r : region_take_at(region, index, need, ret_index);
 }
 
-int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment,
                       uint32_t *ret_index)
 {
     struct region_need need = {.space = space, .alignment = alignment, .touched = space};
@@ -372,7 +377,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, uint64_t align
         return r;
     uint32_t index = region_fit(region, &need);
     if (index == 0 && end > region->store.file_bytes)
-        r = may_grow ? region_grow(region, &need, &index) : -ENOSPC;
+        r = region_grow(region, &need, &index);
     return r < 0 ? r : region_take_at(region, index, &need, ret_index);
 }
 
@@ -398,8 +403,8 @@ static bool region_wait_room(struct weir_region *region, struct region_patience 
     if (now_ns > patience->until_ns)
         return false;
 
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
+    weir__clean_advance(region, false, CLEAN_WAIT_BYTES);
+    weir__pager_advance(region, PAGER_WAIT_BYTES);
     weir__fetches_start(region);
     bool is_idle = weir__ring_in_flight(region->ring) == 0;
     patience->idle_count += is_idle;
@@ -476,7 +481,7 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     if (bytes > 0)
         memcpy(region->store.base + offset, data, bytes);
     *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
-    region_stored(region, resident);
+    region_stored(region, space, resident);
     return 0;
 }
 
@@ -509,7 +514,6 @@ static void region_unplace(struct weir_region *region, uint64_t offset, uint64_t
     weir__pager_unplace(region, offset, weir__extent_space(bytes));
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -bytes);
     region->pin_count--;
-    weir__clean_look_again(region);
 }
 
 int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t alignment,
@@ -544,7 +548,7 @@ int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t 
     *ret_slot = region_name(region, index, bytes, label, EXTENT_PLACED);
     weir__word_store(&entry->tag, weir__tag_align(weir__word_load(&entry->tag), need.alignment));
     *ret_data = region->store.base + offset;
-    region_stored(region, resident);
+    region_stored(region, space, resident);
     return 0;
 }
 
@@ -582,7 +586,7 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
     weir__chunks_touch(&region->chunks, at, bytes);
     memcpy(region->store.base + at, data, bytes);
     weir__build_wrote(region, slot, data, bytes);
-    region_stored(region, resident);
+    region_stored(region, bytes, resident);
     return 0;
 }
 
@@ -613,7 +617,7 @@ int weir_region_write(struct weir_region *region, struct weir_slot slot, uint64_
     return 0;
 }
 
-/* The entry of @slot if it is an item, whole or under construction. */
+/* The entry of @slot if it is an item, whole, under construction or damaged. */
 static struct weir__entry *region_find(const struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
@@ -622,6 +626,8 @@ static struct weir__entry *region_find(const struct weir_region *region, struct 
         entry = weir__slots_find(&region->slots, slot, EXTENT_BUILT);
     if (WEIR_UNLIKELY(entry == NULL))
         entry = weir__slots_find(&region->slots, slot, EXTENT_PLACED);
+    if (WEIR_UNLIKELY(entry == NULL))
+        entry = weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
     return entry;
 }
 
@@ -630,9 +636,11 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
     struct weir__entry *entry = region_find(region, slot);
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL || weir__entry_state(entry) == EXTENT_LIVE)
+    if (entry == NULL)
         return -ESTALE;
     bool is_placed = weir__entry_state(entry) == EXTENT_PLACED;
+    if (!is_placed && weir__entry_state(entry) != EXTENT_BUILT)
+        return -ESTALE;
     uint64_t bytes = weir__entry_bytes(entry);
     if (!is_placed && weir__build_given(region, slot) != bytes)
         return -EINVAL;
@@ -661,6 +669,7 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
         weir__build_end(region, slot);
     else if (WEIR_UNLIKELY(state == EXTENT_PLACED))
         region_unplace(region, weir__entry_offset(entry), bytes);
+    region->damaged_count -= state == EXTENT_DAMAGED;
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
@@ -698,8 +707,8 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     const void *data;
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
-        return -ESTALE;
+    if (WEIR_UNLIKELY(entry == NULL))
+        return weir__slots_lost(&region->slots, slot);
 
     bool is_resident = weir__region_is_resident(region, entry);
     data = region->store.base + weir__entry_offset(entry);
@@ -716,30 +725,52 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
     return 0;
 }
 
+static bool region_is_whole(enum weir__extent_state state)
+{
+    return state == EXTENT_LIVE || state == EXTENT_DAMAGED;
+}
+
+/* Twice at worst: what came may be the fault of the way. */
+static int region_read_whole(struct weir_region *region, struct weir_slot slot,
+                             const struct weir__entry *entry, void *buffer)
+{
+    uint64_t bytes = weir__entry_bytes(entry);
+    uint64_t sum = region->slots.sums[slot.index];
+
+    for (int tries = 0; tries < 2; tries++) {
+        int r = weir__fetches_read(region, weir__entry_offset(entry), buffer, bytes);
+        if (r < 0)
+            return r;
+        if (sum == 0 || weir__sum(buffer, bytes) == sum)
+            return 0;
+    }
+    region->read_error_count++;
+    if (weir__entry_state(entry) == EXTENT_LIVE)
+        weir__space_damage(region, slot.index);
+    return -EBADMSG;
+}
+
 int weir_region_read(struct weir_region *region, struct weir_slot slot, uint64_t offset,
                      void *buffer, size_t buffer_bytes, size_t *ret_bytes)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const struct weir__entry *entry = region_find(region, slot);
 
     WEIR_ASSERT(region_is_mine(region));
-    if (entry == NULL)
+    if (entry == NULL || !region_is_whole(weir__entry_state(entry)))
         return -ESTALE;
 
     uint64_t length = weir__entry_bytes(entry);
     uint64_t bytes = offset < length ? weir__min(length - offset, buffer_bytes) : 0;
     const void *data;
-    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0) {
+    int r = 0;
+    if (bytes > 0 && weir_region_at(region, slot, &data, NULL) == 0)
         memcpy(buffer, (const char *)data + offset, bytes);
-    } else if (bytes > 0) {
-        int r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
-        if (r < 0)
-            return r;
-        uint64_t sum = region->slots.sums[slot.index];
-        if (bytes == length && sum != 0 && weir__sum(buffer, bytes) != sum) {
-            region->read_error_count++;
-            return -EBADMSG;
-        }
-    }
+    else if (bytes == length)
+        r = bytes > 0 ? region_read_whole(region, slot, entry, buffer) : 0;
+    else if (bytes > 0)
+        r = weir__fetches_read(region, weir__entry_offset(entry) + offset, buffer, bytes);
+    if (r < 0)
+        return r;
     *ret_bytes = bytes;
     return 0;
 }
@@ -754,13 +785,15 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
-    bool committed = weir__entry_state(entry) == EXTENT_LIVE;
+    enum weir__extent_state state = weir__entry_state(entry);
+    bool committed = region_is_whole(state);
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = committed && (weir__region_is_resident(region, entry) ||
-                                  weir__fetches_at(region, slot) != NULL),
+        .resident = state == EXTENT_LIVE && (weir__region_is_resident(region, entry) ||
+                                             weir__fetches_at(region, slot) != NULL),
         .committed = committed,
+        .damaged = state == EXTENT_DAMAGED,
     };
     return 0;
 }
@@ -785,8 +818,8 @@ static int region_tick(struct weir_region *region, int completions)
     if (completions < 0)
         return completions;
     completions += weir__fetches_advance(region);
-    weir__clean_advance(region, false);
-    weir__pager_advance(region);
+    weir__clean_advance(region, false, CLEAN_TICK_BYTES);
+    weir__pager_advance(region, PAGER_TICK_BYTES);
     weir__growth_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
@@ -846,11 +879,12 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
         .mark_bytes = region->mark_bytes,
         .free_bytes = region->extents.free_bytes + region->resting_bytes,
-        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes,
+        .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes +
+                          weir__clean_bytes(region),
         .dirty_bytes =
             (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
             LAYOUT_CHUNK_BYTES,
-        .fetched_bytes = region->fetches.bytes,
+        .fetched_bytes = region->fetches.bytes + weir__clean_bytes(region),
         .pinned_bytes = weir__word_load(&figures->pinned_bytes),
         .metadata_bytes = region->heap.bytes,
         .slot_count = weir__word_load(&figures->slot_count),
@@ -860,10 +894,11 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .written_bytes = weir__word_load(&figures->written_bytes),
         .fetch_count = region->fetch_count,
         .read_bytes = weir__word_load(&figures->read_bytes),
-        .moved_bytes = region->cleaner.moved_bytes,
+        .moved_bytes = region->cleaner.moved_bytes + region->compactor.moved_bytes,
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
+        .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
         .degraded = region->pager.suspect_count > 0,
@@ -878,6 +913,7 @@ void weir_region_audit(const struct weir_region *region)
 {
     uint64_t live_bytes = 0;
     uint64_t slot_count = 0;
+    uint64_t damaged_count = 0;
     uint64_t placed_bytes = 0;
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
@@ -894,7 +930,9 @@ void weir_region_audit(const struct weir_region *region)
         placed_bytes += state == EXTENT_PLACED ? weir__entry_bytes(entry) : 0;
         live_bytes += is_named ? weir__entry_bytes(entry) : 0;
         slot_count += is_named;
+        damaged_count += state == EXTENT_DAMAGED;
     }
+    WEIR_CHECK(damaged_count == region->damaged_count);
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
     WEIR_CHECK(placed_bytes <= weir__word_load(&weir__region_figures(region)->pinned_bytes));

@@ -13,6 +13,7 @@
  *      pager      which chunks are in memory: written, dropped, brought back
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      compact    holes in memory become one before the file grows
  *
  *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
@@ -36,23 +37,42 @@
 #define REGION_WRITE_COUNT    4
 #define REGION_PREFAULT_COUNT 2
 #define REGION_HOLD_BUCKETS   1024
-#define TABLE_ENTRY_STEP      UINT64_C(4096) /* entries by which the tables grow */
+#define REGION_MOVE_MARKS     1024
+#define CLEAN_WINDOW_COUNT    2
+#define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */
+#define CLEAN_PUT_BYTES       (UINT64_C(128) << 10) /* moved at most by one put */
+#define CLEAN_WAIT_BYTES      LAYOUT_CHUNK_BYTES    /* by a put that waits for nothing else */
+#define PAGER_TICK_BYTES      (UINT64_C(256) << 10) /* summed at most by one poll */
+#define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
+#define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
+#define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
+
+/* How far the items of a chunk have been looked at, which takes more than one tick. */
+struct weir__walk {
+    uint64_t chunk;
+    uint32_t index;      /* the item to begin with; 0: the first */
+    uint32_t generation; /* if it is still that one */
+    bool is_done;
+};
 
 /* One write-back under way. */
 struct weir__write {
     struct weir_operation operation;
     struct weir_region *region;
-    uint64_t chunk;
-    uint64_t ticket; /* 0: not under way */
-    bool doubted;    /* another one failed meanwhile: its success proves nothing */
+    struct weir__walk sums; /* before it is submitted: checksums are computed */
+    uint64_t chunk;         /* CHUNK_NO: none */
+    uint64_t ticket;        /* 0: not under way */
+    bool doubted;           /* another one failed meanwhile: its success proves nothing */
 };
 
 /* A chunk on its way back, to be stored to. */
 struct weir__revival {
     struct weir_operation operation;
     struct weir_region *region;
+    struct weir__walk items; /* what was verified of it */
     uint64_t chunk;
-    bool is_under_way;
+    bool is_under_way; /* until all of it is verified */
+    bool is_verifying; /* the ring is done with it */
 };
 
 struct weir__store {
@@ -117,15 +137,18 @@ struct weir__growth {
 };
 
 struct weir__pager {
-    bool writes_back;       /* fixed: not everything may stay resident */
-    bool cannot_zero;       /* blocks were not made unwritten when last asked */
-    bool wanted;            /* somebody waits for room: write back beyond the target */
-    bool refused;           /* nobody has got room since somebody got none */
-    uint64_t ticket_last;   /* of the last write-back submitted */
-    uint64_t retry_ns;      /* after an error: not before */
-    uint64_t suspect_count; /* chunks to be written again after an error */
-    int error;              /* of the last write-back that failed, while degraded */
-    int error_fresh;        /* of a write-back or revival; not yet told by poll */
+    bool writes_back;               /* fixed: not everything may stay resident */
+    bool cannot_zero;               /* blocks were not made unwritten when last asked */
+    bool wanted;                    /* somebody waits for room: write back beyond the target */
+    bool refused;                   /* nobody has got room since somebody got none */
+    uint64_t ticket_last;           /* of the last write-back submitted */
+    uint64_t retry_ns;              /* after an error: not before */
+    uint64_t suspect_count;         /* chunks to be written again after an error */
+    int error;                      /* of the last write-back that failed, while degraded */
+    int error_fresh;                /* of a write-back or revival; not yet told by poll */
+    uint64_t no_hole_bytes;         /* no chunk on disk had a hole of so many bytes */
+    uint64_t no_hole_resting_bytes; /* when so much rested */
+    uint64_t no_hole_resting_count;
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
 };
@@ -140,23 +163,51 @@ struct weir__fetches {
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
-    struct weir__list told_own; /* requests of the cleaner */
-    struct weir__list idle;     /* unpinned holds with a buffer, oldest first */
-    uint32_t reading_count;     /* reads and pieces under way in the ring */
-    uint64_t hold_count;        /* in the buckets; 0 nearly always: then no free looks there */
+    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
+    uint32_t reading_count; /* reads and pieces under way in the ring */
+    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 
-/* Moving what is live out of a sparse chunk. */
+/* Some items of a chunk that is being emptied, as they lie in the file. */
+struct weir__window {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk; /* CHUNK_NO: none */
+    uint64_t from;  /* in the file, of what is in the buffer */
+    uint64_t bytes; /* of it */
+    uint64_t next;  /* in the file: where what comes after it begins */
+    bool is_reading;
+    bool is_read;
+    bool is_void;     /* the chunk was emptied or brought back meanwhile */
+    uint32_t doubted; /* read once more: it came back other than it was put; 0: none */
+};
+
+/* Moving what is live out of sparse chunks. */
 struct weir__cleaner {
-    uint64_t chunk;        /* UINT64_MAX: none is being cleaned */
-    uint64_t cursor;       /* where it looks for the next */
-    uint64_t looked_count; /* chunks that were of no use, since anything changed */
-    uint32_t asked_count;  /* items asked for and not yet moved or given up */
-    uint32_t moved_count;  /* of this batch */
-    uint64_t moved_bytes;  /* ever */
-    bool is_full;          /* the file could not grow for an item of this batch */
-    bool is_owed;          /* puts wait until it is not behind any more */
+    struct weir__window windows[CLEAN_WINDOW_COUNT];
+    struct weir__arena arena; /* without pages of its own: the buffer is a mapping */
+    char *buffer;             /* NULL: nothing was cleaned for a while */
+    uint64_t buffer_bytes;    /* fixed */
+    uint32_t first;           /* the window whose chunk is emptied first */
+    uint64_t nest_chunk;      /* where survivors go; CHUNK_NO: none */
+    uint32_t nest;            /* the extent that is left of it; 0: none */
+    bool needs_all;           /* an item needs the whole buffer: one window at a time */
+    bool is_stuck;            /* there was no room in memory */
+    uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
+    uint64_t full_until_ns;   /* the file could not grow: not tried again before */
+    uint64_t moved_bytes;     /* ever */
+};
+
+/* Making room among what is in memory. */
+struct weir__compactor {
+    uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
+    uint32_t cursor;      /* the extent of it where it goes on; 0: at its begin */
+    uint64_t next_chunk;  /* where it looks for another */
+    uint32_t vain_count;  /* looks in vain in a row */
+    uint64_t left_mark;   /* where the mark was after the last */
+    uint64_t pause_bytes; /* so far it moves before there is another */
+    uint64_t moved_bytes; /* ever */
 };
 
 struct weir_region {
@@ -194,7 +245,11 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__compactor compactor;
 
+    uint64_t damaged_count;                 /* items */
+    uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
+    uint64_t step_bytes;                    /* put since the background was looked at */
     uint64_t live_bytes_peak;
     uint64_t put_count;
     uint64_t fetch_count;
@@ -212,6 +267,15 @@ static inline struct weir__entry *weir__region_entry(const struct weir_region *r
 static inline struct weir__figures *weir__region_figures(const struct weir_region *region)
 {
     return &region->header->figures;
+}
+
+/*
+ * Other than it was: the item may have moved, and perhaps back to where it was, and
+ * something else was there in between. Some others that move look the same.
+ */
+static inline uint32_t weir__region_move_mark(const struct weir_region *region, uint32_t index)
+{
+    return region->move_marks[index % REGION_MOVE_MARKS];
 }
 
 /* Whether all bytes of the item are in memory; no bytes always are. */
@@ -263,11 +327,20 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
 uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
 
+/* All of a chunk that is FRESH, below the mark or right above it: state ZOMBIE, generation even. */
+uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk);
+
+/* The front of such an extent, as of weir__space_take(); *@extent is what is left, 0: nothing. */
+uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_t space);
+
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
 
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
+
+/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
 
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
 void weir__space_rest(struct weir_region *region, uint64_t chunk);
@@ -276,8 +349,20 @@ void weir__space_wake(struct weir_region *region, uint64_t chunk);
 /* What lies in @offset .. mark is free and rests: the mark is there now. */
 void weir__space_cut(struct weir_region *region, uint64_t offset);
 
-/* Checksums for all items that touch @chunk and have none; all of them is in memory. */
-void weir__space_sum(struct weir_region *region, uint64_t chunk);
+/*
+ * Checksums for all items that touch a chunk and have none, about @budget bytes at
+ * a time; what is left of it. All of the items is in memory, nothing is stored to.
+ */
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/*
+ * The same for what came back from disk: who is not what its checksum says is
+ * damaged from then on. Items that lie in chunks that are not here are left out.
+ */
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget);
+
+/* The item's bytes are lost: it is told by no address any more. */
+void weir__space_damage(struct weir_region *region, uint32_t index);
 
 /* Whether @chunk has a free extent of @space bytes. */
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space);
@@ -329,6 +414,12 @@ void weir__growth_ahead(struct weir_region *region);
 void weir__growth_advance(struct weir_region *region);
 
 bool weir__growth_is_under_way(const struct weir_region *region);
+
+/* Whether blocks are being freed: other changes of the file's blocks would wait for it. */
+static inline bool weir__growth_gives_back(const struct weir_region *region)
+{
+    return region->growth.kind == GROWTH_SHRINK || region->growth.kind == GROWTH_PUNCH;
+}
 void weir__growth_audit(const struct weir_region *region);
 
 /* Free space that rests and has its blocks. */
@@ -353,8 +444,11 @@ bool weir__pager_revive(struct weir_region *region, uint64_t space);
 /* @chunk, which may not be stored to now, is brought back if that is possible. */
 void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk);
 
-/* Start what should be under way: write-back, drops. */
-void weir__pager_advance(struct weir_region *region);
+/* Start what should be under way: checksums of about @budget bytes, write-back, drops. */
+void weir__pager_advance(struct weir_region *region, uint64_t budget);
+
+/* Whether a write-back or revival is under way in the ring. */
+bool weir__pager_is_busy(const struct weir_region *region);
 
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
 void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
@@ -400,33 +494,63 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* 
 /* The checksum that is kept: 0 is left for "not known". */
 uint64_t weir__sum(const void *data, uint64_t bytes);
 
-/* Requests of the cleaner: asked for, and then taken one by one; what could not be read is not here. */
-int weir__fetches_ask_own(struct weir_region *region, const struct weir_slot *slots,
-                          size_t slot_count);
-bool weir__fetches_next_own(const struct weir_region *region, struct weir_slot *ret_slot);
-void weir__fetches_done_own(struct weir_region *region);
+/* A read of the cleaner: @bytes of the file at @offset, both aligned. */
+void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
+                            char *buffer, uint64_t bytes, uint64_t offset);
+
+/* What a read of the file left in the page cache is not counted there: it goes. */
+void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, uint64_t bytes);
+
+/* What of [offset, offset + bytes) is in memory is taken from there. */
+void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                           char *to);
 
 /* Somebody pins @slot, or builds it: it stays where it is. */
 bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot);
 
 /* ---- clean.c ------------------------------------------------------------ */
 
+/* @bytes: of the buffer that it takes when it needs it. */
+void weir__clean_init(struct weir_region *region, uint64_t bytes);
+void weir__clean_deinit(struct weir_region *region);
+
 /*
- * Go on with moving live items out of sparse chunks, if there are enough of
- * them, or if @urgent and there is one at all; whether anything is under way.
+ * Go on with moving live items out of sparse chunks, at most @budget bytes of
+ * them, if chunks are needed, or if @urgent and there is a sparse one at all;
+ * whether anything is under way.
  */
-bool weir__clean_advance(struct weir_region *region, bool urgent);
+bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
 
-/* Something was freed, unpinned or written: there may be a chunk to be cleaned. */
-void weir__clean_look_again(struct weir_region *region);
+/* Whether a read of ours is under way in the ring. */
+bool weir__clean_is_reading(const struct weir_region *region);
 
-/* The file should rather not grow before more has been cleaned. */
-bool weir__clean_is_behind(const struct weir_region *region);
+/* Bytes of memory that are held for it. */
+uint64_t weir__clean_bytes(const struct weir_region *region);
+
+/* @entry is no longer held where it is: its chunk may be cleaned. */
+void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
+
+/* @chunk is no longer on disk only: what was read of it means nothing. */
+void weir__clean_forget(struct weir_region *region, uint64_t chunk);
+
+/* Whether the file may get longer without anything being cleaned. */
+bool weir__clean_may_grow(const struct weir_region *region);
+
+/* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
+bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
+
+/* ---- compact.c ---------------------------------------------------------- */
+
+/*
+ * Make a free extent of @space bytes out of smaller ones, by moving items that
+ * are in memory; true: there is one now, or the mark came down by as much.
+ */
+bool weir__compact_make_place(struct weir_region *region, uint64_t space);
 
 /* ---- region.c ----------------------------------------------------------- */
 
 /* An extent for @space bytes that may be stored to at once; -EAGAIN and the like: not now. */
-int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment, bool may_grow,
+int weir__region_take(struct weir_region *region, uint64_t space, uint64_t alignment,
                       uint32_t *ret_index);
 
 #endif

@@ -13,6 +13,7 @@
 
 #include <weir/base.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -56,6 +57,12 @@ static inline struct weir__entry *weir__slots_find(const struct weir__slots *slo
     return entry;
 }
 
+/* Why it is not found: its bytes are not those that were put, or it was freed. */
+static inline int weir__slots_lost(const struct weir__slots *slots, struct weir_slot slot)
+{
+    return weir__slots_find(slots, slot, EXTENT_DAMAGED) != NULL ? -EBADMSG : -ESTALE;
+}
+
 static inline uint64_t weir__entry_offset(const struct weir__entry *entry)
 {
     return weir__place_offset(weir__word_load(&entry->place));
@@ -88,17 +95,22 @@ static inline uint32_t weir__entry_generation(const struct weir__entry *entry)
 
 static inline uint32_t weir__entry_previous(const struct weir__entry *entry)
 {
-    return (uint32_t)weir__word_load(&entry->span);
+    return weir__half_load(&entry->span, 0);
 }
 
 static inline uint32_t weir__entry_next(const struct weir__entry *entry)
 {
-    return (uint32_t)(weir__word_load(&entry->span) >> 32);
+    return weir__half_load(&entry->span, 1);
 }
 
-static inline void weir__entry_link(struct weir__entry *entry, uint32_t previous, uint32_t next)
+static inline void weir__entry_set_previous(struct weir__entry *entry, uint32_t previous)
 {
-    weir__word_store(&entry->span, (uint64_t)previous | (uint64_t)next << 32);
+    weir__half_store(&entry->span, 0, previous);
+}
+
+static inline void weir__entry_set_next(struct weir__entry *entry, uint32_t next)
+{
+    weir__half_store(&entry->span, 1, next);
 }
 
 #endif

@@ -28,6 +28,9 @@
 
 #include <string.h>
 
+#define SPACE_ITEM_COST                                                                            \
+ UINT64_C(512) /* a small item takes as long as so many bytes of a large one */
+
 /* ---- Entries ------------------------------------------------------------ */
 
 static uint64_t space_offset(const struct weir_region *region, uint32_t index)
@@ -81,16 +84,12 @@ static void space_claim(struct weir_region *region, uint32_t index, uint64_t off
 
 static void space_link(struct weir_region *region, uint32_t previous, uint32_t next)
 {
-    if (previous != 0) {
-        struct weir__entry *entry = weir__region_entry(region, previous);
-        weir__entry_link(entry, weir__entry_previous(entry), next);
-    }
-    if (next != 0) {
-        struct weir__entry *entry = weir__region_entry(region, next);
-        weir__entry_link(entry, previous, weir__entry_next(entry));
-    } else {
+    if (previous != 0)
+        weir__entry_set_next(weir__region_entry(region, previous), next);
+    if (next != 0)
+        weir__entry_set_previous(weir__region_entry(region, next), previous);
+    else
         region->last = previous;
-    }
 }
 
 /* ---- Split and merge, of extents in no index ---------------------------- */
@@ -264,7 +263,6 @@ void weir__space_release(struct weir_region *region, uint32_t index)
 
     if (WEIR_UNLIKELY(region->wipes))
         space_wipe(region, offset, offset + bytes);
-    weir__clean_look_again(region);
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
         uint64_t chunk = weir__chunk_of(offset);
@@ -387,13 +385,58 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
 
     space_set(region, index, offset, space, EXTENT_BUILT);
-    weir__entry_link(weir__region_entry(region, index), 0, 0);
+    weir__entry_set_previous(weir__region_entry(region, index), 0);
+    weir__entry_set_next(weir__region_entry(region, index), 0);
     space_link(region, region->last, index);
     region->last = index;
     space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
     region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
+    return index;
+}
+
+uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk)
+{
+    uint64_t begin = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = begin + LAYOUT_CHUNK_BYTES;
+    uint32_t index;
+
+    if (region->mark_bytes < end) {
+        uint64_t mark = region->mark_bytes;
+        WEIR_ASSERT(mark <= begin && begin - mark < LAYOUT_CHUNK_BYTES);
+        index = weir__space_bump(region, end - mark);
+        if (mark < begin)
+            weir__space_release(region, space_split(region, index, begin - mark));
+    } else {
+        index = region->chunks.table[chunk].first;
+        WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+        space_unlist(region, index);
+        if (space_offset(region, index) < begin)
+            space_list(region, space_split(region, index, begin - space_offset(region, index)));
+        if (space_end(region, index) > end) {
+            uint32_t front = space_split(region, index, LAYOUT_CHUNK_BYTES);
+            space_list(region, index);
+            index = front;
+        }
+        weir__chunks_add_live(&region->chunks, begin, LAYOUT_CHUNK_BYTES);
+    }
+    space_set(region, index, begin, LAYOUT_CHUNK_BYTES, EXTENT_ZOMBIE);
+    return index;
+}
+
+uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_t space)
+{
+    uint32_t index = *extent;
+
+    WEIR_ASSERT(space_state(region, index) == EXTENT_ZOMBIE);
+    WEIR_ASSERT(space_bytes(region, index) >= space);
+
+    if (space_bytes(region, index) > space)
+        index = space_split(region, index, space);
+    else
+        *extent = 0;
+    space_set(region, index, space_offset(region, index), space, EXTENT_BUILT);
     return index;
 }
 
@@ -416,7 +459,7 @@ uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, ui
  * @target; @target gets the old place and is released. The bytes are there
  * already: a view that looks meanwhile sees one place or the other.
  */
-void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t from = space_offset(region, index);
@@ -431,7 +474,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     WEIR_ASSERT(space_bytes(region, target) == space);
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
-    weir__word_add(&weir__region_figures(region)->move_count, 1);
+    region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
@@ -456,21 +499,100 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
     weir__space_release(region, target);
 }
 
+void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    weir__word_add(&weir__region_figures(region)->move_count, 1);
+    weir__space_move_next(region, index, target);
+}
+
 /* ---- Checksums and holes ------------------------------------------------ */
 
-void weir__space_sum(struct weir_region *region, uint64_t chunk)
+/* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
+static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
-    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = region->chunks.table[chunk].first;
+    if (walk->index != 0 && space_state(region, walk->index) == EXTENT_LIVE &&
+        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
+        return walk->index;
+    return region->chunks.table[walk->chunk].first;
+}
 
-    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
-        const struct weir__entry *entry = weir__region_entry(region, index);
-        if (weir__entry_state(entry) != EXTENT_LIVE || region->slots.sums[index] != 0)
-            continue;
-        weir__word_store(
-            &region->slots.sums[index],
-            weir__sum(region->store.base + weir__entry_offset(entry), weir__entry_bytes(entry)));
+/* The next item of the walk that is whole; 0: there is none, or (not done) the budget is spent. */
+static uint32_t space_walk(const struct weir_region *region, struct weir__walk *walk,
+                           uint32_t index, uint64_t *budget)
+{
+    uint64_t end = (walk->chunk + 1) * LAYOUT_CHUNK_BYTES;
+
+    while (index != 0 && space_offset(region, index) < end &&
+           space_state(region, index) != EXTENT_LIVE)
+        index = space_next(region, index);
+    if (index == 0 || space_offset(region, index) >= end) {
+        walk->is_done = true;
+        return 0;
     }
+    walk->index = index;
+    walk->generation = weir__entry_generation(weir__region_entry(region, index));
+    if (*budget == 0)
+        return 0;
+    *budget -= weir__min(*budget, SPACE_ITEM_COST);
+    return index;
+}
+
+static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, uint64_t *budget)
+{
+    uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
+
+    *budget -= weir__min(*budget, bytes);
+    return weir__sum(region->store.base + space_offset(region, index), bytes);
+}
+
+uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t *sum = &region->slots.sums[index];
+        if (weir__word_load(sum) == 0)
+            weir__word_store(sum, space_sum_of(region, index, &budget));
+        index = space_walk(region, walk, space_next(region, index), &budget);
+    }
+    return budget;
+}
+
+/* Whether all chunks of the item but @chunk, which is just coming back, are in memory. */
+static bool space_is_here(const struct weir_region *region, uint32_t index, uint64_t chunk)
+{
+    for (uint64_t i = weir__chunk_of(space_offset(region, index));
+         i <= weir__chunk_of(space_end(region, index) - 1); i++)
+        if (i != chunk && !weir__chunk_is_resident(weir__chunk_state(&region->chunks, i)))
+            return false;
+    return true;
+}
+
+uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
+{
+    uint32_t index = space_walk(region, walk, space_walk_from(region, walk), &budget);
+
+    while (index != 0) {
+        uint64_t sum = weir__word_load(&region->slots.sums[index]);
+        uint32_t next = space_next(region, index);
+        if (sum != 0 && space_is_here(region, index, walk->chunk) &&
+            sum != space_sum_of(region, index, &budget)) {
+            region->read_error_count++;
+            weir__space_damage(region, index);
+        }
+        index = space_walk(region, walk, next, &budget);
+    }
+    return budget;
+}
+
+void weir__space_damage(struct weir_region *region, uint32_t index)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t tag = weir__word_load(&entry->tag);
+
+    WEIR_ASSERT(weir__tag_state(tag) == EXTENT_LIVE);
+    weir__word_store(&entry->tag, weir__tag_turn(tag, EXTENT_DAMAGED));
+    region->damaged_count++;
 }
 
 bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint64_t space)

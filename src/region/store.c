@@ -249,10 +249,13 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
 }
 
 /* The file has no name, but may lie in a descriptor of somebody else, and its blocks on the disk. */
-static void store_wipe(const struct weir__store *store)
+static void store_wipe(const struct weir_region *region)
 {
-    if (weir__sys_fallocate(store->data_fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0,
-                            store->file_bytes) == 0)
+    const struct weir__store *store = &region->store;
+    /* Zeroed, a hole would get blocks that nobody was asked for. */
+    int mode = region->chunks.hole_count > 0 ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+
+    if (weir__sys_fallocate(store->data_fd, mode | FALLOC_FL_KEEP_SIZE, 0, store->file_bytes) == 0)
         return;
     (void)!weir__sys_ftruncate(store->data_fd, 0);
 }
@@ -262,7 +265,7 @@ void weir__store_close(struct weir_region *region)
     struct weir__store *store = &region->store;
 
     if (region->wipes && store->file_bytes > 0)
-        store_wipe(store);
+        store_wipe(region);
     if (store->mapped_bytes > 0)
         weir__sys_munmap(store->base, store->mapped_bytes);
     weir__sys_close(store->direct_fd);

@@ -435,7 +435,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_PLACED || named != (generation % 2 == 1))
+    if (state > EXTENT_DAMAGED || named != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
@@ -448,8 +448,9 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
         .alignment = named ? alignment : 0,
-        .committed = state == EXTENT_LIVE,
+        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
         .held = state == EXTENT_ZOMBIE,
+        .damaged = state == EXTENT_DAMAGED,
     };
     if (named) {
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
@@ -597,6 +598,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
     if (!extent.committed)
         return -EAGAIN;
+    if (extent.damaged)
+        return -EBADMSG;
 
     offset = weir__min(offset, extent.bytes);
     *ret_bytes = weir__min(bytes_max, extent.bytes - offset);
@@ -607,7 +610,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     bool whole = view_entry_load(entry, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    *ret_moved = !whole || after.place != before.place || after.tag != before.tag ||
+    bool renews = weir__word_load(&view->owner->figures.renewing) != 0;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag || renews ||
                  view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
 }

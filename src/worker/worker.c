@@ -620,6 +620,19 @@ static int worker_open_region(struct weir_worker *worker)
     return r;
 }
 
+/* What the ring does not take any more goes the other way: a wake too many does no harm. */
+static void worker_submit_last_doorbells(struct weir_worker *worker)
+{
+    int r = weir__ring_submit(worker->ring);
+
+    WEIR_CHECK(r == 0 || r == -EBUSY || r == -EAGAIN);
+    if (r == 0 || worker->peers == NULL)
+        return;
+    for (uint32_t i = 0; i < worker->mesh->worker_count; i++)
+        if (i != worker->config.index)
+            weir__sys_eventfd_signal(worker->peers[i].port->event_fd);
+}
+
 /* What worker_open() made, whole or half, in reverse. */
 static void worker_close(struct weir_worker *worker)
 {
@@ -631,8 +644,7 @@ static void worker_close(struct weir_worker *worker)
         worker_ring_doorbells(worker);
     if (worker->ring != NULL) {
         weir__ring_cancel_all(worker->ring);
-        int r = weir__ring_submit(worker->ring); /* the last doorbells */
-        WEIR_CHECK(r == 0);
+        worker_submit_last_doorbells(worker);
         WEIR_CHECK(weir__ring_in_flight(worker->ring) == 0); /* I2 */
     }
     if (worker->port != NULL)

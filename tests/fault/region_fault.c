@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * region_fault - a region to which memory, zeroing or single reads are refused
+ * region_fault - a region to which the kernel says no
  *
- * The N-th allocation fails, or one kind of request to the kernel does. What was
+ * Kernel calls, ring operations and allocations go wrong (harness/seam.h): the
+ * N-th of them, once and for good, while a region lives through all that can be
+ * asked of it; and some of them on purpose, where something was wrong once. What was
  * refused is answered by its error code and has changed nothing; what was there
  * before is whole; and nothing else is harmed, nor waits for ever.
+ *
+ *      region_fault [--long] [--synchronous] [CASE]
+ *
+ * --long tries each single use, --synchronous does without io_uring.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,12 +21,13 @@
 
 #include <weir/region.h>
 
+#include "base/bits.h"
 #include "base/clock.h"
-#include "base/ring.h"
-#include "base/sys.h"
 
-#include "heap_fault.h"
+#include "forbid.h"
+#include "model.h"
 #include "pattern.h"
+#include "seam.h"
 #include "tmpdir.h"
 
 #include <errno.h>
@@ -30,54 +37,24 @@
 #define MIB       (KIB << 10)
 #define ITEMS_MAX 10240
 
-static bool zeroing_fails;
-static bool filling_fails;
-static bool writing_fails;
-static bool growing_fails;
-static uint64_t bad_offset = UINT64_MAX; /* reads of this byte of the file fail */
-
-int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-void __real_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset);
-void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset);
-void __real_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice);
-void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice);
-
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+static bool is_zeroing(const struct seam_use *use, void *context)
 {
-    if (zeroing_fails && (mode & FALLOC_FL_ZERO_RANGE) != 0)
-        return -EOPNOTSUPP;
-    if (growing_fails && mode == 0 && bytes % (2 * MIB) == 0) /* the tables grow by less */
-        return -ENOSPC;
-    return __real_weir__sys_fallocate(fd, mode, offset, bytes);
+    (void)context;
+    return (use->mode & FALLOC_FL_ZERO_RANGE) != 0;
 }
 
-void __wrap_weir__ring_read(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                            void *buffer, uint32_t bytes, uint64_t offset)
+/* The tables grow by less. */
+static bool is_growing(const struct seam_use *use, void *context)
 {
-    bool is_bad = bad_offset >= offset && bad_offset < offset + bytes;
-
-    __real_weir__ring_read(ring, operation, is_bad ? -1 : fd, buffer, bytes, offset);
+    (void)context;
+    return use->mode == 0 && use->bytes % (2 * MIB) == 0;
 }
 
-void __wrap_weir__ring_madvise(struct weir_ring *ring, struct weir_operation *operation,
-                               void *address, uint32_t bytes, int advice)
+static bool covers(const struct seam_use *use, void *context)
 {
-    __real_weir__ring_madvise(ring, operation, address, bytes, filling_fails ? -1 : advice);
-}
+    uint64_t offset = *(const uint64_t *)context;
 
-void __real_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes)
-{
-    __real_weir__ring_sync_range(ring, operation, writing_fails ? -1 : fd, offset, bytes);
+    return offset >= use->offset && offset < use->offset + use->bytes;
 }
 
 /* ---- Steps ---------------------------------------------------------------- */
@@ -163,10 +140,11 @@ static void an_alloc_without_memory(void **state)
     for (uint64_t at = 1; fired; at++) {
         struct weir_region_stats before = figures(job);
         struct weir_slot slot = {4711, 4712};
-        heap_fault_arm(at, false);
+        seam_reset();
+        seam_fail(SEAM_ANY_HEAP, at);
         int r = weir_region_alloc(job->region, 1000, (struct weir_label){1, 1}, &slot);
-        fired = heap_fault_fired;
-        heap_fault_arm(0, false);
+        fired = seam_fired() > 0;
+        seam_lift();
         weir_region_audit(job->region);
         if (r == 0) {
             assert_false(fired);
@@ -193,7 +171,10 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
         start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
 
     (void)state;
-    zeroing_fails = true;
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                .times = SEAM_FOR_GOOD,
+                                .error = EOPNOTSUPP,
+                                .matches = is_zeroing});
     for (int round = 0; round < 4; round++) {
         /* Four chunks in memory, more than is left dirty, none of them full. */
         job->count = 0;
@@ -210,7 +191,7 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
             assert_true(weir_region_wait(job->region, 1000000) >= 0);
         weir_region_audit(job->region);
     }
-    zeroing_fails = false;
+    seam_lift();
     finish(job);
 }
 
@@ -227,21 +208,22 @@ static void a_suspect_chunk_at_the_mark(void **state)
         finish(job);
         return; /* nothing goes cold here */
     }
-    writing_fails = true;
+    seam_fail_on(SEAM_ring_sync_range, 1);
+    seam_fail_on(SEAM_ring_fdatasync, 1);
     while ((r = put(job, 60 * KIB)) == 0)
         assert_true(job->count < 200);
-    assert_int_equal(r, -EBADF);
+    assert_int_equal(r, -EIO);
     assert_true(figures(job).degraded);
     for (size_t i = 10; i < job->count; i++) /* what is left ends inside the chunk that failed */
         assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
     job->count = 10;
     weir_region_audit(job->region);
 
-    writing_fails = false;
+    seam_lift();
     for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
         assert_true(weir__clock_ns() - since < UINT64_C(10000000000)); /* tries have their time */
         r = weir_region_wait(job->region, 1000000);
-        assert_true(r >= 0 || r == -EBADF);
+        assert_true(r >= 0 || r == -EIO);
     }
     weir_region_audit(job->region);
     while (job->count < 500) {
@@ -277,6 +259,7 @@ static void one_bad_place_harms_no_neighbour(void **state)
 {
     struct job *job = start((struct weir_region_config){.resident_bytes_max = 16 * MIB});
     struct answers answers = {0};
+    uint64_t bad_offset = 20 * 16 * KIB + 100; /* items lie one after the other */
 
     (void)state;
     if (!figures(job).bounded) {
@@ -285,13 +268,14 @@ static void one_bad_place_harms_no_neighbour(void **state)
     }
     while (job->count < 64 || is_resident(job, 63))
         assert_int_equal(put(job, 16 * KIB), 0);
-    bad_offset = 20 * 16 * KIB + 100; /* items lie one after the other */
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_read, .times = SEAM_FOR_GOOD, .matches = covers, .context = &bad_offset});
     assert_int_equal(weir_region_fetch(job->region, job->slots, 64, answered, &answers), 0);
     for (int tries = 0; answers.count < 64; tries++) {
         assert_true(tries < 10000);
         assert_true(weir_region_wait(job->region, 10000000) >= 0);
     }
-    bad_offset = UINT64_MAX;
+    seam_lift();
     assert_int_equal(answers.errors, 1);
     assert_int_equal(answers.bad.index, job->slots[20].index);
     for (size_t i = 0; i < 64; i++)
@@ -318,13 +302,14 @@ static void a_chunk_that_cannot_come_back(void **state)
     assert_int_equal(r, -EDQUOT);
     for (size_t i = 0; i < job->count; i += 2)
         assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
-    filling_fails = true;
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_madvise, .times = SEAM_FOR_GOOD, .error = EINVAL});
     for (int i = 0; i < 1000 && (r = put(job, 600 * KIB)) != -EDQUOT; i++) {
         int p = weir_region_wait(job->region, 1000000);
         assert_true(p >= 0 || p == -EINVAL || p == -EIO);
     }
     assert_int_equal(r, -EDQUOT); /* and not -EAGAIN for ever */
-    filling_fails = false;
+    seam_lift();
     weir_region_audit(job->region);
     for (size_t i = 1; i < 40; i += 2)
         assert_whole(job, i, 600 * KIB);
@@ -350,7 +335,8 @@ static void cleaning_on_a_full_disk(void **state)
     }
     while (job->count < 6000)
         assert_int_equal(put(job, 4000), 0);
-    growing_fails = true;
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fallocate, .times = SEAM_FOR_GOOD, .matches = is_growing});
     while ((r = put(job, 4000)) == 0)
         ;
     assert_int_equal(r, -ENOSPC);
@@ -360,7 +346,7 @@ static void cleaning_on_a_full_disk(void **state)
             assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
     for (int i = 0; i < 200; i++)
         assert_true(weir_region_wait(job->region, 1000000) >= 0);
-    growing_fails = false;
+    seam_lift();
     weir_region_audit(job->region);
     print_message("# %llu growths failed, %llu bytes moved\n",
                   (unsigned long long)(figures(job).growth_error_count - before),
@@ -425,24 +411,668 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
     finish(job);
 }
 
+/* ---- Everything, one after the other ------------------------------------------ */
+
+/*
+ * A life of a region: items of all sizes until most are cold, one in pieces,
+ * fetches, pins, reads, frees until chunks are moved out of and the tail goes
+ * back. Under one fault the model (harness/model.h) takes what the kernel says for
+ * an answer; once that is lifted everything must be whole, and work again.
+ */
+struct life {
+    void (*pass)(struct model *model);
+    uint64_t bytes_max;
+    bool ring_is_shared;
+    bool ends_under_fault; /* it is closed before the fault is lifted */
+};
+
+static void life_puts(struct model *model, int count, uint64_t size_max)
+{
+    int refusals_max = model->ring != NULL ? 200 : 2; /* on its own ring the region has waited */
+    int refusals = 0;
+
+    for (int i = 0; i < count && refusals < refusals_max; i++) {
+        uint64_t a = weir__random(&model->random);
+        uint64_t bytes = i % 2 == 0 ? a % size_max : a % 6000;
+        if (model_put(model, bytes, (uint16_t)(i % 4)) < 0) {
+            refusals++;
+            model_wait(model);
+        }
+        if (i % 16 == 0)
+            model_poll(model);
+    }
+}
+
+static void life_build(struct model *model)
+{
+    size_t before = model->item_count;
+
+    model_build(model, 700000, 9);
+    if (model->item_count == before)
+        return;
+    struct weir_slot slot = model->items[before].slot;
+    for (int tries = 0; tries < 8; tries++) {
+        struct model_item *item = model_find(model, slot);
+        if (item->written == item->bytes)
+            break;
+        model_write(model, item, 200000);
+        if (tries % 3 == 2)
+            model_wait(model);
+    }
+    if (model_find(model, slot)->written == 700000)
+        model_commit(model, model_find(model, slot));
+}
+
+/* One is filled in place, and stays so for a while. */
+static struct weir_slot life_place(struct model *model)
+{
+    size_t before = model->item_count;
+
+    model_place(model, 20000, 4096, 8);
+    return model->item_count > before ? model->items[before].slot : (struct weir_slot){0, 0};
+}
+
+static void life_commit(struct model *model, struct weir_slot slot)
+{
+    struct model_item *item = weir_slot_is_none(slot) ? NULL : model_find(model, slot);
+
+    if (item != NULL && item->unfinished) {
+        model_write(model, item, item->bytes);
+        model_commit(model, item);
+    }
+}
+
+static void life_ask(struct model *model)
+{
+    for (int i = 0; i < 8; i++) {
+        uint64_t a = weir__random(&model->random);
+        model_fetch(model, a, 1 + (size_t)(a % 24));
+        struct model_item *item = model_pick(model, a / 32);
+        if (item != NULL && !item->unfinished)
+            model_fetch_into(model, item, a / 64, a / 128);
+        if (item != NULL && i % 2 == 0)
+            model_check_read(model, item, 0, item->bytes);
+        if (i % 2 == 1)
+            model_wait(model);
+        item = model_pick(model, a / 8);
+        if (item != NULL && model->pin_count < 8)
+            model_pin_item(model, item);
+        model_poll(model);
+    }
+    model_unpin_all(model);
+}
+
+/* All but each @keep-th go. */
+static void life_frees(struct model *model, uint64_t keep)
+{
+    for (size_t i = model->item_count; i-- > 0;)
+        if (model->items[i].label.key % keep != 0)
+            model_free_item(model, &model->items[i]);
+    for (int i = 0; i < 4; i++)
+        model_wait(model);
+    weir_region_audit(model->region);
+}
+
+static void life_fill(struct model *model)
+{
+    uint64_t first = model->put_count;
+
+    /* Too large to be moved. */
+    for (int refusals = 0; refusals < 3 && model->put_count < first + 60;)
+        if (model_put(model, 700 * KIB, 5) < 0) {
+            refusals++;
+            model_wait(model);
+        }
+    for (size_t i = model->item_count; i-- > 0;)
+        if (model->items[i].label.owner == 5 && model->items[i].label.key % 2 == 0)
+            model_free_item(model, &model->items[i]);
+    for (int i = 0, refusals = 0; i < 12 && refusals < 6; i++)
+        if (model_put(model, 650 * KIB, 5) < 0) {
+            refusals++;
+            model_wait(model);
+        }
+    weir_region_audit(model->region);
+}
+
+/* So much comes and goes that the file is cut again. */
+static void life_flood(struct model *model)
+{
+    for (int i = 0, refusals = 0; i < 26 && refusals < 3; i++)
+        if (model_put(model, 900 * KIB, 6) < 0) {
+            refusals++;
+            model_wait(model);
+        }
+    model_free_owner(model, 6);
+    for (int i = 0; i < 6; i++)
+        model_wait(model);
+    weir_region_audit(model->region);
+}
+
+struct homecoming {
+    struct model *model;
+    size_t count;
+};
+
+static void came_home(void *context, struct weir_slot slot, int result)
+{
+    struct homecoming *homecoming = context;
+    const struct model_item *item = model_find(homecoming->model, slot);
+
+    homecoming->count++;
+    MODEL_EQUAL(homecoming->model, result, 0);
+    model_check_at(homecoming->model, item);
+}
+
+/* Each item is asked for and compared; some by a read of their own. */
+static void life_comes_home(struct model *model)
+{
+    struct homecoming homecoming = {.model = model};
+    struct weir_slot slots[64];
+    size_t asked = 0;
+    size_t count = 0;
+
+    for (size_t i = 0; i < model->item_count; i++) {
+        const struct model_item *item = &model->items[i];
+        if (i % 16 == 0 || item->bytes > model->fixed.fetch_bytes_max)
+            model_check_read(model, item, 0, item->bytes);
+        if (!item->unfinished && item->bytes <= model->fixed.fetch_bytes_max)
+            slots[count++] = item->slot;
+        if (count < 64 && i + 1 < model->item_count)
+            continue;
+        if (count > 0)
+            assert_int_equal(weir_region_fetch(model->region, slots, count, came_home, &homecoming),
+                             0);
+        asked += count;
+        count = 0;
+        for (int tries = 0; homecoming.count < asked; tries++) {
+            assert_true(tries < MODEL_TRIES_MAX);
+            model_wait(model);
+        }
+    }
+}
+
+/* As bad as before it will not be again: all that lives is whole, and goes on living. */
+static void life_recovers(struct model *model)
+{
+    struct weir_region_stats stats;
+    uint64_t since = weir__clock_ns();
+    size_t count;
+
+    for (;;) { /* what failed is written again after a while */
+        model_wait(model);
+        weir_region_stats(model->region, &stats);
+        if (!stats.degraded)
+            break;
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+    }
+    model_settle(model);
+    model_unpin_all(model);
+    model_poll(model); /* what is left to be told, before it counts */
+    model_poll(model);
+    model->suffers = false;
+    model_check_all(model);
+    life_comes_home(model);
+    count = model->item_count;
+    since = weir__clock_ns();
+    while (model->item_count == count) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        if (model_put(model, 5000, 1) < 0)
+            model_wait(model);
+    }
+    since = weir__clock_ns();
+    do { /* what failed is undone */
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        model_wait(model);
+        weir_region_stats(model->region, &stats);
+    } while (stats.disk_bytes > stats.file_bytes + 64 * KIB);
+}
+
+/* Sparse chunks: items are moved out of them. */
+static void pass_cold(struct model *model)
+{
+    life_puts(model, 300, 60000);
+    struct weir_slot placed = life_place(model);
+    life_puts(model, 300, 60000);
+    life_build(model);
+    life_commit(model, placed);
+    life_ask(model);
+    life_frees(model, 2);
+    life_ask(model);
+    life_puts(model, 200, 60000);
+    life_ask(model);
+}
+
+/* The file is cut, and holes must be brought back. */
+static void pass_full(struct model *model)
+{
+    life_puts(model, 40, 60000);
+    life_flood(model);
+    life_build(model);
+    life_fill(model);
+    life_ask(model);
+}
+
+static void live(void *context)
+{
+    const struct life *life = context;
+    struct weir_region_config config = {
+        .directory = harness_tmpdir(),
+        .bytes_initial = 2 * MIB,
+        .bytes_max = life->bytes_max,
+        .resident_bytes_max = 8 * MIB,
+    };
+    struct model *model = calloc(1, sizeof(*model));
+
+    *model = (struct model){
+        .random = 1,
+        .seed = 1,
+        .size_max = 60000,
+        .live_max = UINT64_MAX,
+        .build_max = UINT64_MAX,
+        .suffers = true,
+        .has_suffered = true,
+    };
+    int r = model_open(model, config, life->ring_is_shared);
+    if (r < 0) {
+        assert_true(model_is_fault(model, r));
+        assert_true(seam_fired() > 0);
+        assert_int_equal(model->charged, 0);
+        free(model);
+        return;
+    }
+    life->pass(model);
+    model_check_all(model);
+    if (life->ends_under_fault) {
+        model_close(model, false);
+    } else {
+        seam_lift();
+        life_recovers(model);
+        model->suffers = false;
+        model_close(model, true);
+    }
+    free(model);
+}
+
+/* Nothing but a look around: what open does is the matter. */
+static void pass_opened(struct model *model)
+{
+    life_puts(model, 20, 60000);
+    model_poll(model);
+}
+
+static const struct life opened = {pass_opened, 16 * MIB, false, false};
+static const struct life cold = {pass_cold, 64 * MIB, false, false};
+static const struct life cold_shared = {pass_cold, 64 * MIB, true, false};
+static const struct life cold_to_the_end = {pass_cold, 64 * MIB, false, true};
+static const struct life full = {pass_full, 28 * MIB, false, false};
+
+/* A life, what goes wrong in it, and how far apart are the uses that a short run tries. */
+struct ordeal {
+    const struct life *life;
+    struct seam_rule rule;
+    uint64_t stride;
+};
+
+static bool each_single_use; /* --long */
+
+static void each_use(void **state)
+{
+    const struct ordeal *ordeal = *state;
+    struct life life = *ordeal->life;
+    uint64_t since = weir__clock_ns();
+    uint64_t count = seam_each(ordeal->rule, each_single_use ? 1 : ordeal->stride, live, &life);
+
+    print_message("# %" PRIu64 " runs, %" PRIu64 " ms\n", count,
+                  (weir__clock_ns() - since) / 1000000);
+    assert_true(count > 0);
+}
+
+/* A ring that never says what has completed can not be closed. */
+static bool is_not_reaping(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return use->call != SEAM_ring_wait && use->call != SEAM_ring_reap;
+}
+
+#define EACH(sentence, stride, life, ...)                                                          \
+ SEAM_TEST_OF(sentence, each_use, (&(const struct ordeal){&(life), {__VA_ARGS__}, stride}))
+#define FOR_GOOD .times = SEAM_FOR_GOOD
+
+/* ---- What was wrong once --------------------------------------------------------- */
+
+static void a_growth_that_cannot_be_undone(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_initial = 2 * MIB, .bytes_max = 64 * MIB, .resident_bytes_max = UINT64_MAX});
+    int r;
+
+    (void)state;
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fallocate, FOR_GOOD, .how = SEAM_CUT, .matches = is_growing});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fallocate, FOR_GOOD, .how = SEAM_CUT, .matches = is_growing});
+    seam_fail_on(SEAM_sys_ftruncate, 1);
+    while ((r = put(job, 60 * KIB)) == 0)
+        ;
+    assert_int_equal(r, -ENOSPC);
+    assert_true(figures(job).disk_bytes > figures(job).file_bytes + MIB);
+    seam_lift();
+    for (uint64_t since = weir__clock_ns();
+         figures(job).disk_bytes > figures(job).file_bytes + 64 * KIB;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    }
+    while (job->count < 100)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
+/* Until all that failed has been written; tries have their time. */
+static void recover(struct job *job)
+{
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        int r = weir_region_wait(job->region, 1000000);
+        assert_true(r >= 0 || r == -EIO);
+    }
+    weir_region_audit(job->region);
+}
+
+/* An item goes on where a chunk was written already, and has to be once more. */
+static void a_suspect_chunk_under_construction(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+    unsigned char *data = malloc(3 * MIB);
+    struct weir_slot slot;
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        free(data);
+        finish(job);
+        return; /* nothing is written */
+    }
+    harness_fill(data, 3 * MIB, 4711, 0);
+    assert_int_equal(weir_region_alloc(job->region, 3 * MIB, (struct weir_label){4711, 2}, &slot),
+                     0);
+    seam_reset();
+    while (seam_used(SEAM_ring_sync_range) + seam_used(SEAM_ring_fdatasync) == 0)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10000 && figures(job).written_bytes == 0; i++)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(weir_region_write(job->region, slot, 0, data, 2 * MIB), 0);
+    seam_fail(SEAM_ring_sync_range, 1);
+    seam_fail(SEAM_ring_fdatasync, 1);
+    while (seam_fired() == 0 && job->count < 300)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10000 && figures(job).write_error_count == 0; i++)
+        (void)!weir_region_wait(job->region, 1000000);
+    assert_true(figures(job).degraded);
+    recover(job);
+    while ((r = weir_region_write(job->region, slot, 2 * MIB, data + 2 * MIB, MIB)) == -EAGAIN)
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    assert_int_equal(r, 0);
+    assert_int_equal(weir_region_commit(job->region, slot), 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    memset(data, 0, 3 * MIB);
+    size_t seen;
+    assert_int_equal(weir_region_read(job->region, slot, 0, data, 3 * MIB, &seen), 0);
+    assert_int_equal(harness_differs_at(data, 3 * MIB, 4711, 0), 3 * MIB);
+    free(data);
+    finish(job);
+}
+
+static bool sees_a_drop(const struct seam_use *use, void *context)
+{
+    *(uint64_t *)context += use->mode == POSIX_FADV_DONTNEED;
+    return false;
+}
+
+/* The kernel tells of a failed write once, and not always to the range that failed. */
+static void nothing_goes_while_in_doubt(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+    uint64_t drops = 0;
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return; /* nothing goes cold here */
+    }
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_fadvise, .matches = sees_a_drop, .context = &drops});
+    while (job->count < 500 && drops < 4) {
+        r = put(job, 60 * KIB);
+        assert_true(r == 0);
+    }
+    seam_fail(SEAM_ring_sync_range, 1);
+    seam_fail(SEAM_ring_fdatasync, 1);
+    while (!figures(job).degraded && job->count < 800) {
+        r = put(job, 60 * KIB);
+        assert_true(r == 0 || r == -EIO);
+    }
+    assert_int_equal(figures(job).degraded, seam_fired() > 0);
+    uint64_t before = drops;
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_int_equal(drops, before);
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        (void)!put(job, 60 * KIB); /* asks for room */
+        (void)!weir_region_wait(job->region, 1000000);
+    }
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
+/* What is written and dropped, chunk by chunk. */
+struct watch {
+    uint64_t written[64];
+    uint64_t before[64]; /* when a write failed */
+    uint64_t drops;
+    bool has_failed;
+    uint64_t early_drops; /* of what was in memory then and has not been written since */
+};
+
+static bool sees_a_write(const struct seam_use *use, void *context)
+{
+    ((struct watch *)context)->written[use->offset / (2 * MIB)]++;
+    return false;
+}
+
+static bool sees_drops_of_chunks(const struct seam_use *use, void *context)
+{
+    struct watch *watch = context;
+    uint64_t chunk = use->offset / (2 * MIB);
+
+    watch->drops++;
+    watch->early_drops += watch->has_failed && watch->before[chunk] > 0 &&
+                          watch->written[chunk] == watch->before[chunk];
+    return false;
+}
+
+/* Clean ones, and one that is still under way, may be what the error was about. */
+static void a_failed_write_casts_doubt_on_others(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 32 * MIB});
+    struct watch watch = {0};
+
+    (void)state;
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_sync_range, .matches = sees_a_write, .context = &watch});
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fadvise, .matches = sees_drops_of_chunks, .context = &watch});
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .how = SEAM_HOLD, .error = EIO});
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .at = 2, .how = SEAM_HOLD});
+    for (int i = 0; i < 10000 && (seam_held() < 2 || figures(job).written_bytes < 4 * MIB); i++)
+        if (job->count < 350)
+            assert_int_equal(put(job, 60 * KIB), 0);
+        else
+            assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    if (seam_held() < 2) {
+        finish(job);
+        return; /* whole files are written here, or nothing is */
+    }
+    assert_true(figures(job).written_bytes >= 4 * MIB);
+    /* With all memory in use one would go, but none is older than the first write. */
+    watch.drops = 0; /* open tries whether they work */
+    while (figures(job).resident_bytes < 28 * MIB && job->count < 600)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    for (int i = 0; i < 10; i++)
+        assert_true(weir_region_poll(job->region) >= 0);
+    assert_int_equal(watch.drops, 0);
+    memcpy(watch.before, watch.written, sizeof(watch.before));
+    watch.has_failed = true;
+    seam_release();
+    for (int i = 0; i < 10000 && figures(job).write_error_count == 0; i++)
+        (void)!weir_region_wait(job->region, 1000000);
+    assert_true(figures(job).degraded);
+    recover(job);
+    while (job->count < 900)
+        if (put(job, 60 * KIB) < 0)
+            (void)!weir_region_wait(job->region, 1000000);
+    assert_int_equal(watch.early_drops, 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    seam_lift();
+    finish(job);
+}
+
+struct freeing {
+    struct job *job;
+    size_t count;
+    int results[2];
+};
+
+static void free_the_other(void *context, struct weir_slot slot, int result)
+{
+    struct freeing *freeing = context;
+
+    if (freeing->count == 0)
+        for (size_t i = 0; i < 2; i++)
+            if (freeing->job->slots[i].index != slot.index)
+                assert_int_equal(weir_region_free(freeing->job->region, freeing->job->slots[i]), 0);
+    freeing->results[freeing->count++] = result;
+}
+
+static void freed_after_its_read_failed(void **state)
+{
+    struct job *job = start((struct weir_region_config){.resident_bytes_max = 8 * MIB});
+    struct freeing freeing = {.job = job};
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return; /* nothing goes cold here */
+    }
+    while (job->count < 2 || is_resident(job, 1))
+        assert_int_equal(put(job, 60 * KIB), 0);
+    seam_fail_on(SEAM_ring_read, 1);
+    assert_int_equal(weir_region_fetch(job->region, job->slots, 2, free_the_other, &freeing), 0);
+    for (int tries = 0; freeing.count < 2; tries++) {
+        assert_true(tries < 10000);
+        assert_true(weir_region_wait(job->region, 10000000) >= 0);
+    }
+    assert_int_equal(freeing.results[0], -EIO);
+    assert_int_equal(freeing.results[1], -ESTALE);
+    finish(job);
+}
+
+static void close_after_a_reap_that_failed(void **state)
+{
+    struct job *job = start((struct weir_region_config){.resident_bytes_max = 8 * MIB});
+
+    (void)state;
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_sync_range, FOR_GOOD, .how = SEAM_DELAY, .reaps = 1000000});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fdatasync, FOR_GOOD, .how = SEAM_DELAY, .reaps = 1000000});
+    while (seam_held() == 0 && put(job, 60 * KIB) == 0)
+        ;
+    bool is_writing = seam_held() > 0;
+    seam_lift();
+    seam_fail(SEAM_ring_wait, 1);
+    finish(job);
+    assert_int_equal(seam_fired() > 0, is_writing);
+}
+
 int main(int argc, char **argv)
 {
-    static const struct CMUnitTest cases[] = {
-        {"an alloc without memory has changed nothing", an_alloc_without_memory, NULL, NULL, NULL},
-        {"emptied chunks that cannot be zeroed are used again",
-         emptied_chunks_that_cannot_be_zeroed, NULL, NULL, NULL},
-        {"a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark, NULL, NULL,
-         NULL},
-        {"one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour, NULL,
-         NULL, NULL},
-        {"a chunk that cannot be brought back is not asked for for ever",
-         a_chunk_that_cannot_come_back, NULL, NULL, NULL},
-        {"on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk, NULL, NULL,
-         NULL},
-        {"a fetch comes beside a cleaner without room", a_fetch_beside_a_cleaner_without_room, NULL,
-         NULL, NULL},
+    const struct CMUnitTest cases[] = {
+        EACH("an open that fails leaves nothing", 1, opened, .call = SEAM_ANY),
+        EACH("an open that fails for good leaves nothing", 1, opened, .call = SEAM_ANY, FOR_GOOD),
+        EACH("a call that fails once harms nothing", 23, cold, .call = SEAM_ANY_CALL),
+        EACH("calls that fail are told, and all is well afterwards", 23, cold,
+             .call = SEAM_ANY_CALL, FOR_GOOD),
+        EACH("a region is closed while calls fail", 23, cold_to_the_end, .call = SEAM_ANY_CALL,
+             FOR_GOOD, .matches = is_not_reaping),
+        EACH("calls fail beside others on the ring", 29, cold_shared, .call = SEAM_ANY_CALL,
+             FOR_GOOD),
+        EACH("at bytes_max a call that fails once harms nothing", 197, full, .call = SEAM_ANY_CALL),
+        EACH("at bytes_max calls that fail are told", 197, full, .call = SEAM_ANY_CALL, FOR_GOOD),
+        EACH("what is allocated in part is given back", 2, cold, .call = SEAM_sys_fallocate,
+             .how = SEAM_CUT),
+        EACH("a blocking read that ends early is an error", 11, cold, .call = SEAM_sys_pread_all,
+             .how = SEAM_CUT, FOR_GOOD),
+        EACH("an operation that fails once harms nothing", 17, cold, .call = SEAM_ANY_OPERATION),
+        EACH("operations that fail are told, and all is well afterwards", 11, cold,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("a region is closed while operations fail", 17, cold_to_the_end,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("operations fail beside others on the ring", 19, cold_shared,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("at bytes_max an operation that fails once harms nothing", 41, full,
+             .call = SEAM_ANY_OPERATION),
+        EACH("at bytes_max operations that fail are told", 47, full, .call = SEAM_ANY_OPERATION,
+             FOR_GOOD),
+        EACH("a short read is no item", 23, cold, .call = SEAM_ring_read, .how = SEAM_CUT),
+        EACH("short reads are no items", 41, cold, .call = SEAM_ring_read, .how = SEAM_CUT,
+             FOR_GOOD),
+        EACH("a late completion is waited for", 17, cold, .call = SEAM_ANY_OPERATION,
+             .how = SEAM_DELAY, .reaps = 50),
+        EACH("late completions are waited for", 41, full, .call = SEAM_ANY_OPERATION,
+             .how = SEAM_DELAY, .reaps = 3, FOR_GOOD),
+        EACH("beside an operation without end the rest goes on", 47, cold_shared,
+             .call = SEAM_ANY_OPERATION, .how = SEAM_HOLD),
+        EACH("operations without end are no hang", 71, cold_shared, .call = SEAM_ANY_OPERATION,
+             .how = SEAM_HOLD, FOR_GOOD),
+        EACH("an allocation that fails once harms nothing", 149, cold, .call = SEAM_ANY_HEAP),
+        EACH("without memory all stays as it is", 149, cold, .call = SEAM_ANY_HEAP, FOR_GOOD),
+        EACH("a region is closed without memory", 151, cold_to_the_end, .call = SEAM_ANY_HEAP,
+             FOR_GOOD),
+        EACH("at bytes_max without memory all stays as it is", 197, full, .call = SEAM_ANY_HEAP,
+             FOR_GOOD),
+        SEAM_TEST("a growth that cannot be undone is undone later", a_growth_that_cannot_be_undone),
+        SEAM_TEST("a suspect chunk is written although it is built in",
+                  a_suspect_chunk_under_construction),
+        SEAM_TEST("nothing is dropped while a write is in doubt", nothing_goes_while_in_doubt),
+        SEAM_TEST("what was under way or clean when a write failed is written again",
+                  a_failed_write_casts_doubt_on_others),
+        SEAM_TEST("freed after its read failed is stale", freed_after_its_read_failed),
+        SEAM_TEST("close goes on after a reap that failed", close_after_a_reap_that_failed),
+        SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
+        SEAM_TEST("emptied chunks that cannot be zeroed are used again",
+                  emptied_chunks_that_cannot_be_zeroed),
+        SEAM_TEST("a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark),
+        SEAM_TEST("one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour),
+        SEAM_TEST("a chunk that cannot be brought back is not asked for for ever",
+                  a_chunk_that_cannot_come_back),
+        SEAM_TEST("on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk),
+        SEAM_TEST("a fetch comes beside a cleaner without room",
+                  a_fetch_beside_a_cleaner_without_room),
     };
 
+    for (; argc > 1 && argv[1][0] == '-'; argc--, argv++) {
+        each_single_use |= strcmp(argv[1], "--long") == 0;
+        if (strcmp(argv[1], "--synchronous") == 0 && harness_forbid_io_uring() < 0)
+            return 77;
+    }
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     if (harness_tmpdir() == NULL) {

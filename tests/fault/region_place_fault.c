@@ -17,10 +17,9 @@
 #include <weir/region.h>
 
 #include "base/clock.h"
-#include "base/ring.h"
-#include "base/sys.h"
 
 #include "pattern.h"
+#include "seam.h"
 #include "tmpdir.h"
 
 #include <errno.h>
@@ -33,27 +32,25 @@
 #define ITEMS_MAX   400
 #define PATIENCE_NS UINT64_C(10000000000)
 
-static bool writing_fails;
 static uint64_t renewed[64]; /* how often the blocks of a chunk were zeroed */
 
-int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-void __real_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes);
-
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+static bool sees_zeroing(const struct seam_use *use, void *context)
 {
-    if ((mode & FALLOC_FL_ZERO_RANGE) != 0 && offset / CHUNK_BYTES < 64)
-        renewed[offset / CHUNK_BYTES]++;
-    return __real_weir__sys_fallocate(fd, mode, offset, bytes);
+    uint64_t chunk = use->offset / CHUNK_BYTES;
+
+    (void)context;
+    if ((use->mode & FALLOC_FL_ZERO_RANGE) != 0 && chunk < 64)
+        renewed[chunk]++;
+    return false;
 }
 
-void __wrap_weir__ring_sync_range(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                  uint64_t offset, uint32_t bytes)
+/* Writing fails from now on, or does so no more; zeroing is watched in any case. */
+static void writing_fails(bool fails)
 {
-    __real_weir__ring_sync_range(ring, operation, writing_fails ? -1 : fd, offset, bytes);
+    seam_lift();
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate, .matches = sees_zeroing});
+    if (fails)
+        seam_fail_on(SEAM_ring_sync_range, 1);
 }
 
 /* ---- Steps ---------------------------------------------------------------- */
@@ -77,8 +74,7 @@ static void start(struct job *job)
     };
 
     memset(job, 0, sizeof(*job));
-    memset(renewed, 0, sizeof(renewed));
-    writing_fails = false;
+    writing_fails(false);
     assert_int_equal(weir_region_open(&config, &job->region), 0);
     memset(renewed, 0, sizeof(renewed)); /* open tries the first chunk */
 }
@@ -150,7 +146,7 @@ static bool heals(struct job *job, uint64_t patience_ns)
         if (weir__clock_ns() - since > patience_ns)
             return false;
         int r = weir_region_wait(job->region, 1000000);
-        assert_true(r >= 0 || r == -EBADF);
+        assert_true(r >= 0 || r == -EIO);
     }
     return true;
 }
@@ -186,10 +182,10 @@ static void no_page_changes_under_an_address(void **state)
     struct placed placed = place(job, 1000); /* in chunk 0 */
     while (job->count < 40)
         assert_int_equal(put(job), 0);
-    writing_fails = true;
+    writing_fails(true);
     while ((r = put(job)) == 0)
         ;
-    assert_int_equal(r, -EBADF);
+    assert_int_equal(r, -EIO);
     assert_true(is_degraded(job));
     assert_int_equal(renewed[0], 0);
     uint64_t others = 0;
@@ -199,7 +195,7 @@ static void no_page_changes_under_an_address(void **state)
 
     commit(job, &placed, 1000);
     assert_int_equal(renewed[0], 1); /* it follows */
-    writing_fails = false;
+    writing_fails(false);
     assert_true(heals(job, PATIENCE_NS));
     all_is_whole(job, &placed, 1000);
     finish(job);
@@ -214,17 +210,17 @@ static void what_is_to_be_written_again_waits(void **state)
 
     (void)state;
     start(job);
-    writing_fails = true;
+    writing_fails(true);
     while ((r = put(job)) == 0)
         ;
-    assert_int_equal(r, -EBADF);
+    assert_int_equal(r, -EIO);
     assert_true(is_degraded(job));
     assert_int_equal(weir_region_free(job->region, job->slots[2]), 0); /* in chunk 0, the oldest */
     struct placed placed = place(job, 1001);
     uint64_t before = renewed[0];
     assert_true(before > 0);
 
-    writing_fails = false;
+    writing_fails(false);
     assert_false(heals(job, UINT64_C(500000000)));
     assert_int_equal(renewed[0], before);
     commit(job, &placed, 1001);
@@ -237,9 +233,9 @@ static void what_is_to_be_written_again_waits(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
-        {"no page changes under an address", no_page_changes_under_an_address, NULL, NULL, NULL},
-        {"what is to be written again waits for who fills it", what_is_to_be_written_again_waits,
-         NULL, NULL, NULL},
+        SEAM_TEST("no page changes under an address", no_page_changes_under_an_address),
+        SEAM_TEST("what is to be written again waits for who fills it",
+                  what_is_to_be_written_again_waits),
     };
 
     if (argc > 1)

@@ -3,8 +3,8 @@
 #include <weir/reorder.h>
 
 #include "double.h"
-#include "heap_fault.h"
 #include "pattern.h"
+#include "seam.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -23,7 +23,7 @@ struct job {
     struct weir_account account;
     struct weir_reorder *reorder;
     char data[8192];
-    bool has_fired;
+    bool is_for_good;
 };
 
 static size_t bytes_of(uint64_t sequence)
@@ -50,8 +50,10 @@ static void push(struct job *job, uint64_t sequence)
     assert_int_equal(after.item_count, before.item_count);
     assert_int_equal(after.payload_bytes, before.payload_bytes);
     assert_int_equal(after.pushed_count, before.pushed_count);
-    job->has_fired = true;
-    heap_fault_arm(0, false);
+    if (job->is_for_good)
+        assert_int_equal(weir_reorder_push(job->reorder, sequence, job->data, bytes_of(sequence)),
+                         -ENOMEM);
+    seam_lift();
     assert_int_equal(weir_reorder_push(job->reorder, sequence, job->data, bytes_of(sequence)), 0);
 }
 
@@ -88,7 +90,7 @@ static void pop(struct job *job, uint64_t sequence)
 }
 
 /* All ways into a buffer, and out of it again. */
-static void run(struct job *job, bool lasts)
+static void pass(struct job *job)
 {
     struct weir_reorder_config config = {
         .account = &job->account,
@@ -99,7 +101,6 @@ static void run(struct job *job, bool lasts)
 
     if (r < 0) {
         assert_int_equal(r, -ENOMEM);
-        job->has_fired = true;
         return;
     }
     for (uint64_t i = ITEMS; i-- > 100;)
@@ -115,10 +116,10 @@ static void run(struct job *job, bool lasts)
     push(job, 0);
     weir_reorder_audit(job->reorder);
 
-    job->has_fired |= heap_fault_fired;
-
     /* From here on nothing needs the heap, or can do without. */
-    heap_fault_arm(1, lasts);
+    seam_lift();
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ANY_HEAP, .times = job->is_for_good ? SEAM_FOR_GOOD : 1});
     weir_reorder_spill(job->reorder, UINT64_MAX);
     for (uint64_t i = 0; i < ITEMS; i++)
         pop(job, i);
@@ -126,53 +127,47 @@ static void run(struct job *job, bool lasts)
     weir_reorder_destroy(job->reorder);
 }
 
-static bool run_with_fault(uint64_t at, bool lasts)
+static void run(void *context)
 {
     struct job *job = calloc(1, sizeof(*job));
-    bool has_fired;
 
+    job->is_for_good = *(const bool *)context;
     double_region_init(&job->region);
     double_account_init(&job->account);
-    heap_fault_arm(at, lasts);
-    run(job, lasts);
-    has_fired = job->has_fired;
-    heap_fault_arm(0, false);
+    pass(job);
+    seam_lift();
     assert_int_equal(job->account.charged_bytes, 0);
     assert_int_equal(job->account.book_bytes, 0);
     double_region_deinit(&job->region);
     free(job);
-    return has_fired;
 }
 
 /* ---- Cases ---------------------------------------------------------------------- */
 
-static void check_all(bool lasts)
-{
-    uint64_t at = 1;
-
-    assert_false(run_with_fault(0, lasts));
-    while (at < 400 && run_with_fault(at, lasts))
-        at++;
-    assert_in_range(at, 50, 399);
-}
-
 static void test_once(void **state)
 {
+    bool is_for_good = false;
+
     (void)state;
-    check_all(false);
+    uint64_t count = seam_each((struct seam_rule){.call = SEAM_ANY_HEAP}, 1, run, &is_for_good);
+    assert_in_range(count, 49, 398);
 }
 
 static void test_for_good(void **state)
 {
+    bool is_for_good = true;
+
     (void)state;
-    check_all(true);
+    uint64_t count = seam_each((struct seam_rule){.call = SEAM_ANY_HEAP, .times = SEAM_FOR_GOOD}, 1,
+                               run, &is_for_good);
+    assert_in_range(count, 49, 398);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        {"an allocation that fails once loses nothing", test_once, NULL, NULL, NULL},
-        {"without the heap what is in still comes out", test_for_good, NULL, NULL, NULL},
+        SEAM_TEST("an allocation that fails once loses nothing", test_once),
+        SEAM_TEST("without the heap what is in still comes out", test_for_good),
     };
 
     return cmocka_run_group_tests_name("reorder", tests, NULL, NULL);

@@ -15,6 +15,8 @@
 
 #include <weir/region.h>
 
+#include "base/random.h"
+
 #include "pattern.h"
 #include "process.h"
 #include "smalldisk.h"
@@ -342,14 +344,101 @@ static void cold_items_live_on_a_full_disk(void **state)
     finish(items);
 }
 
+/*
+ * Births and deaths at random on a full disk, most of it live: the cleaner cannot
+ * let the file grow, so puts leave it room, and nothing comes to a stop.
+ */
+static void a_full_disk_is_cleaned_too(void **state)
+{
+    struct items *items = start(
+        (struct weir_region_config){
+            .bytes_initial = 4 * MIB,
+            .resident_bytes_max = 8 * MIB,
+        },
+        20000);
+    uint64_t random = 3;
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    size_t live_max = items->count / 4 * 3;
+    size_t first = 0;
+    size_t live = items->count;
+    while (live > live_max) {
+        size_t i = weir__random_below(&random, items->count);
+        if (weir_slot_is_none(items->slots[i]))
+            continue;
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+        items->slots[i] = (struct weir_slot){0, 0};
+        live--;
+    }
+    uint64_t written = figures(items->region).written_bytes;
+    uint64_t put_bytes = figures(items->region).put_bytes;
+    while (items->count < ITEMS_MAX) {
+        struct timespec since;
+        struct timespec now;
+        int r;
+        while (weir_slot_is_none(items->slots[first]))
+            first++;
+        size_t i = first + weir__random_below(&random, items->count - first);
+        if (weir_slot_is_none(items->slots[i]))
+            continue;
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+        items->slots[i] = (struct weir_slot){0, 0};
+        clock_gettime(CLOCK_MONOTONIC, &since);
+        while ((r = put(items)) == -ENOSPC || r == -EAGAIN) {
+            assert_true(weir_region_wait(items->region, 10000000) >= 0);
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            assert_true(now.tv_sec - since.tv_sec < PATIENCE_S);
+        }
+        assert_int_equal(r, 0);
+    }
+    struct weir_region_stats stats = figures(items->region);
+    print_message("# written / put %.2f\n",
+                  (double)(stats.written_bytes - written) / (double)(stats.put_bytes - put_bytes));
+    assert_true(stats.moved_bytes > 0);
+    assert_all_whole(items);
+    finish(items);
+}
+
 /* Full at every step: with each amount of free space, growth gets it or leaves it. */
+/* With ticks between the puts, so that growth goes ahead through the ring. */
+static int fill_with_ticks(struct items *items)
+{
+    int r;
+
+    while ((r = put(items)) == 0) {
+        assert_true(weir_region_poll(items->region) >= 0);
+        if (items->count % 64 == 0)
+            weir_region_audit(items->region);
+    }
+    return r;
+}
+
+/* What the file system has for itself beside the file comes and goes with it: some blocks. */
+static void assert_nothing_kept(struct items *items, uint64_t free_bytes)
+{
+    struct weir_region_stats stats = figures(items->region); /* what is under way has ended */
+    uint64_t now = harness_free_bytes(full_disk);
+
+    assert_true(stats.disk_bytes <= stats.file_bytes + MIB);
+    assert_true(now + 64 * KIB >= free_bytes && now <= free_bytes + 64 * KIB);
+}
+
 static void full_at_every_step(void **state)
 {
     (void)state;
-    for (uint64_t left = 0; left < 12 * MIB; left += 700 * KIB) {
+    for (uint64_t left = 0; left < 12 * MIB; left += 350 * KIB) {
         struct items *items = start((struct weir_region_config){.bytes_initial = 4 * MIB}, 9000);
         int other = take_disk(left);
-        assert_int_equal(fill(items), -ENOSPC);
+        bool has_ticks = left / (350 * KIB) % 2 == 1;
+        assert_int_equal(has_ticks ? fill_with_ticks(items) : fill(items), -ENOSPC);
+        figures(items->region);
+        uint64_t kept = harness_free_bytes(full_disk);
+        for (int i = 0; i < 10; i++) {
+            assert_true(weir_region_poll(items->region) >= 0);
+            assert_int_equal(put(items), -ENOSPC);
+            assert_nothing_kept(items, kept);
+        }
         struct weir_region_stats before = figures(items->region);
         uint64_t free_bytes = harness_free_bytes(full_disk);
         assert_int_equal(put(items), -ENOSPC);
@@ -359,7 +448,9 @@ static void full_at_every_step(void **state)
         take_the_rest(other);
         assert_all_whole(items);
         give_disk(other);
-        assert_int_equal(put(items), 0);
+        for (int i = 0; i < 500; i++) /* usable again, for more than a step */
+            assert_int_equal(put(items), 0);
+        assert_all_whole(items);
         finish(items);
     }
 }
@@ -661,6 +752,7 @@ int main(int argc, char **argv)
         {"on a full disk open fails and leaves nothing",
          on_a_full_disk_open_fails_and_leaves_nothing, NULL, NULL, NULL},
         {"the floor of free space is left alone", the_floor_is_left_alone, NULL, NULL, NULL},
+        {"a full disk is cleaned too", a_full_disk_is_cleaned_too, NULL, NULL, NULL},
         {"cold items live on a full disk", cold_items_live_on_a_full_disk, NULL, NULL, NULL},
         {"the disk may be full at every step", full_at_every_step, NULL, NULL, NULL},
         {"a failed write-back loses nothing, and a mended disk goes on",

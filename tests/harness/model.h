@@ -22,6 +22,10 @@
  *       filled in place stays as far as it is filled
  *   M5  an item's address is a multiple of the alignment it was asked for
  *   M6  the figures are the sums over items[]; the books are told metadata_bytes
+ *
+ * Where faults are armed (seam.h) the model is told that it suffers: then what the
+ * kernel says is an answer too. It never stands for what we know: a live item is
+ * not stale, no byte is wrong, and what was refused has changed nothing.
  */
 
 #include <weir/region.h>
@@ -86,6 +90,7 @@ enum model_event {
     MODEL_SAW_GROWTH,
     MODEL_SAW_SHRINKING,
     MODEL_SAW_HOLES,
+    MODEL_SAW_COMPACTION,
     MODEL_SAW_PLACED,
     MODEL_SAW_PLACED_COLD,
     MODEL_SAW_MOVES,
@@ -108,6 +113,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_GROWTH] = "the file grew",
     [MODEL_SAW_SHRINKING] = "the file shrank",
     [MODEL_SAW_HOLES] = "there were free extents",
+    [MODEL_SAW_COMPACTION] = "items moved with all in memory",
     [MODEL_SAW_PLACED] = "an item was filled in place",
     [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
     [MODEL_SAW_MOVES] = "items were moved",
@@ -136,6 +142,8 @@ struct model {
     uint64_t live_max;      /* over this a put frees first; UINT64_MAX: up to -EDQUOT */
     uint64_t build_max;     /* of unfinished items */
     bool canary;            /* a model that is wrong on purpose */
+    bool suffers;           /* the kernel may refuse anything */
+    bool has_suffered;      /* errors have been counted */
 
     struct model_item *items; /* M2 */
     size_t item_count;
@@ -211,6 +219,12 @@ _Noreturn static inline void model_fail(const struct model *model, const char *e
   if (model_a != model_b)                                                                          \
    model_fail(model, #a " == " #b, __LINE__, model_a);                                             \
  } while (0)
+
+/* Whether @r is no answer of ours but the kernel's, at a time when it may be. */
+static inline bool model_is_fault(const struct model *model, int r)
+{
+    return model->suffers && r < 0 && r != -EINVAL && r != -ESTALE && r != -EBADMSG && r != -EFBIG;
+}
 
 static inline void model_books(void *context, int64_t bytes)
 {
@@ -372,7 +386,7 @@ static inline void model_check_read(struct model *model, const struct model_item
 
     memset(buffer, 0xe5, room + 1);
     int r = weir_region_read(model->region, item->slot, offset, buffer, room, &bytes);
-    if (item->unfinished) {
+    if (item->unfinished || model_is_fault(model, r)) {
         MODEL_CHECK(model, r < 0 && bytes == 4711);
     } else {
         size_t want = item->bytes - offset < room ? item->bytes - offset : room;
@@ -420,9 +434,11 @@ static inline void model_check_figures(struct model *model)
     if (model->pin_count == 0)
         MODEL_EQUAL(model, stats.pinned_bytes, model->placed_bytes);
     MODEL_EQUAL(model, stats.metadata_bytes, model->charged);
-    MODEL_EQUAL(model, stats.write_error_count, 0);
-    MODEL_EQUAL(model, stats.read_error_count, 0);
-    MODEL_EQUAL(model, stats.degraded, false);
+    if (!model->has_suffered) {
+        MODEL_EQUAL(model, stats.write_error_count, 0);
+        MODEL_EQUAL(model, stats.read_error_count, 0);
+        MODEL_EQUAL(model, stats.degraded, false);
+    }
     if (stats.file_bytes > model->file_bytes)
         model->events[MODEL_SAW_GROWTH]++;
     if (stats.file_bytes < model->file_bytes)
@@ -431,6 +447,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_HOLES]++;
     if (stats.moved_bytes > 0)
         model->events[MODEL_SAW_MOVES]++;
+    if (stats.resident_bytes_max == UINT64_MAX && stats.moved_bytes > 0)
+        model->events[MODEL_SAW_COMPACTION]++;
     model->file_bytes = stats.file_bytes;
 }
 
@@ -487,12 +505,13 @@ static inline void model_poll(struct model *model)
     MODEL_CHECK(model, !model->in_callback);
     if (model->ring != NULL) {
         model->in_poll = true; /* pieces complete here */
-        MODEL_CHECK(model, weir__ring_reap(model->ring) >= 0);
+        int r = weir__ring_reap(model->ring);
+        MODEL_CHECK(model, r >= 0 || model_is_fault(model, r));
     }
     model->in_poll = true;
     int r = weir_region_poll(model->region);
     model->in_poll = false;
-    if (r < 0)
+    if (r < 0 && !model_is_fault(model, r))
         MODEL_EQUAL(model, r, 0);
 }
 
@@ -501,14 +520,15 @@ static inline void model_wait(struct model *model)
     MODEL_CHECK(model, !model->in_callback);
     if (model->ring != NULL) {
         model->in_poll = true;
-        MODEL_CHECK(model, weir__ring_wait(model->ring, 1000000) >= 0);
+        int r = weir__ring_wait(model->ring, 1000000);
+        MODEL_CHECK(model, r >= 0 || model_is_fault(model, r));
         model_poll(model);
         return;
     }
     model->in_poll = true;
     int r = weir_region_wait(model->region, 10000000);
     model->in_poll = false;
-    if (r < 0)
+    if (r < 0 && !model_is_fault(model, r))
         MODEL_EQUAL(model, r, 0);
 }
 
@@ -531,6 +551,8 @@ static inline bool model_may_be_full(struct model *model, uint64_t bytes)
 
 static inline void model_check_refusal(struct model *model, int r, uint64_t bytes)
 {
+    if (model_is_fault(model, r))
+        return;
     if (r == -EDQUOT) {
         MODEL_CHECK(model, model_may_be_full(model, bytes));
         model->events[MODEL_SAW_FULL]++;
@@ -606,6 +628,10 @@ static inline void model_pin_item(struct model *model, struct model_item *item)
     if (item->unfinished || !info.resident) {
         MODEL_CHECK(model, item->unfinished ? r < 0 : r == -EAGAIN);
         MODEL_CHECK(model, data == model && bytes == 4711);
+        return;
+    }
+    if (model_is_fault(model, r)) {
+        MODEL_CHECK(model, r == -ENOMEM && data == model && bytes == 4711);
         return;
     }
     MODEL_EQUAL(model, r, 0);
@@ -859,7 +885,7 @@ static inline void model_fetched(void *context, struct weir_slot slot, int resul
         model_check_at(model, item);
         model->events[MODEL_SAW_FETCHED]++;
         model->events[MODEL_SAW_PLACED_COLD] += item->alignment > 16;
-    } else { /* an item that was not whole when it was asked for */
+    } else if (!model_is_fault(model, result)) { /* was not whole when it was asked for */
         MODEL_CHECK(model, item->built);
     }
 
@@ -911,7 +937,7 @@ static inline void model_fetch(struct model *model, uint64_t a, size_t count)
         if (count == 0)
             MODEL_EQUAL(model, r, -EINVAL);
         else
-            MODEL_CHECK(model, r == -EFBIG && too_large);
+            MODEL_CHECK(model, (r == -EFBIG && too_large) || model_is_fault(model, r));
         if (r == -EFBIG)
             model->events[MODEL_SAW_FETCH_TOO_LARGE]++;
         free(request);
@@ -936,7 +962,7 @@ static inline void model_piece_done(struct weir_operation *operation, int32_t re
     if (item == NULL) {
         MODEL_EQUAL(model, result, -ESTALE);
         model->events[MODEL_SAW_PIECE_STALE]++;
-    } else {
+    } else if (!model_is_fault(model, result)) {
         MODEL_EQUAL(model, result, piece->bytes);
         MODEL_EQUAL(model, memcmp(piece->buffer, item->copy + piece->offset, piece->bytes), 0);
         model->events[MODEL_SAW_PIECE]++;
@@ -975,7 +1001,7 @@ static inline void model_fetch_into(struct model *model, struct model_item *item
     if (item->unfinished)
         MODEL_CHECK(model, r < 0);
     if (r < 0) {
-        MODEL_CHECK(model, piece->bytes == 0 || item->unfinished);
+        MODEL_CHECK(model, piece->bytes == 0 || item->unfinished || model_is_fault(model, r));
         free(piece->buffer);
         free(piece);
         return;

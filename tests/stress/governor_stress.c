@@ -26,8 +26,9 @@
 #include "seed.h"
 
 #define THREAD_COUNT  4
-#define BYTES_MAX     UINT64_C(100000)
+#define BYTES_MAX     UINT64_C(100000) /* times the scale of the stage */
 #define ITEM_BYTES    UINT64_C(4000)
+#define SCALE         UINT64_C(1000) /* there are leases */
 #define WAITER_COUNT  16
 #define ITEM_COUNT    64
 #define PARCEL_COUNT  256
@@ -83,6 +84,8 @@ struct stage {
     _Atomic uint64_t granted_bytes; /* added after a charge, taken before its refund: never more */
     _Atomic uint32_t busy_count;
     bool forces;
+    uint64_t scale;
+    uint32_t node_count;
     uint64_t step_count;
     pthread_barrier_t barrier;
 };
@@ -94,9 +97,20 @@ static uint64_t steps(void)
     return text != NULL ? strtoull(text, NULL, 0) : STEPS_DEFAULT;
 }
 
+/* Where there are leases, most are so small that they come from one. */
+static uint64_t actor_size(struct actor *actor)
+{
+    uint64_t scale = actor->stage->scale;
+
+    if (scale > 1 && weir__random_below(&actor->seed, 4) != 0)
+        scale /= 50;
+    return weir__random_below(&actor->seed, ITEM_BYTES * scale);
+}
+
 static void actor_granted(struct actor *actor, uint64_t bytes)
 {
-    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <= BYTES_MAX);
+    STRESS_CHECK(atomic_fetch_add(&actor->stage->granted_bytes, bytes) + bytes <=
+                 BYTES_MAX * actor->stage->scale);
     STRESS_CHECK(atomic_fetch_add(&actor->held_bytes, bytes) + bytes <= actor->cap_bytes);
 }
 
@@ -172,7 +186,7 @@ static void actor_send(struct actor *actor)
 
 static void actor_charge(struct actor *actor)
 {
-    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    uint64_t bytes = actor_size(actor);
     enum weir_verdict verdict;
 
     if (weir__random_below(&actor->seed, 50) == 0)
@@ -227,7 +241,7 @@ static void actor_queue(struct actor *actor)
     sleeper->actor = actor;
     sleeper->waiter.wake = sleeper_wake;
 
-    uint64_t bytes = weir__random_below(&actor->seed, 2 * ITEM_BYTES);
+    uint64_t bytes = 2 * actor_size(actor);
     int r = weir_account_wait(actor->account, &sleeper->waiter, bytes, actor_deadline(actor));
     STRESS_CHECK(r == 0); /* all that is charged is transient: never -EDQUOT */
     actor->queued_count++;
@@ -251,7 +265,7 @@ static void actor_cancel(struct actor *actor)
 static void actor_block(struct actor *actor)
 {
     struct weir_waiter waiter = {0};
-    uint64_t bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    uint64_t bytes = actor_size(actor);
     uint64_t deadline_ns = weir__clock_ns() + weir__random_below(&actor->seed, 300000);
     int r = weir_account_wait(actor->account, &waiter, bytes, deadline_ns);
 
@@ -267,7 +281,7 @@ static void actor_force(struct actor *actor)
         actor->forced_bytes = 0;
         return;
     }
-    actor->forced_bytes = weir__random_below(&actor->seed, ITEM_BYTES);
+    actor->forced_bytes = actor_size(actor);
     weir_account_charge_forced(actor->account, actor->forced_bytes);
 }
 
@@ -278,7 +292,8 @@ static void actor_look(struct actor *actor)
 
     weir_governor_stats(actor->stage->governor, &stats);
     if (!actor->stage->forces)
-        STRESS_CHECK(stats.peak_bytes <= BYTES_MAX);
+        STRESS_CHECK(stats.peak_bytes <= BYTES_MAX * actor->stage->scale);
+    STRESS_CHECK(stats.lease_bytes <= BYTES_MAX * actor->stage->scale / 100);
     STRESS_CHECK(stats.charged_bytes <= stats.peak_bytes);
     STRESS_CHECK(weir_governor_holders(actor->stage->governor, holders, THREAD_COUNT) ==
                  THREAD_COUNT);
@@ -344,7 +359,8 @@ static void *actor_main(void *context)
     struct stage *stage = actor->stage;
     struct weir_account_config config = {
         .name = "actor",
-        .bytes_max = actor->cap_bytes < BYTES_MAX ? actor->cap_bytes : 0,
+        .bytes_max = actor->index == 0 ? actor->cap_bytes : 0,
+        .node = 1 + (uint32_t)actor->index % stage->node_count,
         .spillable = actor->index == 1,
         .transient = true,
         .has_room = actor_has_room,
@@ -369,26 +385,37 @@ static void *actor_main(void *context)
     return NULL;
 }
 
-static void play(bool forces)
+static void play(bool forces, uint64_t scale, uint32_t node_count)
 {
     static struct stage stage;
-    struct weir_governor_config config = {.bytes_max = BYTES_MAX, .dwell_ns = forces ? 10000 : 0};
+    struct weir_governor_config config = {.bytes_max = BYTES_MAX * scale,
+                                          .dwell_ns = forces ? 10000 : 0};
     struct weir_governor_stats stats;
+    const struct weir_node_config nodes[2] = {
+        {.bytes_max = BYTES_MAX * scale / 2, .distances = {10, 20}},
+        {.bytes_max = BYTES_MAX * scale / 2, .distances = {20, 10}},
+    };
+    struct weir_node_stats node_stats[2];
     pthread_t threads[THREAD_COUNT];
     uint64_t seed = harness_seed();
     uint64_t woken_count = 0;
 
+    config.nodes = nodes;
+    config.node_count = node_count;
+
     memset(&stage, 0, sizeof(stage));
     stage.forces = forces;
+    stage.scale = scale;
     stage.step_count = steps();
     atomic_init(&stage.busy_count, THREAD_COUNT);
+    stage.node_count = node_count;
     assert_int_equal(weir_governor_create(&config, &stage.governor), 0);
     assert_int_equal(pthread_barrier_init(&stage.barrier, NULL, THREAD_COUNT), 0);
     for (int i = 0; i < THREAD_COUNT; i++) {
         struct actor *actor = &stage.actors[i];
         actor->stage = &stage;
         actor->index = i;
-        actor->cap_bytes = i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX;
+        actor->cap_bytes = (i == 0 ? BYTES_MAX * 2 / 5 : BYTES_MAX) * scale;
         actor->seed = seed + (uint64_t)i;
         assert_int_equal(pthread_mutex_init(&actor->inbox_lock, NULL), 0);
     }
@@ -407,22 +434,42 @@ static void play(bool forces)
     assert_int_equal(stats.charged_bytes, 0);
     assert_int_equal(stats.level, WEIR_LEVEL_CALM);
     assert_int_equal(stats.waiter_count, 0);
+    assert_int_equal(weir_governor_nodes(stage.governor, node_stats, 2), node_count);
+    for (uint32_t i = 0; i < node_count; i++) {
+        assert_int_equal(node_stats[i].charged_bytes, 0);
+        assert_int_equal(node_stats[i].borrowed_bytes, 0);
+        assert_int_equal(node_stats[i].lent_bytes, 0);
+    }
     assert_true(woken_count > 0);
     if (!forces)
-        assert_in_range(stats.peak_bytes, 1, BYTES_MAX);
+        assert_in_range(stats.peak_bytes, 1, BYTES_MAX * scale);
     weir_governor_destroy(stage.governor);
 }
 
 static void test_granted_charges_never_pass_hard(void **state)
 {
     (void)state;
-    play(false);
+    play(false, 1, 1);
 }
 
 static void test_nor_do_they_beside_forced_ones(void **state)
 {
     (void)state;
-    play(true);
+    play(true, 1, 1);
+}
+
+static void test_nor_from_leases(void **state)
+{
+    (void)state;
+    play(false, SCALE, 1);
+    play(true, SCALE, 1);
+}
+
+static void test_nor_do_they_on_two_nodes(void **state)
+{
+    (void)state;
+    play(false, 1, 2);
+    play(true, SCALE, 2);
 }
 
 /* ---- A governor as a semaphore: one forgotten wake and it stands still ---------- */
@@ -459,7 +506,7 @@ static void *turnstile_main(void *context)
 
 static void test_no_sleeper_is_forgotten(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct turnstile turnstile = {.round_count = steps() / 4};
     pthread_t threads[THREAD_COUNT];
 
@@ -521,7 +568,7 @@ static void *race_main(void *context)
 /* Twice the same bytes at the same time: one of the two is believed in the end. */
 static void test_racing_over_refunds_heal(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 1};
     struct weir_account_config account_config = {.reserve_bytes = 5};
     struct race race = {.round_count = steps() / 2};
     uint64_t seed = harness_seed();
@@ -579,7 +626,7 @@ static void *passer_main(void *context)
 
 static void test_what_is_under_way_is_hope(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct weir_account_config fixed = {.name = "fixed"};
     struct race race = {.round_count = steps() / 2};
     uint64_t seed = harness_seed();
@@ -663,7 +710,7 @@ static void leave_once(struct weir_governor *governor, struct meeting *meeting)
 
 static void test_owners_may_leave_at_once(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 100};
+    struct weir_governor_config config = {.bytes_max = 100, .node_count = 1};
     struct weir_account_config holder = {.transient = true};
     struct race race = {.round_count = steps() / 8};
     struct weir_governor *governor;
@@ -689,6 +736,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         {"granted charges never pass hard", test_granted_charges_never_pass_hard, NULL, NULL, NULL},
         {"nor do they beside forced ones", test_nor_do_they_beside_forced_ones, NULL, NULL, NULL},
+        {"nor from leases", test_nor_from_leases, NULL, NULL, NULL},
+        {"nor do they on two nodes", test_nor_do_they_on_two_nodes, NULL, NULL, NULL},
         {"no sleeper is forgotten", test_no_sleeper_is_forgotten, NULL, NULL, NULL},
         {"racing over-refunds heal", test_racing_over_refunds_heal, NULL, NULL, NULL},
         {"what is under way is hope", test_what_is_under_way_is_hope, NULL, NULL, NULL},

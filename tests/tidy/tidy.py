@@ -592,11 +592,39 @@ def layout(tree):
             yield f'docs/format.md:1: {match.group(1)} is missing'
 
 
+<<<<<<< HEAD
 def proven(tree, page, row, states, proven_states):
     """rows | id | what | state | proof |: what is named must be there"""
     whole = tree.text(page)
     for match in re.finditer(r'^\| (' + row + r') \|(.*)\|$', whole, re.M):
         place = f'{page}:{line_of(whole, match.start())}'
+=======
+@rule
+def seam(tree):
+    """the fault seam knows each function of base/sys, base/ring and base/heap, and no other"""
+    table = 'tests/harness/seam_calls.def'
+    code = c_code(tree.text(table))
+    listed = {match.group(1): line_of(code, match.start())
+              for match in re.finditer(r'^SEAM_[A-Z]+\((\w+)', code, re.M)}
+    doors = {}
+    for name in ('sys', 'ring', 'heap'):
+        path = f'src/base/{name}.h'
+        declared = c_code(tree.text(path))
+        for match in re.finditer(r'\bweir__(' + name + r'_\w+)\s*\(', declared):
+            doors.setdefault(match.group(1), f'{path}:{line_of(declared, match.start())}')
+    for name in sorted(set(doors) - set(listed)):
+        yield f'{doors[name]}: weir__{name}() does not stand in {table}'
+    for name in sorted(set(listed) - set(doors)):
+        yield f'{table}:{listed[name]}: there is no weir__{name}()'
+
+
+@rule
+def features(tree):
+    """docs/features.md: what is called done or part names a test that is there, and its case"""
+    whole = tree.text('docs/features.md')
+    for match in re.finditer(r'^\| ([A-Z]\d+) \|(.*)\|$', whole, re.M):
+        place = f'docs/features.md:{line_of(whole, match.start())}'
+>>>>>>> 3d5b547d71d86dd8192858d8632492a3dceaa032
         cells = [cell.strip() for cell in re.split(r'(?<!\\)\|', match.group(2))]
         if len(cells) != 3 or cells[1] not in states:
             yield f'{place}: {match.group(1)}: a row is | id | what | {", ".join(states)} | proof |'

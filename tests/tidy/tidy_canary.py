@@ -78,7 +78,10 @@ SOUND = {
                     'local:\n    *;\n};\n',
     'src/base/heap.c': SPDX + '#include "base/heap.h"\n\nvoid *take(void)\n{\n'
                               '    return malloc(1);\n}\n',
-    'src/base/heap.h': SPDX + '#ifndef WEIR_BASE_HEAP_H\n#define WEIR_BASE_HEAP_H\n#endif\n',
+    'src/base/heap.h': SPDX + '#ifndef WEIR_BASE_HEAP_H\n#define WEIR_BASE_HEAP_H\n'
+                              '/* not weir__heap_gone() */\nvoid *weir__heap_take(void);\n#endif\n',
+    'tests/harness/seam_calls.def': SPDX + '/*\n * SEAM_CALL(name)\n */\n'
+                                           'SEAM_HEAP(heap_take, (void), ())\n',
     'src/base/sys.c': SPDX + '/* sleep() is for others */\n\nint go(void)\n{\n'
                              '    return munmap("//", open("strcpy(", 0));\n}\n',
     'src/base/region_layout.h': SPDX + '#ifndef WEIR_BASE_REGION_LAYOUT_H\n'
@@ -189,6 +192,11 @@ FAULTS = [
                                             '    uint64_t live'), 'does not lie at 272'),
     ('layout', 'docs/format.md', ('| 0 | 8 | `word` | x |\n', ''), '`word`'),
     ('layout', 'docs/format.md', ('EXTENT_VACANT', 'x'), 'EXTENT_VACANT'),
+    ('seam', 'src/base/heap.h', ('void *weir__heap_take(void);\n', 'void *weir__heap_take(void);\n'
+                                'int weir__heap_more(\n    int bytes);\n'),
+     'weir__heap_more() does not stand'),
+    ('seam', 'tests/harness/seam_calls.def', (APPEND, 'SEAM_NEVER(sys_gone)\n'),
+     'no weir__sys_gone()'),
     ('features', 'docs/features.md', ('region_unit.c', 'gone.c'), 'no tests/unit/gone.c'),
     ('features', 'docs/features.md', ('it works', 'it flies'), 'no case'),
     ('features', 'docs/features.md', ('| more | open | |', '| more | done | `LICENSE` |'),

@@ -122,7 +122,7 @@ static void test_percentages_of_huge_limits_are_exact(void **state)
     struct weir__budget budget = budget_of(BUDGET_BYTES_LIMIT);
 
     (void)state;
-    assert_int_equal(budget.enter_bytes[WEIR_LEVEL_SOFT], BUDGET_BYTES_LIMIT / 10 * 8 + 4);
+    assert_int_equal(budget.enter_bytes[WEIR_LEVEL_SOFT], BUDGET_BYTES_LIMIT / 10 * 8 + 3);
     budget = budget_of(199);
     assert_int_equal(budget.enter_bytes[WEIR_LEVEL_SOFT], 159);
     assert_int_equal(budget.leave_bytes[WEIR_LEVEL_HARD], 193);
@@ -149,14 +149,27 @@ static void test_levels_end_at_their_leave_level(void **state)
     struct weir__budget budget = budget_of(1000);
 
     (void)state;
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 971, 0), WEIR_LEVEL_HARD);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 970, 0), WEIR_LEVEL_SPILL);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SPILL, 851, 0), WEIR_LEVEL_SPILL);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SPILL, 850, 0), WEIR_LEVEL_SOFT);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 701, 0), WEIR_LEVEL_SOFT);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 700, 0), WEIR_LEVEL_CALM);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0), WEIR_LEVEL_CALM);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_CALM, 999, 0), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 971, 0, 0), WEIR_LEVEL_HARD);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 970, 0, 0), WEIR_LEVEL_SPILL);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SPILL, 851, 0, 0), WEIR_LEVEL_SPILL);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SPILL, 850, 0, 0), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 701, 0, 0), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 700, 0, 0), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0, 0), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_CALM, 999, 0, 0), WEIR_LEVEL_CALM);
+}
+
+static void test_a_fall_leaves_room_for_the_rises_after_it(void **state)
+{
+    struct weir__budget budget = budget_of(1000);
+
+    (void)state;
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 0, 6), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 0, 7), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0, 6), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0, 7), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0, 8), WEIR_LEVEL_SPILL);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_HARD, 0, 0, 9), WEIR_LEVEL_HARD);
 }
 
 static void test_a_level_lasts_its_dwell(void **state)
@@ -166,9 +179,9 @@ static void test_a_level_lasts_its_dwell(void **state)
 
     (void)state;
     assert_int_equal(weir__budget_init(&budget, &config, 0), 0);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 49), WEIR_LEVEL_SOFT);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 50), WEIR_LEVEL_CALM);
-    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 701, 99), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 49, 0), WEIR_LEVEL_SOFT);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 0, 50, 0), WEIR_LEVEL_CALM);
+    assert_int_equal(weir__budget_settle(&budget, WEIR_LEVEL_SOFT, 701, 99, 0), WEIR_LEVEL_SOFT);
     assert_int_equal(weir__budget_raise(&budget, WEIR_LEVEL_SOFT, 999), WEIR_LEVEL_SPILL);
 }
 
@@ -273,6 +286,7 @@ static void test_a_word_below_zero_is_empty(void **state)
 struct model {
     uint64_t use_bytes;
     uint64_t since_ns;
+    uint32_t change_count; /* in the last ten dwells */
     int level;
 };
 
@@ -294,6 +308,8 @@ static void model_look_down(struct model *model, uint64_t now_ns, uint64_t dwell
         return;
     for (int above = level; above > 0 && model->use_bytes <= model_leave[above]; above--)
         level = above - 1;
+    while (level < model->level && model->change_count + 1 + 3 - (uint32_t)level > 10)
+        level++; /* room for this change and all rises after it */
     model_set_level(model, level, now_ns);
 }
 
@@ -330,8 +346,27 @@ static enum weir_verdict model_charge(struct model *model, uint64_t bytes, bool 
     return verdict;
 }
 
+/* The times of all changes: how many lie in the ten dwells before @now_ns. */
+struct changes {
+    uint64_t at_ns[1 << 18];
+    uint32_t count;
+};
+
+static uint32_t changes_in_ten_dwells(const struct changes *changes, uint64_t now_ns,
+                                      uint64_t dwell_ns)
+{
+    uint32_t count = 0;
+
+    for (uint32_t i = changes->count; i > 0; i--, count++)
+        if (now_ns - changes->at_ns[i - 1] >= 10 * dwell_ns)
+            break;
+    return count;
+}
+
 static void walk(uint64_t seed, uint64_t dwell_ns)
 {
+    static struct changes changes;
+
     struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = dwell_ns};
     struct weir__budget budget;
     struct model model = {0};
@@ -341,14 +376,17 @@ static void walk(uint64_t seed, uint64_t dwell_ns)
     uint64_t now_ns = 0;
     int seen[4] = {0};
 
+    changes.count = 0;
     assert_int_equal(weir__budget_init(&budget, &config, 0), 0);
     for (int step = 0; step < 300000; step++) {
         now_ns += weir__random_below(&seed, 40);
         uint64_t bytes = weir__random_below(&seed, 60);
         enum weir_level before = level;
+        uint32_t recent = changes_in_ten_dwells(&changes, now_ns, dwell_ns);
+        model.change_count = recent;
         if (weir__random_below(&seed, 100) < 52 + (uint64_t)(step / 1000 % 5)) {
             bool may_spill = weir__random_below(&seed, 3) == 0;
-            level = weir__budget_settle(&budget, level, use_bytes, now_ns - since_ns);
+            level = weir__budget_settle(&budget, level, use_bytes, now_ns - since_ns, recent);
             struct weir__plan plan = weir__budget_plan(&budget, level, use_bytes, bytes, may_spill);
             if (plan.verdict == WEIR_ADMIT)
                 use_bytes += bytes;
@@ -358,14 +396,17 @@ static void walk(uint64_t seed, uint64_t dwell_ns)
         } else {
             bytes = bytes < use_bytes ? bytes : use_bytes;
             use_bytes -= bytes;
-            level = weir__budget_settle(&budget, level, use_bytes, now_ns - since_ns);
+            level = weir__budget_settle(&budget, level, use_bytes, now_ns - since_ns, recent);
             model.use_bytes -= bytes;
             model_look_down(&model, now_ns, dwell_ns);
         }
         if (level < before)
             assert_true(now_ns - since_ns >= dwell_ns); /* B1 */
-        if (level != before)
+        if (level != before) {
             since_ns = now_ns;
+            changes.at_ns[changes.count++] = now_ns;
+            assert_true(dwell_ns == 0 || recent + 1 <= 10); /* B4 */
+        }
         assert_true(use_bytes <= budget.bytes_max); /* B2 */
         assert_int_equal(use_bytes, model.use_bytes);
         assert_int_equal(level, model.level);
@@ -396,6 +437,8 @@ int main(void)
         {"levels rise by use", test_levels_rise_by_use, NULL, NULL, NULL},
         {"levels end at their leave level", test_levels_end_at_their_leave_level, NULL, NULL, NULL},
         {"a level lasts its dwell", test_a_level_lasts_its_dwell, NULL, NULL, NULL},
+        {"a fall leaves room for the rises after it",
+         test_a_fall_leaves_room_for_the_rises_after_it, NULL, NULL, NULL},
         {"verdicts follow level and sum", test_verdicts, NULL, NULL, NULL},
         {"one giant changes nothing for the others", test_one_giant_changes_nothing_for_the_others,
          NULL, NULL, NULL},

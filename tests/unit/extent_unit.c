@@ -105,6 +105,31 @@ static uint32_t assert_find(const struct index *index, uint64_t space, uint32_t 
     return found;
 }
 
+/* The @wanted largest: nothing that is not among them is longer than one of them. */
+static void assert_largest(const struct index *index, uint32_t wanted, uint32_t count)
+{
+    uint32_t found[8];
+    bool is_found[ENTRIES_MAX] = {false};
+    uint64_t least = UINT64_MAX;
+    uint64_t most = 0;
+    uint32_t found_count = weir__extents_largest(&index->extents, found, wanted);
+
+    assert_int_equal(found_count, wanted < index->extents.free_count
+                                      ? wanted
+                                      : (uint32_t)index->extents.free_count);
+    for (uint32_t i = 0; i < found_count; i++) {
+        assert_true(index->is_in[found[i]]);
+        assert_false(is_found[found[i]]);
+        is_found[found[i]] = true;
+        least = bytes_of(index, found[i]) < least ? bytes_of(index, found[i]) : least;
+        most = bytes_of(index, found[i]) > most ? bytes_of(index, found[i]) : most;
+    }
+    for (uint32_t i = 1; i < count; i++)
+        if (index->is_in[i] && !is_found[i])
+            assert_true(bytes_of(index, i) <= least);
+    assert_int_equal(weir__extents_max(&index->extents), most);
+}
+
 static void finish(struct index *index)
 {
     uint32_t count = 0;
@@ -125,6 +150,7 @@ static void finish(struct index *index)
     assert_int_equal(index->extents.free_bytes, 0);
     assert_int_equal(weir__extents_find(&index->extents, GRANULE), 0);
     assert_int_equal(weir__extents_find(&index->extents, BIN_MAX + GRANULE), 0);
+    assert_int_equal(weir__extents_max(&index->extents), 0);
     test_free(index->entries);
     test_free(index->is_in);
     test_free(index->heads);
@@ -299,8 +325,10 @@ static void random_steps_equal_the_model(void **state)
         else
             insert(&index, i, offset, random_bytes(&random));
         assert_find(&index, random_bytes(&random), count);
-        if (step % 64 == 0)
+        if (step % 64 == 0) {
+            assert_largest(&index, 1 + (uint32_t)(step / 64) % 8, count);
             weir__extents_audit(&index.extents);
+        }
         if (step % 4096 == 0) /* empty it, nearly */
             for (i = 1; i < count - 3; i++)
                 if (index.is_in[i])

@@ -3,7 +3,10 @@
 #include <weir/governor.h>
 
 #include "base/clock.h"
+#include "governor/budget.h"
+#include "governor/ledger.h"
 #include "governor/limits.h"
+#include "governor/nodes.h"
 #include "governor/queue.h"
 
 #include <errno.h>
@@ -16,9 +19,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "forbid.h"
 #include "tmpdir.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -28,7 +34,7 @@ static struct weir_governor *governor;
 
 static int set_up(void **state)
 {
-    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 1};
 
     (void)state;
     return weir_governor_create(&config, &governor);
@@ -492,7 +498,8 @@ static void test_delay_between_soft_and_hard(void **state)
 static void test_a_dwell_keeps_the_level_but_not_the_waiters(void **state)
 {
     struct weir_governor *slow;
-    struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000)};
+    struct weir_governor_config config = {
+        .bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000), .node_count = 1};
     struct weir_account_config account_config = {.transient = true};
     struct weir_account *account;
     struct weir_waiter waiter = {0};
@@ -606,6 +613,9 @@ static void test_small_ones_pass_a_giant_a_bounded_number_of_times(void **state)
         passed_count++;
     }
     assert_int_equal(passed_count, QUEUE_BYPASS_MAX);
+    struct weir_account_stats stats;
+    weir_account_stats(other, &stats);
+    assert_int_equal(stats.reason, WEIR_REASON_TURN);
     assert_int_equal(charge(other, 1), WEIR_WAIT); /* nor does a charge pass it now */
 
     weir_account_refund(account, 450);
@@ -1000,6 +1010,89 @@ static void test_figures_of_the_governor(void **state)
     weir_account_close(account);
 }
 
+static uint64_t stalls(const struct weir_governor_stats *stats)
+{
+    uint64_t count = 0;
+
+    for (int i = 0; i < WEIR_STALL_STEPS; i++)
+        count += stats->stall_count[i];
+    return count;
+}
+
+static void test_one_call_tells_everything(void **state)
+{
+    struct weir_account *capped = open_account(
+        (struct weir_account_config){.name = "capped", .bytes_max = 100, .transient = true});
+    struct weir_account *account =
+        open_account((struct weir_account_config){.name = "large", .transient = true});
+    struct weir_governor_figures all;
+    struct weir_account_stats accounts[4];
+    struct sleeper one;
+    struct sleeper two;
+    struct weir_waiter late = {0};
+    uint64_t begin_ns = weir__clock_ns();
+
+    (void)state;
+    assert_int_equal(charge(capped, 100), WEIR_ADMIT);
+    queue_up(capped, &one, 50);
+    weir_governor_figures(governor, &all, accounts, 4);
+    assert_int_equal(all.governor.reason, WEIR_REASON_CAP);
+    assert_string_equal(all.governor.oldest_waiter_name, "capped");
+    assert_int_equal(charge(account, 880), WEIR_FLUSH);
+    assert_int_equal(charge(account, 100), WEIR_WAIT);
+    queue_up(account, &two, 200);
+    assert_int_equal(weir_account_wait(account, &late, 300, 1), -ETIMEDOUT);
+
+    weir_governor_figures(governor, &all, accounts, 4);
+    assert_int_equal(all.node_count, 1);
+    assert_int_equal(all.nodes[0].bytes_max, 1000);
+    assert_int_equal(all.nodes[0].charged_bytes, 980);
+    assert_int_equal(all.nodes[0].level, WEIR_LEVEL_SPILL);
+    assert_int_equal(all.nodes[0].account_count, 2);
+    assert_int_equal(all.account_count, 2);
+    assert_string_equal(accounts[0].name, "large");
+    assert_int_equal(accounts[0].reason, WEIR_REASON_LIMIT);
+    assert_int_equal(accounts[0].oldest_waiter_bytes, 200);
+    assert_true(accounts[0].oldest_waiter_ns > 0);
+    assert_int_equal(accounts[0].timeout_count, 1);
+    assert_int_equal(accounts[0].wait_count, 1);
+    assert_int_equal(accounts[1].reason, WEIR_REASON_CAP);
+    assert_int_equal(all.governor.waiter_count, 2);
+    assert_int_equal(all.governor.verdict_count[WEIR_ADMIT], 1);
+    assert_int_equal(all.governor.verdict_count[WEIR_FLUSH], 1);
+    assert_int_equal(all.governor.verdict_count[WEIR_WAIT], 1);
+    assert_int_equal(all.governor.level, WEIR_LEVEL_HARD);
+    assert_int_equal(all.governor.level_count[WEIR_LEVEL_SPILL], 1);
+    assert_int_equal(all.governor.level_count[WEIR_LEVEL_HARD], 1);
+    assert_int_equal(stalls(&all.governor), 1); /* the late one */
+
+    weir_account_refund(account, 190);
+    weir_account_refund(capped, 50);
+    assert_int_equal(weir_account_poll(capped) + weir_account_poll(account), 2);
+    weir_governor_figures(governor, &all, accounts, 1);
+    assert_int_equal(all.account_count, 1);
+    assert_int_equal(stalls(&all.governor), 3);
+    assert_true(all.governor.stall_ns_max > 0);
+    assert_int_equal(all.governor.reason, WEIR_REASON_NONE);
+
+    uint64_t lasted_ns = 0;
+    for (int level = 0; level < 4; level++)
+        lasted_ns += all.governor.level_ns[level];
+    assert_true(lasted_ns >= all.governor.level_ns[WEIR_LEVEL_HARD]);
+    assert_true(all.governor.level_ns[WEIR_LEVEL_HARD] > 0);
+    assert_true(lasted_ns + 1000000000 > weir__clock_ns() - begin_ns);
+    weir_account_close(account);
+    assert_int_equal(figures().verdict_count[WEIR_FLUSH], 1); /* also of those that are closed */
+    weir_account_close(capped);
+    assert_int_equal(figures().verdict_count[WEIR_WAIT], 1);
+
+    struct weir_account *fixed = open_plain();
+    assert_int_equal(charge(fixed, 1000), WEIR_FLUSH);
+    assert_int_equal(weir_account_wait(fixed, &late, 1, 0), -EDQUOT);
+    assert_int_equal(figures().refused_count, 1);
+    weir_account_close(fixed);
+}
+
 static void test_holders_come_largest_first(void **state)
 {
     static const size_t bytes[] = {50, 10, 200, 30, 100};
@@ -1026,6 +1119,758 @@ static void test_holders_come_largest_first(void **state)
     assert_int_equal(weir_governor_holders(governor, NULL, 0), 0);
     for (int i = 0; i < 5; i++)
         weir_account_close(accounts[i]);
+}
+
+/* ---- Reclaimers --------------------------------------------------------------- */
+
+struct store {
+    struct weir_reclaimer reclaimer;
+    uint64_t has_bytes;
+    uint64_t later_bytes; /* promised, and not yet given */
+    uint64_t lies_bytes;  /* promised, and never given */
+    uint64_t wanted_bytes;
+    int called_count;
+};
+
+static uint64_t store_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct store *store = (struct store *)(void *)reclaimer;
+    uint64_t part = bytes < store->has_bytes ? bytes : store->has_bytes;
+
+    store->called_count++;
+    store->wanted_bytes = bytes;
+    store->has_bytes -= part;
+    weir_account_refund(reclaimer->account, part);
+    return part + store->later_bytes + store->lies_bytes;
+}
+
+static void store_open(struct store *store, struct weir_account *account, uint32_t cost,
+                       uint64_t bytes)
+{
+    *store = (struct store){.reclaimer = {.name = "store", .cost = cost, .reclaim = store_reclaim},
+                            .has_bytes = bytes};
+    weir_account_add_reclaimer(account, &store->reclaimer);
+    if (bytes > 0)
+        assert_int_equal(charge(account, bytes), WEIR_ADMIT);
+}
+
+static void test_the_cheapest_is_asked_first(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account *other = open_plain();
+    struct store dear;
+    struct store cheap;
+
+    (void)state;
+    store_open(&dear, account, 200, 300);
+    store_open(&cheap, other, 100, 100);
+    weir_account_poll(other);
+    assert_int_equal(cheap.called_count, 0); /* calm: nobody is asked */
+
+    assert_int_equal(charge(account, 450), WEIR_FLUSH); /* 850: down to 700 */
+    weir_account_poll(account);
+    assert_int_equal(dear.called_count, 0);
+    weir_account_poll(other);
+    assert_int_equal(cheap.called_count, 1);
+    assert_int_equal(cheap.wanted_bytes, 150);
+    assert_int_equal(figures().charged_bytes, 750);
+
+    /* It kept its promise of 100, so it is asked again, has nothing, and the other is. */
+    weir_account_poll(other);
+    assert_int_equal(cheap.wanted_bytes, 50);
+    weir_account_poll(account);
+    assert_int_equal(dear.wanted_bytes, 50);
+    assert_int_equal(figures().charged_bytes, 700);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    weir_account_poll(account);
+    weir_account_poll(other);
+    assert_int_equal(dear.called_count, 1);
+    assert_int_equal(cheap.called_count, 2);
+    assert_int_equal(cheap.reclaimer.asked_bytes, 200);
+    assert_int_equal(cheap.reclaimer.came_bytes, 100);
+    assert_int_equal(cheap.reclaimer.broken_count, 0);
+    assert_int_equal(dear.reclaimer.came_bytes, 50);
+    weir_account_remove_reclaimer(account, &dear.reclaimer);
+    weir_account_remove_reclaimer(other, &cheap.reclaimer);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_what_came_is_checked(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct weir_account *other = open_plain();
+    struct store liar;
+    struct store honest;
+
+    (void)state;
+    store_open(&liar, account, 1, 50);
+    store_open(&honest, other, 2, 300);
+    liar.lies_bytes = 1000;
+    assert_int_equal(charge(account, 500), WEIR_FLUSH);
+    weir_account_poll(account);
+    assert_int_equal(liar.called_count, 1);
+    uint64_t asked_ns = weir__clock_ns();
+    while (honest.called_count == 0) { /* until the promise is too old */
+        weir_account_poll(account);
+        weir_account_poll(other);
+        assert_true(weir__clock_ns() - asked_ns < UINT64_C(5000000000));
+    }
+    assert_true(weir__clock_ns() - asked_ns >= UINT64_C(90000000));
+    assert_int_equal(liar.called_count, 1);
+    assert_int_equal(liar.reclaimer.broken_count, 1);
+    assert_int_equal(liar.reclaimer.came_bytes, 50);
+    assert_int_equal(honest.wanted_bytes, 100);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    weir_account_remove_reclaimer(account, &liar.reclaimer);
+    weir_account_remove_reclaimer(other, &honest.reclaimer);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_a_promise_may_be_kept_later(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct store store;
+
+    (void)state;
+    store_open(&store, account, 1, 0);
+    store.later_bytes = 150;
+    assert_int_equal(charge(account, 850), WEIR_FLUSH);
+    for (int i = 0; i < 3; i++)
+        weir_account_poll(account);
+    assert_int_equal(store.called_count, 1); /* not again before it is due */
+    weir_account_refund(account, 100);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* what is charged anew does not count */
+    weir_account_refund_remote(account, 50);
+    while (store.called_count == 1) /* kept; the next look is a millisecond later at most */
+        weir_account_poll(account);
+    assert_int_equal(store.wanted_bytes, 100);
+    assert_int_equal(store.reclaimer.broken_count, 0);
+    weir_account_remove_reclaimer(account, &store.reclaimer);
+    weir_account_close(account);
+}
+
+static int reclaim_notified_count;
+
+static void reclaim_notify(void *context)
+{
+    (void)context;
+    reclaim_notified_count++;
+}
+
+static void test_a_reclaimer_is_hope(void **state)
+{
+    struct weir_account *fixed = open_plain();
+    struct weir_account *owner =
+        open_account((struct weir_account_config){.notify = reclaim_notify});
+    struct weir_waiter blocking = {0};
+    struct sleeper sleeper;
+    struct store store;
+
+    (void)state;
+    reclaim_notified_count = 0;
+    assert_int_equal(charge(fixed, 700), WEIR_ADMIT);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 301, 0), -EDQUOT);
+    store_open(&store, owner, 1, 100);
+    queue_up(fixed, &sleeper, 250); /* calm, and 50 short */
+    assert_int_equal(reclaim_notified_count, 1);
+    weir_account_poll(owner);
+    assert_int_equal(store.wanted_bytes, 50);
+    assert_int_equal(weir_account_poll(fixed), 1);
+    assert_int_equal(sleeper.result, 0);
+    assert_int_equal(figures().charged_bytes, 1000);
+    weir_account_remove_reclaimer(owner, &store.reclaimer);
+    assert_int_equal(weir_account_wait(fixed, &blocking, 1, 0), -EDQUOT);
+    weir_account_close(fixed);
+    weir_account_close(owner);
+}
+
+/* ---- Other limits ------------------------------------------------------------- */
+
+static int limit_to(uint64_t bytes_max)
+{
+    struct weir_governor_config config = {.bytes_max = bytes_max};
+
+    return weir_governor_set_limits(governor, &config);
+}
+
+static void test_bad_limits_change_nothing(void **state)
+{
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 300});
+    struct weir_governor_config config = {.bytes_max = 2000, .soft_percent = 89};
+
+    (void)state;
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    config = (struct weir_governor_config){.bytes_max = 2000, .spill_percent = 70};
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    assert_int_equal(limit_to(299), -EDQUOT); /* below the working sets */
+    assert_int_equal(figures().bytes_max, 1000);
+    assert_int_equal(figures().soft_bytes, 800);
+    assert_int_equal(charge(account, 700), WEIR_FLUSH);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_close(account);
+    assert_int_equal(limit_to(300), 0);
+    assert_int_equal(figures().bytes_max, 300);
+}
+
+static void test_a_lower_limit_holds_at_once(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_account *plain = open_plain();
+    enum weir_verdict verdict;
+
+    (void)state;
+    assert_int_equal(charge(account, 700), WEIR_ADMIT);
+    assert_int_equal(limit_to(500), 0); /* below what is charged */
+    assert_int_equal(figures().charged_bytes, 700);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(weir_account_charge(plain, 501, &verdict), -EINVAL);
+    weir_account_refund(account, 250); /* 450 of 500: soft */
+    assert_int_equal(figures().level, WEIR_LEVEL_SPILL);
+    assert_int_equal(charge(plain, 50), WEIR_ADMIT);
+    assert_int_equal(charge(plain, 1), WEIR_WAIT);
+    assert_int_equal(limit_to(1000), 0);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(charge(plain, 300), WEIR_ADMIT);
+    weir_account_close(account);
+    weir_account_close(plain);
+}
+
+static void test_a_higher_limit_grants(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper small;
+    struct sleeper large;
+
+    (void)state;
+    assert_int_equal(charge(account, 1000), WEIR_FLUSH);
+    queue_up(account, &small, 100);
+    queue_up(account, &large, 500);
+    assert_int_equal(limit_to(1300), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(small.result, 0);
+    assert_int_equal(charged_by(account), 1100);
+    assert_int_equal(limit_to(1600), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(large.result, 0);
+    weir_account_close(account);
+}
+
+static void test_who_can_never_fit_any_more_is_told(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct sleeper large;
+    struct sleeper small;
+
+    (void)state;
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    queue_up(account, &large, 800);
+    queue_up(account, &small, 300);
+    assert_int_equal(limit_to(700), 0);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(large.result, -EDQUOT);
+    assert_int_equal(small.woken_count, 0);
+    assert_int_equal(charged_by(account), 900);
+    weir_account_refund(account, 500);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(small.result, 0);
+    assert_int_equal(charged_by(account), 700);
+    weir_account_close(account);
+}
+
+static void *limiter_main(void *context)
+{
+    (void)context;
+    while (figures().waiter_count == 0)
+        sched_yield();
+    return limit_to(100) == 0 ? NULL : governor;
+}
+
+static void test_a_sleeper_who_can_never_fit_is_told(void **state)
+{
+    struct weir_account *account = open_transient();
+    struct weir_waiter waiter = {0};
+    void *result = governor;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(charge(account, 900), WEIR_FLUSH);
+    assert_int_equal(pthread_create(&thread, NULL, limiter_main, NULL), 0);
+    assert_int_equal(weir_account_wait(account, &waiter, 200, UINT64_MAX), -EDQUOT);
+    pthread_join(thread, &result);
+    assert_null(result);
+    assert_int_equal(charged_by(account), 900);
+    weir_account_close(account);
+}
+
+static void test_levels_change_ten_times_in_ten_dwells(void **state)
+{
+    const uint64_t dwell_ns = UINT64_C(2000000);
+    struct weir_governor_config config = {.bytes_max = 1000, .dwell_ns = dwell_ns};
+    uint64_t change_ns[10] = {0};
+    uint64_t seen_count = 0;
+
+    (void)state;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    struct weir_account *account = open_plain();
+    uint64_t end_ns = weir__clock_ns() + 50 * dwell_ns;
+
+    /* From nothing to hard and back, as fast as it goes. */
+    while (weir__clock_ns() < end_ns) {
+        uint64_t use_bytes = charged_by(account);
+        if (use_bytes < 1000)
+            (void)charge(account, 50);
+        else
+            weir_account_refund(account, 1000);
+        struct weir_governor_stats stats = figures();
+        for (; seen_count < stats.level_change_count; seen_count++) {
+            uint64_t *last_ns = &change_ns[seen_count % 10];
+            if (seen_count >= 10)
+                assert_true(stats.level_since_ns - *last_ns + dwell_ns / 2 >= 10 * dwell_ns);
+            *last_ns = stats.level_since_ns;
+        }
+    }
+    assert_in_range(seen_count, 5, 60);
+    weir_account_close(account);
+}
+
+/* ---- Nodes ------------------------------------------------------------------- */
+
+/* Node 0 is nearer to 2 than to 1; each has @bytes of the limit, which is @bytes_max. */
+static void spread(uint64_t bytes_max, uint64_t bytes)
+{
+    const struct weir_node_config nodes[3] = {
+        {.bytes_max = bytes, .distances = {10, 30, 20}},
+        {.bytes_max = bytes, .distances = {30, 10, 20}},
+        {.bytes_max = bytes, .distances = {20, 20, 10}},
+    };
+    struct weir_governor_config config = {.bytes_max = bytes_max, .node_count = 3, .nodes = nodes};
+
+    weir_governor_destroy(governor);
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+}
+
+static struct weir_account *open_on(uint32_t node, bool spillable)
+{
+    return open_account((struct weir_account_config){
+        .node = node + 1, .spillable = spillable, .transient = !spillable});
+}
+
+static void expect_node(uint32_t index, uint64_t charged, uint64_t borrowed, uint64_t lent)
+{
+    struct weir_node_stats nodes[WEIR_NODES_MAX];
+
+    assert_int_equal(weir_governor_nodes(governor, nodes, WEIR_NODES_MAX), 3);
+    assert_int_equal(nodes[index].charged_bytes, charged);
+    assert_int_equal(nodes[index].borrowed_bytes, borrowed);
+    assert_int_equal(nodes[index].lent_bytes, lent);
+}
+
+static void test_bad_nodes_are_refused(void **state)
+{
+    struct weir_node_config nodes[WEIR_NODES_MAX + 1] = {{.bytes_max = 10}};
+    struct weir_governor *other = NULL;
+    struct weir_account *account = NULL;
+    struct weir_governor_config config = {.bytes_max = 1000, .node_count = 2};
+
+    (void)state;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.nodes = nodes;
+    config.borrow_percent = 101;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.borrow_percent = 0;
+    config.node_count = WEIR_NODES_MAX + 1;
+    assert_int_equal(weir_governor_create(&config, &other), -EINVAL);
+    config.node_count = 1;
+    nodes[0].bytes_max = UINT64_MAX;
+    assert_int_equal(weir_governor_create(&config, &other), 0); /* one node does not matter */
+    struct weir_account_config account_config = {.node = 2};
+    assert_int_equal(weir_account_open(other, &account_config, &account), -EINVAL);
+    assert_int_equal(weir_governor_set_limits(other, &config), 0);
+    config.node_count = 2;
+    nodes[0].bytes_max = 500;
+    assert_int_equal(weir_governor_set_limits(other, &config), -EINVAL); /* fixed at create */
+    weir_governor_destroy(other);
+    assert_null(account);
+}
+
+static void test_a_node_borrows_from_the_nearest(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *account = open_on(0, true);
+
+    assert_int_equal(charge(account, 900), WEIR_ADMIT);
+    expect_node(0, 900, 0, 0);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* it keeps its last tenth */
+    expect_node(0, 1000, 100, 0);
+    expect_node(1, 0, 0, 0);
+    expect_node(2, 0, 0, 100);
+    assert_int_equal(charge(account, 400), WEIR_ADMIT);
+    expect_node(0, 1400, 500, 0);
+    expect_node(2, 0, 0, 500);
+    assert_int_equal(charge(account, 1), WEIR_SPILL); /* the bound: half of its own */
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    expect_node(0, 1400, 500, 0);
+
+    weir_account_refund(account, 400); /* what is borrowed goes back first */
+    expect_node(0, 1000, 100, 0);
+    expect_node(2, 0, 0, 100);
+    weir_account_refund(account, 1000);
+    expect_node(0, 0, 0, 0);
+    expect_node(2, 0, 0, 0);
+    weir_account_close(account);
+}
+
+static void test_a_lender_keeps_what_it_would_flush_for(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *near = open_on(2, false);
+    struct weir_account *far = open_on(1, false);
+    struct weir_account *account = open_on(0, false);
+
+    assert_int_equal(charge(near, 600), WEIR_ADMIT);
+    assert_int_equal(charge(account, 1300), WEIR_ADMIT);
+    expect_node(2, 600, 0, 200);
+    expect_node(1, 0, 0, 200); /* the nearest had 200 to spare */
+    weir_account_refund(account, 250);
+    expect_node(1, 0, 0, 0); /* the farthest gets its own first */
+    expect_node(2, 600, 0, 150);
+    weir_account_close(account);
+    expect_node(2, 600, 0, 0);
+    weir_account_close(near);
+    weir_account_close(far);
+}
+
+static void test_a_full_node_waits_alone(void **state)
+{
+    (void)state;
+    spread(3000, 1000);
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(1, false);
+    struct sleeper sleeper;
+
+    assert_int_equal(charge(account, 1500), WEIR_ADMIT); /* its own and half as much */
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    queue_up(account, &sleeper, 100);
+    assert_int_equal(figures().reason, WEIR_REASON_NODE);
+    assert_int_equal(weir_account_poll(account), 0);
+    for (int i = 0; i < 3 * QUEUE_BYPASS_MAX; i++)
+        assert_int_equal(charge(other, 10), WEIR_ADMIT); /* nobody is in its way */
+    weir_account_refund(account, 99);
+    assert_int_equal(weir_account_poll(account), 0);
+    weir_account_refund(account, 1);
+    assert_int_equal(weir_account_poll(account), 1);
+    expect_node(0, 1500, 500, 0);
+    assert_int_equal(figures().charged_bytes, 1980);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_what_the_limit_refuses_the_node_has_back(void **state)
+{
+    (void)state;
+    spread(1200, 1000); /* together more than the limit */
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(1, false);
+
+    assert_int_equal(charge(other, 700), WEIR_ADMIT);
+    assert_int_equal(charge(account, 501), WEIR_WAIT);
+    expect_node(0, 0, 0, 0);
+    assert_int_equal(charge(account, 500), WEIR_FLUSH);
+    expect_node(0, 500, 0, 0);
+    weir_account_charge_forced(account, 900);
+    expect_node(0, 1400, 0, 0); /* forced: borrowed by nobody's leave */
+    weir_account_refund(account, 1400);
+    expect_node(0, 0, 0, 0);
+    weir_account_close(account);
+    weir_account_close(other);
+}
+
+static void test_a_working_set_must_lie_on_its_node(void **state)
+{
+    struct weir_account_config config = {.reserve_bytes = 1501, .node = 1};
+    struct weir_account *account = NULL;
+
+    (void)state;
+    spread(3000, 1000);
+    assert_int_equal(weir_account_open(governor, &config, &account), -EDQUOT);
+    expect_node(0, 0, 0, 0);
+    config.reserve_bytes = 1500;
+    assert_int_equal(weir_account_open(governor, &config, &account), 0);
+    expect_node(0, 1500, 500, 0);
+    weir_account_close(account);
+    expect_node(0, 0, 0, 0);
+}
+
+static void test_leases_lie_on_their_nodes(void **state)
+{
+    (void)state;
+    spread(GIB, GIB / 3);
+    struct weir_account *account = open_on(0, false);
+    struct weir_account *other = open_on(0, false);
+
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(charge(account, 1000), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    expect_node(0, 3000, 0, 0);
+    assert_int_equal(charge(other, GIB / 2 - 3000 - 10), WEIR_ADMIT); /* with all it may borrow */
+    for (int i = 0; i < 3; i++)
+        weir_account_refund(account, 1000);
+    assert_int_equal(figures().charged_bytes, GIB / 2 - 3010);
+
+    struct weir_node_stats node;
+    assert_int_equal(weir_governor_nodes(governor, &node, 1), 1);
+    assert_int_equal(node.charged_bytes, GIB / 2 - 3010);
+    assert_in_range(node.borrowed_bytes, GIB / 2 - 3010 - GIB / 3, GIB / 6);
+    assert_int_equal(node.account_count, 2);
+    weir_account_close(account);
+    weir_account_close(other);
+    expect_node(0, 0, 0, 0);
+}
+
+/* ---- Leases ------------------------------------------------------------------ */
+
+/* Large enough for leases: soft is 800 MiB less some, a lease 1 MiB and more. */
+static void enlarge(void)
+{
+    struct weir_governor_config config = {.bytes_max = GIB, .node_count = 1};
+
+    weir_governor_destroy(governor);
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+}
+
+static void test_a_lease_is_no_charge(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+
+    assert_int_equal(charge(account, 100), WEIR_ADMIT);
+    assert_int_equal(charge(account, 100), WEIR_ADMIT); /* the first opened it, this filled it */
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(figures().charged_bytes, 200);
+    assert_int_equal(charged_by(account), 200);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(charge(account, 5000), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, 5000200);
+    weir_account_charge_forced(account, 100);
+    weir_account_refund_remote(account, 100);
+    for (int i = 0; i < 1000; i++)
+        weir_account_refund(account, 5000);
+    assert_int_equal(figures().charged_bytes, 200);
+
+    struct weir_account_stats stats;
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.charged_bytes, 200);
+    assert_int_equal(stats.admit_count, 1002);
+    assert_int_equal(stats.forced_bytes, 100);
+    assert_int_equal(stats.peak_bytes, 5000300);
+    weir_account_refund(account, 201);
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.over_refund_count, 1);
+    assert_int_equal(figures().charged_bytes, 0);
+    weir_account_close(account);
+    assert_int_equal(figures().lease_bytes, 0);
+}
+
+static void test_leases_are_at_most_a_hundredth(void **state)
+{
+    struct weir_account *accounts[40];
+
+    (void)state;
+    enlarge();
+    for (int i = 0; i < 40; i++) {
+        accounts[i] = open_plain();
+        for (int j = 0; j <= i; j++) {
+            assert_int_equal(charge(accounts[j], 1), WEIR_ADMIT);
+            assert_int_equal(charge(accounts[j], 100000), WEIR_ADMIT);
+            assert_int_equal(charge(accounts[j], 100000), WEIR_ADMIT);
+            weir_account_refund(accounts[j], 100000);
+            weir_account_refund(accounts[j], 100000); /* as full as it gets */
+        }
+        assert_in_range(figures().lease_bytes, 1, GIB / 100);
+    }
+    for (int i = 0; i < 40; i++)
+        weir_account_close(accounts[i]);
+    assert_int_equal(figures().charged_bytes, 0);
+    assert_int_equal(figures().lease_bytes, 0);
+}
+
+static void test_idle_leases_flow_back(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(account, 1), WEIR_ADMIT);
+    weir_account_poll(account);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(charge(account, 10), WEIR_ADMIT);
+        weir_account_refund(account, 10);
+        weir_account_poll(account); /* it was used since the last */
+        assert_true(figures().lease_bytes > 0);
+    }
+    weir_account_poll(account);
+    assert_int_equal(figures().lease_bytes, 0);
+    assert_int_equal(figures().charged_bytes, 2);
+    assert_int_equal(charge(account, 10), WEIR_ADMIT); /* and there it is again */
+    assert_true(figures().lease_bytes > 0);
+    weir_account_close(account);
+}
+
+static void test_levels_do_not_see_leases(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *holder = open_plain();
+    struct weir_account *account = open_plain();
+    uint64_t soft_bytes = figures().soft_bytes;
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(charge(account, soft_bytes - 2), WEIR_ADMIT);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(figures().lease_bytes, 0); /* taken from its owner, who did nothing */
+    assert_int_equal(charge(holder, 1), WEIR_FLUSH);
+    assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, soft_bytes + 2);
+    assert_int_equal(charge(account, GIB - soft_bytes - 2), WEIR_ADMIT);
+    assert_int_equal(figures().charged_bytes, GIB);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    assert_int_equal(figures().lease_bytes, 0);
+
+    weir_account_refund(account, GIB - 4); /* calm: there are leases again */
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(figures().charged_bytes, 6);
+    weir_account_close(holder);
+    weir_account_close(account);
+}
+
+static void test_nobody_is_refused_for_leases(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *holder = open_plain();
+    struct weir_account *account = open_spillable();
+    uint64_t spill_bytes = figures().spill_bytes;
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_int_equal(charge(account, spill_bytes - 2), WEIR_FLUSH); /* not one byte early */
+    assert_int_equal(figures().charged_bytes, spill_bytes);
+    weir_account_refund(account, spill_bytes - 2);
+
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(charge(holder, 1), WEIR_ADMIT);
+    assert_true(figures().lease_bytes > 0);
+    struct weir_account *reserved =
+        open_account((struct weir_account_config){.reserve_bytes = GIB - 4});
+    assert_int_equal(figures().charged_bytes, GIB);
+    weir_account_close(reserved);
+    weir_account_close(holder);
+    weir_account_close(account);
+}
+
+static void test_a_cap_counts_no_lease(void **state)
+{
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_account(
+        (struct weir_account_config){.bytes_max = 1000, .transient = true, .name = "capped"});
+    struct sleeper sleeper;
+
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(charge(account, 100), WEIR_ADMIT);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_charge_forced(account, 50);
+    weir_account_refund(account, 50);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_refund(account, 100);
+    assert_int_equal(charge(account, 101), WEIR_WAIT);
+    queue_up(account, &sleeper, 150);
+    weir_account_refund(account, 50);
+    assert_int_equal(weir_account_poll(account), 1);
+    assert_int_equal(charged_by(account), 1000);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    weir_account_close(account);
+}
+
+struct lender {
+    pthread_barrier_t barrier;
+};
+
+/* Has a lease, and does nothing any more. */
+static void *lender_main(void *context)
+{
+    struct lender *lender = context;
+    struct weir_account_config config = {.name = "lender", .transient = true};
+    struct weir_account *account = NULL;
+    enum weir_verdict verdict;
+
+    (void)!weir_account_open(governor, &config, &account);
+    for (int i = 0; i < 3; i++)
+        (void)!weir_account_charge(account, 1, &verdict);
+    pthread_barrier_wait(&lender->barrier);
+    pthread_barrier_wait(&lender->barrier);
+    weir_account_close(account);
+    return NULL;
+}
+
+static void test_a_waiter_gets_what_another_thread_has_ahead(void **state)
+{
+    struct lender lender;
+    struct weir_waiter waiter = {0};
+    pthread_t thread;
+
+    (void)state;
+    enlarge();
+    struct weir_account *account = open_plain();
+    assert_int_equal(pthread_barrier_init(&lender.barrier, NULL, 2), 0);
+    assert_int_equal(pthread_create(&thread, NULL, lender_main, &lender), 0);
+    pthread_barrier_wait(&lender.barrier);
+    assert_true(figures().lease_bytes > 0);
+    assert_int_equal(weir_account_wait(account, &waiter, GIB - 3, 0), 0);
+    assert_int_equal(figures().charged_bytes, GIB);
+    assert_int_equal(figures().lease_bytes, 0);
+    pthread_barrier_wait(&lender.barrier);
+    pthread_join(thread, NULL);
+    pthread_barrier_destroy(&lender.barrier);
+    weir_account_close(account);
+}
+
+static void test_without_a_barrier_there_are_no_leases(void **state)
+{
+    int status = 0;
+    pid_t child = fork();
+
+    (void)state;
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct weir_governor_config config = {.bytes_max = GIB, .node_count = 1};
+        struct weir_governor_stats stats;
+        struct weir_account *account;
+        enum weir_verdict verdict;
+        bool ok = harness_forbid(__NR_membarrier) == 0 &&
+                  weir_governor_create(&config, &governor) == 0 &&
+                  weir_account_open(governor, NULL, &account) == 0;
+        for (int i = 0; ok && i < 10; i++)
+            ok = weir_account_charge(account, 10, &verdict) == 0 && verdict == WEIR_ADMIT;
+        if (ok)
+            weir_governor_stats(governor, &stats);
+        _exit(ok && stats.lease_bytes == 0 && stats.charged_bytes == 100 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 /* ---- The queue alone --------------------------------------------------------- */
@@ -1069,6 +1914,7 @@ static void test_the_look_into_a_lane_is_bounded(void **state)
     }
     weir__queue_append(&queue, &lane, &small, 1);
     lane.room_bytes = UINT64_MAX;
+    lane.cap_room_bytes = UINT64_MAX;
     assert_null(weir__queue_pick(&queue, 99));
     weir__queue_remove(&queue, &lane, &giants[3]);
     assert_ptr_equal(weir__queue_pick(&queue, 99), &small);
@@ -1088,6 +1934,7 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
     for (int i = 0; i < 3; i++) {
         weir__lane_init(&lanes[i]);
         lanes[i].room_bytes = UINT64_MAX;
+        lanes[i].cap_room_bytes = UINT64_MAX;
     }
     weir__queue_append(&queue, &lanes[0], &old, 1);
     weir__queue_append(&queue, &lanes[1], &worn, 2);
@@ -1100,9 +1947,19 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
 
     /* Held by its cap, it stops nobody but its own lane. */
     lanes[1].room_bytes = 99;
+    lanes[1].cap_room_bytes = 99;
     assert_ptr_equal(weir__queue_pick(&queue, 50), &young);
     assert_true(weir__queue_is_passable(&queue, &lanes[0]));
     assert_false(weir__queue_is_passable(&queue, &lanes[1]));
+
+    /* Held by its node, it stops those of its node. */
+    lanes[1].cap_room_bytes = UINT64_MAX;
+    lanes[1].node = 1;
+    assert_ptr_equal(weir__queue_pick(&queue, 50), &young);
+    assert_true(weir__queue_is_passable(&queue, &lanes[0]));
+    lanes[2].node = 1;
+    assert_null(weir__queue_pick(&queue, 50));
+    assert_false(weir__queue_is_passable(&queue, &lanes[2]));
 }
 
 /* ---- The machine's limits ---------------------------------------------------- */
@@ -1205,6 +2062,170 @@ static void test_containers_see_a_part_of_the_tree(void **state)
     assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
 }
 
+static struct weir_governor_outside look(void)
+{
+    struct weir_governor_outside outside;
+
+    weir__governor_look_at(governor, tree, 8 * GIB, &outside);
+    return outside;
+}
+
+static void plant_group(const char *name, const char *version)
+{
+    plant(name);
+    write_file("/proc/self/statm", "1000 300 20 1 0 100 0\n");
+    write_file("/proc/pressure/memory", "some avg10=7.30 avg60=0.00 avg300=0.00 total=1\n"
+                                        "full avg10=1.05 avg60=0.00 avg300=0.00 total=1\n");
+    write_file("/proc/self/cgroup", strcmp(version, "v2") == 0 ? "0::/app\n" : "4:memory:/app\n");
+    write_file("/proc/self/mountinfo",
+               strcmp(version, "v2") == 0
+                   ? "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+                   : "35 31 0:32 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n");
+}
+
+static void test_drift_is_a_figure(void **state)
+{
+    const uint64_t rss_bytes = 300 * (uint64_t)sysconf(_SC_PAGESIZE);
+    struct weir_account *account = open_plain();
+
+    (void)state;
+    plant_group("drift", "v2");
+    assert_int_equal(charge(account, 400), WEIR_ADMIT);
+    struct weir_governor_outside outside = look();
+    assert_int_equal(outside.limit_bytes, 8 * GIB);
+    assert_int_equal(outside.usage_bytes, 0); /* not told */
+    assert_int_equal(outside.rss_bytes, rss_bytes);
+    assert_int_equal(outside.drift_bytes, (int64_t)rss_bytes - 400);
+    assert_int_equal(outside.pressure_some, 730);
+    assert_int_equal(outside.pressure_full, 105);
+    assert_int_equal(figures().bytes_max, 1000);
+
+    write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
+    write_file("/sys/fs/cgroup/app/memory.current", "123456\n");
+    write_file("/sys/fs/cgroup/app/memory.pressure", "some avg10=0.09 avg60=0 avg300=0 total=1\n"
+                                                     "full avg10=0.00 avg60=0 avg300=0 total=1\n");
+    outside = look();
+    assert_int_equal(outside.limit_bytes, GIB);
+    assert_int_equal(outside.usage_bytes, 123456);
+    assert_int_equal(outside.pressure_some, 9); /* our group's, not the machine's */
+    assert_int_equal(outside.pressure_full, 0);
+
+    plant_group("drift1", "v1");
+    write_file("/sys/fs/cgroup/app/memory.limit_in_bytes", "2147483648\n");
+    write_file("/sys/fs/cgroup/app/memory.usage_in_bytes", "777\n");
+    outside = look();
+    assert_int_equal(outside.limit_bytes, 2 * GIB);
+    assert_int_equal(outside.usage_bytes, 777);
+    assert_int_equal(outside.pressure_some, 730);
+    weir_account_close(account);
+}
+
+static void test_a_look_at_this_machine(void **state)
+{
+    struct weir_governor_outside outside;
+
+    (void)state;
+    weir_governor_look(governor, NULL);
+    weir_governor_look(governor, &outside);
+    assert_int_equal(outside.limit_bytes, weir_governor_machine_bytes());
+    assert_true(outside.rss_bytes > 0);
+    assert_true(outside.look_ns > 0);
+    assert_int_equal(outside.lowered_percent, 0);
+}
+
+static void test_a_share_follows_the_machine(void **state)
+{
+    struct weir_governor_config config = {.percent = 50};
+
+    (void)state;
+    plant_group("share", "v2");
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    (void)look();
+    assert_int_equal(figures().bytes_max, 4 * GIB);
+    struct weir_account *account = open_transient();
+    assert_int_equal(charge(account, GIB), WEIR_ADMIT);
+    write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
+    (void)look();
+    assert_int_equal(figures().bytes_max, GIB / 2);
+    assert_int_equal(figures().level, WEIR_LEVEL_HARD);
+    assert_int_equal(charge(account, 1), WEIR_WAIT);
+    write_file("/sys/fs/cgroup/app/memory.max", "max\n");
+    (void)look();
+    assert_int_equal(charge(account, 1), WEIR_ADMIT);
+    weir_account_close(account);
+}
+
+static void test_pressure_lowers_the_levels(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000, .pressure_percent = 101};
+
+    (void)state;
+    plant_group("pressure", "v2"); /* 7.3 % */
+    assert_int_equal(weir_governor_set_limits(governor, &config), -EINVAL);
+    config.pressure_percent = 8;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    assert_int_equal(look().lowered_percent, 0);
+    config.pressure_percent = 7;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    assert_int_equal(look().lowered_percent, 5);
+    assert_int_equal(figures().bytes_max, 950);
+    assert_int_equal(figures().soft_bytes, 760);
+    for (int i = 0; i < 20; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 700); /* never below */
+    write_file("/proc/pressure/memory", "some avg10=3.50 avg60=0.00 avg300=0.00 total=1\n");
+    assert_int_equal(look().lowered_percent, 30); /* neither much nor little */
+    write_file("/proc/pressure/memory", "some avg10=3.49 avg60=0.00 avg300=0.00 total=1\n");
+    assert_int_equal(look().lowered_percent, 29);
+    for (int i = 0; i < 40; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 1000);
+
+    struct weir_account *account = open_account((struct weir_account_config){.reserve_bytes = 980});
+    write_file("/proc/pressure/memory", "some avg10=99.00 avg60=0.00 avg300=0.00 total=1\n");
+    for (int i = 0; i < 20; i++)
+        (void)look();
+    assert_int_equal(figures().bytes_max, 980); /* working sets stay */
+    weir_account_close(account);
+}
+
+static void test_nodes_are_read_from_the_machine(void **state)
+{
+    struct weir_governor_config config = {.bytes_max = 1000};
+    struct weir__topology topology;
+    struct weir__budget budget;
+    struct weir__nodes nodes;
+
+    (void)state;
+    plant("nodes");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+    write_file("/sys/devices/system/node/node0/meminfo", "Node 0 MemTotal:  1024 kB\nx\n");
+    write_file("/sys/devices/system/node/node0/distance", "10 21\n");
+    write_file("/sys/devices/system/node/online", "0-1\n");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+    write_file("/sys/devices/system/node/node1/meminfo", "Node 1 MemTotal:  3072 kB\n");
+    write_file("/sys/devices/system/node/node1/distance", "21 10\n");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 2);
+    assert_int_equal(topology.memory_bytes[1], 3072 << 10);
+    assert_int_equal(topology.distances[0][1], 21);
+
+    assert_int_equal(weir__budget_init(&budget, &config, 0), 0);
+    assert_int_equal(weir__nodes_init(&nodes, &config, &topology, &budget), 0);
+    assert_int_equal(nodes.count, 2);
+    assert_int_equal(nodes.nodes[0].budget_bytes, 250);
+    assert_int_equal(nodes.nodes[1].budget_bytes, 750);
+    assert_int_equal(nodes.nodes[1].nearest[0], 1);
+    assert_int_equal(nodes.nodes[1].nearest[1], 0);
+
+    /* A gap, or more than we know of: nodes do not matter. */
+    write_file("/sys/devices/system/node/node3/meminfo", "");
+    weir__topology_read(tree, &topology);
+    assert_int_equal(topology.count, 1);
+}
+
 #define CASE(name, function)                                                                       \
  {                                                                                                 \
   name, function, set_up, tear_down, NULL                                                          \
@@ -1256,7 +2277,40 @@ int main(void)
         CASE("a sleeping thread is woken", test_a_sleeping_thread_is_woken),
         CASE("figures of an account", test_figures_of_an_account),
         CASE("figures of the governor", test_figures_of_the_governor),
+        CASE("one call tells everything", test_one_call_tells_everything),
         CASE("holders come largest first", test_holders_come_largest_first),
+        CASE("the cheapest is asked first", test_the_cheapest_is_asked_first),
+        CASE("what came is checked", test_what_came_is_checked),
+        CASE("a promise may be kept later", test_a_promise_may_be_kept_later),
+        CASE("a reclaimer is hope", test_a_reclaimer_is_hope),
+        CASE("bad limits change nothing", test_bad_limits_change_nothing),
+        CASE("a lower limit holds at once", test_a_lower_limit_holds_at_once),
+        CASE("a higher limit grants", test_a_higher_limit_grants),
+        CASE("who can never fit any more is told", test_who_can_never_fit_any_more_is_told),
+        CASE("a sleeper who can never fit is told", test_a_sleeper_who_can_never_fit_is_told),
+        CASE("levels change ten times in ten dwells", test_levels_change_ten_times_in_ten_dwells),
+        CASE("bad nodes are refused", test_bad_nodes_are_refused),
+        CASE("a node borrows from the nearest", test_a_node_borrows_from_the_nearest),
+        CASE("a lender keeps what it would flush for", test_a_lender_keeps_what_it_would_flush_for),
+        CASE("a full node waits alone", test_a_full_node_waits_alone),
+        CASE("what the limit refuses the node has back",
+             test_what_the_limit_refuses_the_node_has_back),
+        CASE("a working set must lie on its node", test_a_working_set_must_lie_on_its_node),
+        CASE("leases lie on their nodes", test_leases_lie_on_their_nodes),
+        CASE("nodes are read from the machine", test_nodes_are_read_from_the_machine),
+        CASE("drift is a figure", test_drift_is_a_figure),
+        CASE("a look at this machine", test_a_look_at_this_machine),
+        CASE("a share follows the machine", test_a_share_follows_the_machine),
+        CASE("pressure lowers the levels", test_pressure_lowers_the_levels),
+        CASE("a lease is no charge", test_a_lease_is_no_charge),
+        CASE("leases are at most a hundredth", test_leases_are_at_most_a_hundredth),
+        CASE("idle leases flow back", test_idle_leases_flow_back),
+        CASE("levels do not see leases", test_levels_do_not_see_leases),
+        CASE("nobody is refused for leases", test_nobody_is_refused_for_leases),
+        CASE("a cap counts no lease", test_a_cap_counts_no_lease),
+        CASE("a waiter gets what another thread has ahead",
+             test_a_waiter_gets_what_another_thread_has_ahead),
+        CASE("without a barrier there are no leases", test_without_a_barrier_there_are_no_leases),
         CASE("tickets are unique", test_tickets_are_unique),
         CASE("the look into a lane is bounded", test_the_look_into_a_lane_is_bounded),
         CASE("a worn waiter stops only the younger", test_a_worn_waiter_stops_only_the_younger),

@@ -51,6 +51,7 @@ static bool cutting_fails;   /* ftruncate */
 static uint32_t fails_in_10; /* of whatever reserves, at random */
 static bool in_put;
 static uint64_t put_growth_count; /* reservations that a put made by itself */
+static uint64_t zero_count;       /* chunks that were made unwritten */
 static uint64_t random_state;
 
 static bool holds; /* what goes through the ring waits for release() */
@@ -83,6 +84,7 @@ int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes
     bool reserves = fd >= 0 && mode == 0 && bytes % CHUNK_BYTES == 0; /* the tables grow by less */
 
     put_growth_count += reserves && in_put;
+    zero_count += (mode & FALLOC_FL_ZERO_RANGE) != 0;
     if (reserves && is_refused()) {
         assert_int_equal(__real_weir__sys_fallocate(fd, mode, offset, bytes / 2), 0);
         return -ENOSPC;
@@ -325,6 +327,11 @@ static void room_is_there_before_it_is_needed(void **state)
             stats = figures(job);
         }
         poll_once(job);
+        /* And its pages, of which the region knows. */
+        uint64_t left = CHUNK_BYTES - stats.mark_bytes % CHUNK_BYTES;
+        if (left < 256 * KIB && !unit_is_synchronous)
+            assert_true(figures(job).resident_bytes >= stats.mark_bytes + left + CHUNK_BYTES);
+        assert_true(figures(job).resident_bytes <= stats.mark_bytes + 8 * MIB);
     }
     assert_true(put_growth_count == 0 || unit_is_synchronous);
     assert_int_equal(figures(job).growth_error_count, 0);
@@ -446,6 +453,50 @@ static void what_cannot_be_undone_is_undone_later(void **state)
     finish(job);
 }
 
+/* The flags of the mapping that holds @address, as smaps names them. */
+static void flags_of(const void *address, char *flags, size_t flags_bytes)
+{
+    FILE *maps = fopen("/proc/self/smaps", "re");
+    char line[4096];
+    bool is_here = false;
+
+    assert_non_null(maps);
+    flags[0] = '\0';
+    while (fgets(line, sizeof(line), maps) != NULL && flags[0] == '\0') {
+        unsigned long from;
+        unsigned long to;
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            is_here = (uintptr_t)address >= from && (uintptr_t)address < to;
+        else if (is_here && strncmp(line, "VmFlags:", 8) == 0)
+            snprintf(flags, flags_bytes, "%.*s", (int)flags_bytes - 1, line + 8);
+    }
+    fclose(maps);
+}
+
+static void the_advice_is_kept_across_growth(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    char first[512];
+    char last[512];
+    const void *data;
+
+    (void)state;
+    assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    assert_int_equal(weir_region_at(job->region, job->slots[0], &data, NULL), 0);
+    flags_of(data, first, sizeof(first));
+    while (job->count < 40 * MIB / ITEM_BYTES)
+        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    assert_int_equal(weir_region_at(job->region, job->slots[job->count - 1], &data, NULL), 0);
+    flags_of(data, last, sizeof(last));
+    assert_string_equal(first, last);
+    assert_non_null(strstr(first, " dc")); /* not in children */
+    assert_non_null(strstr(first, " dd")); /* not in core dumps */
+    if (strstr(first, " hg") != NULL)      /* huge pages, and then nothing is read ahead */
+        assert_non_null(strstr(first, " rr"));
+    finish(job);
+}
+
 /* ---- The cap -------------------------------------------------------------- */
 
 static void the_cap_is_edquot(void **state)
@@ -474,6 +525,9 @@ static void the_cap_is_edquot(void **state)
     assert_int_equal(weir_region_open(&config, &region), -EDQUOT);
     assert_null(region);
     assert_int_equal(cap.taken, 0);
+    struct weir_region_config half = {.directory = harness_tmpdir(),
+                                      .disk_cap = {.take = cap_take}};
+    assert_int_equal(weir_region_open(&half, &region), -EINVAL);
     cap.most = CHUNK_BYTES; /* less than the first reservation will do */
     assert_int_equal(weir_region_open(&config, &region), 0);
     assert_int_equal(cap.taken, CHUNK_BYTES);
@@ -728,6 +782,45 @@ static void holes_that_cannot_be_punched(void **state)
     finish(job);
 }
 
+/* Freed while blocks are given back, where a change of the file would have to wait. */
+static void a_free_does_not_wait_for_what_is_given_back(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_initial = 4 * MIB, .resident_bytes_max = 16 * MIB},
+              UINT64_MAX, false);
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return; /* nothing goes cold here */
+    }
+    while (job->count < 96 * MIB / ITEM_BYTES)
+        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    holds = true;
+    while (job->count > 48 * MIB / ITEM_BYTES)
+        free_at(job, job->count - 1);
+    for (uint64_t since_ns = weir__clock_ns(); held.ring == NULL || held.mode == 0;) {
+        assert_true(weir__clock_ns() - since_ns < PATIENCE_NS);
+        if (held.ring != NULL) {
+            release();
+            holds = true;
+        }
+        poll_once(job);
+    }
+    uint64_t before = zero_count;
+    for (int i = 0; i < (int)(8 * MIB / ITEM_BYTES); i++)
+        free_at(job, 4 * MIB / ITEM_BYTES); /* cold ones, and the last of their chunks */
+    while (job->count > 4 * MIB / ITEM_BYTES)
+        free_at(job, job->count - 1);
+    assert_int_equal(zero_count, before);
+    weir_region_audit(job->region);
+    release();
+    poll_until_disk_is(job, 20 * MIB);
+    while (job->count < 96 * MIB / ITEM_BYTES)
+        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+    finish(job);
+}
+
 /* Holes are passed when what lies above them is freed. */
 static void holes_at_the_end_are_cut_off(void **state)
 {
@@ -853,6 +946,8 @@ int main(int argc, char **argv)
         CASE("what cannot be undone at once is undone later",
              what_cannot_be_undone_is_undone_later),
 
+        CASE("the advice is kept across growth", the_advice_is_kept_across_growth),
+
         CASE("what the cap refuses is -EDQUOT", the_cap_is_edquot),
         CASE("the cap is exact to the byte, failures included", the_cap_is_exact),
         CASE("the cap refuses holes too", the_cap_refuses_holes_too),
@@ -869,6 +964,8 @@ int main(int argc, char **argv)
         CASE("a hole is no room on a full disk, and nothing is lost",
              a_hole_is_no_room_on_a_full_disk),
         CASE("holes that cannot be punched do no harm", holes_that_cannot_be_punched),
+        CASE("a free does not wait for what is given back",
+             a_free_does_not_wait_for_what_is_given_back),
         CASE("holes at the end are cut off", holes_at_the_end_are_cut_off),
         CASE("churn punches nothing", churn_punches_nothing),
 

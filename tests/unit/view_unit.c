@@ -447,6 +447,24 @@ static void test_extents(void **state)
                                            .tag = weir__entry_tag(2, 0, EXTENT_BUILT, 16)};
     assert_int_equal(weir_view_extent(view, 5, &extent), -EAGAIN);
 
+    /* Its owner found it damaged: what it is can be seen, its bytes cannot. */
+    struct weir_slot damaged = {7, 3};
+    unsigned char byte;
+    size_t count;
+    made.entries[7] = (struct weir__entry){.place = weir__entry_place(0, 16),
+                                           .tag = weir__entry_tag(3, 5, EXTENT_DAMAGED, 16)};
+    assert_int_equal(weir_view_extent(view, 7, &extent), 0);
+    assert_true(extent.damaged && extent.committed && extent.slot.index == 7);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EBADMSG);
+    assert_int_equal(weir_view_verify(view, damaged), -EBADMSG);
+
+    /* While bytes are put back in place, nobody is told what is there. */
+    made.entries[7].tag = weir__entry_tag(3, 5, EXTENT_LIVE, 16);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), 0);
+    weir__word_store(&made.header->figures.renewing, 1);
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EAGAIN);
+    weir__word_store(&made.header->figures.renewing, 0);
+
     /* Past the last chunk; a live item with an even generation; no such state. */
     made.entries[6] = (struct weir__entry){.place = weir__entry_place(DATA_BYTES - 16, 17),
                                            .tag = weir__entry_tag(1, 0, EXTENT_LIVE, 17)};
@@ -722,7 +740,9 @@ static void walk(const struct weir_view *view, unsigned char *buffer, size_t buf
         if (weir_slot_is_none(extent.slot))
             continue;
         r = weir_view_read(view, extent.slot, 0, buffer, buffer_bytes, &count);
-        if (extent.committed) {
+        if (extent.damaged) {
+            assert_int_equal(r, -EBADMSG);
+        } else if (extent.committed) {
             assert_int_equal(r, 0);
             assert_int_equal(count, weir__min(extent.bytes, buffer_bytes));
             assert_true(weir_view_verify(view, extent.slot) <= 0);
@@ -855,6 +875,8 @@ static void test_noise(void **state)
             unsigned char *at = (unsigned char *)made.chunks + weir__random_below(&seed, bytes);
             *at ^= (unsigned char)(1u << weir__random_below(&seed, 8));
         }
+        weir__word_store(&made.header->figures.renewing,
+                         0); /* else all of it is to be read later */
         walk(view, buffer, sizeof(buffer));
         memset(made.chunks, 0, made.table_bytes - LAYOUT_HEADER_BYTES);
         weir__word_store(&made.header->figures.entry_count, ENTRY_COUNT - 1);

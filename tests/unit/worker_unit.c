@@ -1038,7 +1038,9 @@ static struct weir_governor *governor_new(uint64_t bytes_max)
     struct weir_governor *governor = NULL;
 
     assert_int_equal(
-        weir_governor_create(&(struct weir_governor_config){.bytes_max = bytes_max}, &governor), 0);
+        weir_governor_create(
+            &(struct weir_governor_config){.bytes_max = bytes_max, .node_count = 1}, &governor),
+        0);
     return governor;
 }
 
