@@ -70,6 +70,7 @@
 
 /* Slots in one call to the region, and records to begin with: they take this much of the heap. */
 #define FETCH_BATCH       128u
+#define FETCH_BATCHES     6u /* that may be held ahead */
 #define FETCH_RECORDS_MIN 32u
 #define FETCH_RECORDS_MAX 1024u
 
@@ -553,13 +554,15 @@ static uint64_t reorder_share(const struct weir_reorder *reorder)
 
 /*
  * Records for up to FETCH_BATCH items from `scan` on, as far as the bounds go;
- * the head is taken whatever its size.
+ * the head is taken whatever its size. A batch is read together, so it is a part
+ * of what may be held: one large read would leave the disk idle while it is used.
  */
 static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slots[FETCH_BATCH])
 {
+    uint64_t bytes_max = reorder->ahead_bytes + reorder_share(reorder) / FETCH_BATCHES;
     size_t slot_count = 0;
 
-    while (slot_count < FETCH_BATCH) {
+    while (slot_count < FETCH_BATCH && (slot_count == 0 || reorder->ahead_bytes < bytes_max)) {
         struct weir__window_view view;
         uint64_t sequence;
 
@@ -606,8 +609,8 @@ static int reorder_fetch_batch(struct weir_reorder *reorder, size_t *ret_count)
 }
 
 /*
- * Fetch what comes soon, in batches: not before a quarter of what was fetched is
- * used, nor half of the records. Larger batches leave the disk idle between them.
+ * Fetch what comes soon, in batches: not before one of what may be held is used,
+ * nor half of the records.
  */
 static void reorder_fetch_ahead(struct weir_reorder *reorder)
 {
@@ -619,7 +622,7 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
     if (reorder->scan - reorder->next > FETCH_DISTANCE)
         return;
     if (reorder->fetch_count > FETCH_RECORDS_MAX / 2 ||
-        reorder->ahead_bytes > reorder_share(reorder) / 4 * 3)
+        reorder->ahead_bytes > reorder_share(reorder) / FETCH_BATCHES * (FETCH_BATCHES - 1))
         return;
 
     do {
@@ -629,7 +632,7 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
         if (slot_count > 0)
             reorder->extra_bytes =
                 weir__max(reorder->extra_bytes - reorder->extra_bytes / 16, FETCH_EXTRA_BYTES_MIN);
-    } while (slot_count == FETCH_BATCH);
+    } while (slot_count > 0);
 }
 
 /* Ask for the item at @sequence alone. */
@@ -1043,7 +1046,7 @@ static void reorder_configure(struct weir_reorder *reorder,
         weir_region_stats(config->region, &stats);
         reorder->put_bytes_max = stats.put_bytes_max;
         reorder->fetch_bytes_max = stats.fetch_bytes_max;
-        reorder->ahead_bytes_max = stats.fetch_bytes_max / 2;
+        reorder->ahead_bytes_max = stats.fetch_bytes_max / 4 * 3;
     }
 }
 

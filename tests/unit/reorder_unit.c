@@ -722,8 +722,9 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(push(fixture->reorder, 0, 40), 0);
     take(fixture, 0, 40);
     weir_region_poll(&fixture->region);
-    assert_in_range(stats_of(fixture->reorder).fetch_count, 100, 200);
-    assert_true(fixture->region.fetch_calls <= 2);
+    /* As much as may be held, in a few parts, so that the next are read while one is used. */
+    assert_in_range(stats_of(fixture->reorder).fetch_count, 100, 300);
+    assert_in_range(fixture->region.fetch_calls, 2, 8);
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 40);
         weir_region_poll(&fixture->region);
@@ -735,7 +736,7 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(fixture->region.put_count, puts);
 }
 
-/* Large items are bounded by their bytes: half of what the region fetches at most. */
+/* Large items are bounded by their bytes: three quarters of what the region fetches at most. */
 static void test_fetch_bytes(void **state)
 {
     struct fixture *fixture = *state;
@@ -745,7 +746,7 @@ static void test_fetch_bytes(void **state)
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 4000);
         weir_region_poll(&fixture->region);
-        assert_true(fixture->region.pinned_bytes <= 1 << 19);
+        assert_true(fixture->region.pinned_bytes <= 3 << 18);
     }
 }
 

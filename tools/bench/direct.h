@@ -12,7 +12,7 @@
 
 #include <liburing.h>
 
-#define DIRECT_DEPTH_MAX 64u
+#define DIRECT_DEPTH_MAX 128u
 
 struct direct {
     struct io_uring ring;

@@ -22,12 +22,12 @@
 
 #define STALL_MIB          (UINT64_C(1) << 20)
 #define STALL_LIMIT        (32 * STALL_MIB) /* all that is charged, the region's memory too */
-#define STALL_RESIDENT     (16 * STALL_MIB)
+#define STALL_RESIDENT     (24 * STALL_MIB)
 #define STALL_BYTES        (1024 * STALL_MIB)
 #define STALL_ITEM_BYTES   (16u << 10)
 #define STALL_BLOCK_BYTES  (256u << 10)
 #define STALL_BLOCK_DEPTH  4u
-#define STALL_RANDOM_DEPTH 48u
+#define STALL_RANDOM_DEPTH 96u
 #define STALL_LAP          4096u /* items: what is on its way between laps is little of it */
 #define STALL_COUNT_EACH   512u  /* items between two counts of the memory */
 #define STALL_WAIT_NS      UINT64_C(1000000000)
