@@ -49,6 +49,8 @@ struct weir__window {
     uint64_t item_count;
     uint64_t node_count;
     uint64_t pack_count;
+    struct weir__pack *spare; /* packs that came free while leaves fill, to be used again */
+    uint32_t spare_count;
 };
 
 /* An item as a search shows it; valid until the window changes. */
