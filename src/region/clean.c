@@ -103,10 +103,11 @@ static bool clean_is_quiet(struct weir_region *region)
 static bool clean_is_due(struct weir_region *region)
 {
     uint64_t resting = weir__growth_resting(region);
+    bool is_quiet = clean_is_quiet(region);
 
     if (resting <= CLEAN_REST_MIN)
         return false;
-    if (resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2 && clean_is_quiet(region))
+    if (is_quiet && resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
         return true;
     return !weir__clean_may_grow(region) &&
            clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
