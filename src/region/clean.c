@@ -22,7 +22,8 @@
  * What survived lives on longer than what was just put, so it is not mixed with
  * that: it is packed into chunks of its own (the nest), which are soon written.
  *
- * What is pinned, under construction or too large for the buffer stays; a chunk
+ * What is pinned, under construction, confirmed by a sync or too large for the
+ * buffer stays; a chunk
  * that holds such an item is set aside until something in it is freed or unpinned.
  *
  *   L1  a window that is being read has its half of the buffer, or all of it
@@ -48,6 +49,7 @@
 #define CLEAN_KEEP_BYTES (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
 #define CLEAN_QUIET_NS   UINT64_C(200000000)      /* after the last of many frees */
 #define CLEAN_FULL_NS    UINT64_C(100000000)      /* after the file could not grow */
+#define CLEAN_NO_ROOM_NS UINT64_C(1000000000)     /* after an item found no room */
 
 /* ---- When --------------------------------------------------------------- */
 
@@ -172,11 +174,29 @@ static bool clean_has_window(const struct weir_region *region, uint64_t chunk)
     return false;
 }
 
+/* What may be stored to, in pieces as it may be. */
+static uint64_t clean_storable(const struct weir_region *region)
+{
+    return region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes);
+}
+
+/*
+ * An item that was read found no room: all was in pieces too small for it. While no
+ * more is free it would only be read again, and again, and puts wait for that.
+ */
+static void clean_found_no_room(struct weir_region *region)
+{
+    region->cleaner.no_room_bytes = clean_storable(region);
+    region->cleaner.no_room_until_ns = weir__clock_ns() + CLEAN_NO_ROOM_NS;
+}
+
 /* Whether what is live in @chunk has room elsewhere: on a full disk, too, before it is read. */
 static bool clean_has_room(const struct weir_region *region, uint64_t chunk)
 {
-    uint64_t bytes = region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes);
+    uint64_t bytes = clean_storable(region);
 
+    if (region->cleaner.no_room_until_ns != 0 && bytes <= region->cleaner.no_room_bytes)
+        return false;
     if (region->cleaner.full_until_ns == 0)
         bytes += region->bytes_max - clean_file(region);
     return bytes >= weir__chunk_live(&region->chunks, chunk);
@@ -270,7 +290,7 @@ static bool clean_is_movable(const struct weir_region *region, uint32_t index)
     enum weir__extent_state state = weir__entry_state(entry);
 
     return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
-           !weir__fetches_are_held(region, slot);
+           !weir__fetches_are_held(region, slot) && !weir__sync_is_confirmed(region, index);
 }
 
 /* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
@@ -527,7 +547,8 @@ static uint64_t clean_move_window(struct weir_region *region, struct weir__windo
         if (r == -EAGAIN)
             return 0;
         if (r == -EDQUOT || r == -ENOSPC || r == -ENOMEM) {
-            clean_end(window); /* there is no room for it */
+            clean_found_no_room(region);
+            clean_end(window);
             break;
         }
         if (r == -EBADMSG) {
@@ -624,6 +645,8 @@ bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budge
 
     if (cleaner->full_until_ns != 0 && weir__clock_ns() >= cleaner->full_until_ns)
         cleaner->full_until_ns = 0;
+    if (cleaner->no_room_until_ns != 0 && weir__clock_ns() >= cleaner->no_room_until_ns)
+        cleaner->no_room_until_ns = 0;
     clean_move_read(region, budget);
     if (cleaner->is_stuck)
         weir__pager_advance(region, PAGER_PUT_BYTES);

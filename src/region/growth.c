@@ -53,6 +53,7 @@
 #define GROWTH_LOOK_COUNT      256                      /* chunks in one tick */
 #define GROWTH_LOOK_NS         UINT64_C(200000000)      /* between two looks */
 #define GROWTH_IDLE_LOOKS      2
+#define GROWTH_REFUSED_NS      UINT64_C(2000000000) /* a disk that said so is full for that time */
 #define GROWTH_RESERVE_CHUNKS  4 /* free chunks that stay reserved, and a part of what is live */
 #define GROWTH_RESERVE_PART    16
 
@@ -196,6 +197,8 @@ int weir__growth_reach(struct weir_region *region, uint64_t end)
     if ((r == -ENOSPC || r == -EDQUOT) && need < step)
         r = growth_extend(region, need);
     region->growth_error_count += r < 0;
+    if (r == -ENOSPC)
+        region->growth.refused_ns = weir__clock_ns();
     return r;
 }
 
@@ -264,6 +267,7 @@ int weir__growth_refill(struct weir_region *region, uint64_t space)
     if (r == 0)
         r = weir__sys_fallocate(region->store.data_fd, 0, from, bytes);
     if (r < 0) {
+        growth->refused_ns = weir__clock_ns();
         growth_leave_holes(region, from, from + bytes);
         return r == -EDQUOT ? -ENOSPC : r;
     }
@@ -571,6 +575,18 @@ static void growth_punch(struct weir_region *region, uint64_t first, uint64_t co
 }
 
 /*
+ * Whether a put that needed room heard lately that the disk is full. btrfs has no
+ * room to zero blocks then, and gives a hole no blocks again while another chunk has
+ * part of its extent: a free chunk that could not be zeroed is better brought back.
+ */
+static bool growth_is_refused(const struct weir_region *region, uint64_t now_ns)
+{
+    uint64_t refused_ns = region->growth.refused_ns;
+
+    return refused_ns != 0 && now_ns - refused_ns < GROWTH_REFUSED_NS;
+}
+
+/*
  * A look at some more chunks; the free ones that are old enough become holes. The
  * lowest free chunks are passed over: they are the reserve, and used first.
  */
@@ -581,6 +597,7 @@ static void growth_look(struct weir_region *region, uint64_t now_ns)
     uint64_t live_bytes = weir__word_load(&weir__region_figures(region)->live_bytes);
     uint64_t reserve =
         GROWTH_RESERVE_CHUNKS + live_bytes / GROWTH_RESERVE_PART / LAYOUT_CHUNK_BYTES;
+    bool is_refused = growth_is_refused(region, now_ns);
     uint64_t run = 0;
 
     if (growth->look_chunk >= end) {
@@ -605,8 +622,8 @@ static void growth_look(struct weir_region *region, uint64_t now_ns)
         entry->idle = is_free || is_stuck ? (uint16_t)weir__min(entry->idle + 1u, UINT16_MAX) : 0;
         growth->look_free_count += is_free;
         growth->look_chunk++;
-        bool may_go =
-            entry->idle >= GROWTH_IDLE_LOOKS && (is_stuck || growth->look_free_count > reserve);
+        bool may_go = entry->idle >= GROWTH_IDLE_LOOKS &&
+                      (is_stuck ? !is_refused : growth->look_free_count > reserve);
         run += may_go;
         if ((run > 0 && !may_go) || run * LAYOUT_CHUNK_BYTES >= growth_back_bytes(region)) {
             growth_punch(region, growth->look_chunk - run - !may_go, run);
@@ -640,10 +657,50 @@ bool weir__growth_is_under_way(const struct weir_region *region)
     return region->growth.kind != GROWTH_NONE || region->growth.prefault_count > 0;
 }
 
+/*
+ * What a named region holds: all of it is cold. What lies behind it is cut off,
+ * so that no chunk above the mark was ever stored to.
+ */
+static int growth_adopt(struct weir_region *region, uint64_t end)
+{
+    struct weir__store *store = &region->store;
+    int r = growth_ask(region, end);
+
+    if (r == 0)
+        r = weir__sys_ftruncate(store->data_fd, end);
+    if (r == 0)
+        r = weir__store_map(region, end);
+    if (r < 0)
+        return r;
+    for (uint64_t chunk = 0; chunk < weir__chunk_of(end); chunk++)
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_COLD);
+    store->file_bytes = end;
+    growth_publish(region);
+    return 0;
+}
+
+/* The first reservation takes what fits; one chunk must, if there is none. */
+static int growth_extend_first(struct weir_region *region, uint64_t bytes_initial)
+{
+    const struct weir__store *store = &region->store;
+    uint64_t initial = bytes_initial > 0 ? bytes_initial : UINT64_C(64) << 20;
+    uint64_t least = weir__min(store->file_bytes + LAYOUT_CHUNK_BYTES, region->bytes_max);
+
+    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
+                        region->bytes_max);
+    initial = weir__max(initial, least);
+    if (initial == store->file_bytes)
+        return 0;
+    int r = growth_extend(region, initial);
+    if (r == -ENOSPC || r == -EDQUOT)
+        r = growth_extend(region, least);
+    bool is_full = r == -ENOSPC || r == -EDQUOT;
+    return is_full && store->file_bytes > 0 ? 0 : r;
+}
+
 int weir__growth_open(struct weir_region *region, const struct weir_region_config *config)
 {
     struct weir__growth *growth = &region->growth;
-    uint64_t initial = config->bytes_initial > 0 ? config->bytes_initial : UINT64_C(64) << 20;
 
     *growth = (struct weir__growth){
         .operation = {growth_complete},
@@ -658,13 +715,8 @@ int weir__growth_open(struct weir_region *region, const struct weir_region_confi
             .region = region,
         };
 
-    /* The first reservation takes what fits; one chunk must. */
-    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
-                        region->bytes_max);
-    int r = growth_extend(region, initial);
-    if (r == -ENOSPC || r == -EDQUOT)
-        r = growth_extend(region, LAYOUT_CHUNK_BYTES);
-    return r;
+    int r = region->named.report.existed ? growth_adopt(region, region->named.kept_bytes) : 0;
+    return r < 0 ? r : growth_extend_first(region, config->bytes_initial);
 }
 
 void weir__growth_close(struct weir_region *region)

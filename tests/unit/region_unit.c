@@ -699,14 +699,6 @@ static void a_descriptor_of_a_directory_will_do(void **state)
     close(fd);
 }
 
-static void names_are_not_there_yet(void **state)
-{
-    struct weir_region_config config = {.directory = harness_tmpdir(), .name = "orders"};
-
-    (void)state;
-    assert_open_fails(&config, -EOPNOTSUPP);
-}
-
 static void the_largest_region_is_a_tebibyte(void **state)
 {
     struct weir_region_config config = {.directory = harness_tmpdir(), .bytes_max = TIB + 1};
@@ -3853,7 +3845,6 @@ int main(int argc, char **argv)
         CASE("a directory we may not write to is refused", a_directory_not_ours_is_refused),
         CASE("a directory may have a long name", a_long_directory_name_is_fine),
         CASE("a descriptor of a directory will do", a_descriptor_of_a_directory_will_do),
-        CASE("named regions are not there yet", names_are_not_there_yet),
         CASE("the largest region is one tebibyte", the_largest_region_is_a_tebibyte),
         CASE("resident_bytes_max has a least value", resident_has_a_least_value),
         CASE("very small regions work or are refused", small_regions_work_or_are_refused),
