@@ -594,13 +594,6 @@ def layout(tree):
             yield f'docs/format.md:1: {match.group(1)} is missing'
 
 
-<<<<<<< HEAD
-def proven(tree, page, row, states, proven_states):
-    """rows | id | what | state | proof |: what is named must be there"""
-    whole = tree.text(page)
-    for match in re.finditer(r'^\| (' + row + r') \|(.*)\|$', whole, re.M):
-        place = f'{page}:{line_of(whole, match.start())}'
-=======
 @rule
 def seam(tree):
     """the fault seam knows each function of base/sys, base/ring and base/heap, and no other"""
@@ -620,13 +613,11 @@ def seam(tree):
         yield f'{table}:{listed[name]}: there is no weir__{name}()'
 
 
-@rule
-def features(tree):
-    """docs/features.md: what is called done or part names a test that is there, and its case"""
-    whole = tree.text('docs/features.md')
-    for match in re.finditer(r'^\| ([A-Z]\d+) \|(.*)\|$', whole, re.M):
-        place = f'docs/features.md:{line_of(whole, match.start())}'
->>>>>>> 3d5b547d71d86dd8192858d8632492a3dceaa032
+def proven(tree, page, row, states, proven_states):
+    """rows | id | what | state | proof |: what is named must be there"""
+    whole = tree.text(page)
+    for match in re.finditer(r'^\| (' + row + r') \|(.*)\|$', whole, re.M):
+        place = f'{page}:{line_of(whole, match.start())}'
         cells = [cell.strip() for cell in re.split(r'(?<!\\)\|', match.group(2))]
         if len(cells) != 3 or cells[1] not in states:
             yield f'{place}: {match.group(1)}: a row is | id | what | {", ".join(states)} | proof |'
