@@ -197,7 +197,8 @@ WEIR_API void weir_governor_look(struct weir_governor *governor,
  * @transient:      its charges end by themselves (requests), so that waiting
  *                  for them makes sense
  * @has_room:       whether the overflow takes @bytes now; NULL: always. Called
- *                  from charge, on the owner's thread; must not charge.
+ *                  from charge and weir_account_has_room(), on the owner's
+ *                  thread; must not charge.
  * @notify:         memory was granted to a waiter of this account: call
  *                  weir_account_poll() on the owner's thread soon. Called from
  *                  any thread that refunds, under no lock; must not block.
@@ -278,6 +279,14 @@ WEIR_API void weir_account_refund_remote(struct weir_account *account, size_t by
  * while flushing.
  */
 WEIR_API uint64_t weir_account_flush_bytes(const struct weir_account *account);
+
+/*
+ * weir_account_has_room() - whether the overflow takes @bytes now, as config.has_room says
+ *
+ * For whoever moves more there than a verdict spoke of: a WEIR_SPILL has asked
+ * for the bytes of its charge already.
+ */
+WEIR_API bool weir_account_has_room(const struct weir_account *account, size_t bytes);
 
 /*
  * weir_account_delay_ns() - what a producer should pause before its next item

@@ -100,7 +100,7 @@ static enum weir_verdict account_flush_once(struct weir_account *account, uint64
     return WEIR_FLUSH;
 }
 
-static bool account_has_room(const struct weir_account *account, size_t bytes)
+bool weir_account_has_room(const struct weir_account *account, size_t bytes)
 {
     return account->has_room == NULL || account->has_room(account->context, bytes);
 }
@@ -121,7 +121,7 @@ static bool charge_may_spill(struct charge *charge)
     if (!charge->account->spillable)
         return false;
     if (!charge->room_known)
-        charge->room = account_has_room(charge->account, charge->bytes);
+        charge->room = weir_account_has_room(charge->account, charge->bytes);
     charge->room_known = true;
     return charge->room;
 }

@@ -48,6 +48,7 @@
 #define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
 #define CLEAN_LOW_BYTES   (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
 #define CLEAN_KEEP_BYTES  (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_QUIET_NS    UINT64_C(200000000)      /* after the last of many frees */
 #define CLEAN_FULL_NS     UINT64_C(100000000)      /* after the file could not grow */
 #define CLEAN_START_TRIES 64 /* chunks that are looked at for one that can be emptied */
 
@@ -85,14 +86,31 @@ bool weir__clean_may_grow(const struct weir_region *region)
            end <= clean_goal(region);
 }
 
+/*
+ * Whether it is a while since there were fewer and fewer items: while all is being
+ * taken out, what is moved now is freed soon.
+ */
+static bool clean_is_quiet(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t slot_count = weir__word_load(&weir__region_figures(region)->slot_count);
+
+    if (slot_count < cleaner->seen_count)
+        cleaner->drained_ns = weir__clock_coarse_ns();
+    cleaner->seen_count = slot_count;
+    return cleaner->drained_ns == 0 ||
+           weir__clock_coarse_ns() - cleaner->drained_ns > CLEAN_QUIET_NS;
+}
+
 /* Chunks to be stored to get few, or there was a time when far more was live. */
-static bool clean_is_due(const struct weir_region *region)
+static bool clean_is_due(struct weir_region *region)
 {
     uint64_t resting = weir__growth_resting(region);
+    bool is_quiet = clean_is_quiet(region);
 
     if (resting <= CLEAN_REST_MIN)
         return false;
-    if (resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
+    if (is_quiet && resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
         return true;
     return !weir__clean_may_grow(region) &&
            clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;

@@ -70,6 +70,7 @@
 
 /* Slots in one call to the region, and records to begin with: they take this much of the heap. */
 #define FETCH_BATCH       128u
+#define FETCH_BATCHES     6u /* that may be held ahead */
 #define FETCH_RECORDS_MIN 32u
 #define FETCH_RECORDS_MAX 1024u
 
@@ -117,6 +118,14 @@ struct reorder_fetch {
     enum fetch_state state;
     int result;       /* FETCH_FAILED */
     bool is_promised; /* FETCH_HELD: ready was called for it */
+    bool is_wanted;   /* take said -EAGAIN: ready is owed */
+};
+
+/* What a push brings. */
+struct reorder_load {
+    const void *data;
+    void *object; /* NULL: @data */
+    size_t bytes; /* in memory */
 };
 
 /* A large item on its way to the region in pieces. */
@@ -136,25 +145,31 @@ struct weir_reorder {
     struct weir_region *region;
     void (*ready)(void *context);
     void *context;
+    struct weir_reorder_codec codec;
     uint64_t put_bytes_max; /* of the region */
     uint64_t fetch_bytes_max;
     uint64_t ahead_bytes_max;
     uint32_t hot_items;
+    bool passes_through;
     uint16_t label_owner;
     pthread_t owner;
 
     bool head_is_here;
-    bool is_waiting; /* pop said -EAGAIN: ready is owed; counted in reorder_waiting_count */
+    bool is_take_due; /* ready is owed for what take asked for; nothing of the head ends that */
+    bool is_waiting;  /* pop said -EAGAIN: ready is owed; counted in reorder_waiting_count */
 
     uint64_t charged_bytes; /* O2 */
     uint64_t memory_bytes;  /* payload of what waits in memory */
     uint64_t popped_bytes;  /* payload in memory of what is out */
+    uint64_t object_bytes;  /* of both, what objects take: not from packs */
     uint64_t lent_bytes;    /* O3 */
     uint64_t spilled_bytes;
     uint64_t spilled_count;
     uint64_t credit_bytes; /* have left for tables that are still to grow */
     uint64_t debt_bytes;   /* still to be spilled for a flush */
     uint64_t slack_bytes;  /* told to the books for packs beyond their payload */
+    uint64_t room_bytes;   /* may go to the region without asking the account again */
+    uint64_t tail;         /* what comes next, if it passes through */
     struct reorder_partial partial;
 
     struct reorder_fetch *fetches; /* O4; from @fetch_first on */
@@ -172,12 +187,18 @@ struct weir_reorder {
 
     struct weir__heap heap;
     uint64_t stall_since_ns; /* 0: no stall now */
+    uint64_t stall_count;
     uint64_t stall_ns;
+    uint64_t stall_max_ns;
+    uint64_t item_count_max;
     uint64_t popped_count;
     uint64_t pushed_count;
     uint64_t delivered_count;
+    uint64_t taken_count;
     uint64_t skipped_count;
     uint64_t spill_count;
+    uint64_t spill_bytes;
+    uint64_t rewritten_bytes;
     uint64_t fetch_done_count;
     uint64_t duplicate_count;
     uint64_t range_count;
@@ -271,7 +292,7 @@ static void reorder_stop_waiting(struct weir_reorder *reorder)
 {
     reorder_set_waiting(reorder, false);
     reorder_set_starved(reorder, false);
-    reorder_set_ready_due(reorder, false);
+    reorder_set_ready_due(reorder, reorder->is_take_due);
 }
 
 /* ---- Books -------------------------------------------------------------------- */
@@ -310,7 +331,8 @@ static void reorder_refund(struct weir_reorder *reorder, uint64_t bytes)
 static void reorder_tell_slack(struct weir_reorder *reorder)
 {
     uint64_t held = reorder->window.packs.bytes;
-    uint64_t slack = held - weir__min(held, reorder->memory_bytes + reorder->popped_bytes);
+    uint64_t filled = reorder->memory_bytes + reorder->popped_bytes - reorder->object_bytes;
+    uint64_t slack = held - weir__min(held, filled);
     uint64_t step = 256 + held / 64;
     uint64_t told = reorder->slack_bytes;
 
@@ -330,8 +352,12 @@ static void reorder_watch_stall(struct weir_reorder *reorder)
         return;
     if (is_stalled) {
         reorder->stall_since_ns = weir__clock_coarse_ns();
+        reorder->stall_count++;
     } else {
-        reorder->stall_ns += weir__clock_coarse_ns() - reorder->stall_since_ns;
+        uint64_t stall_ns = weir__clock_coarse_ns() - reorder->stall_since_ns;
+
+        reorder->stall_ns += stall_ns;
+        reorder->stall_max_ns = weir__max(reorder->stall_max_ns, stall_ns);
         reorder->stall_since_ns = 0;
     }
 }
@@ -528,13 +554,15 @@ static uint64_t reorder_share(const struct weir_reorder *reorder)
 
 /*
  * Records for up to FETCH_BATCH items from `scan` on, as far as the bounds go;
- * the head is taken whatever its size.
+ * the head is taken whatever its size. A batch is read together, so it is a part
+ * of what may be held: one large read would leave the disk idle while it is used.
  */
 static size_t reorder_gather(struct weir_reorder *reorder, struct weir_slot slots[FETCH_BATCH])
 {
+    uint64_t bytes_max = reorder->ahead_bytes + reorder_share(reorder) / FETCH_BATCHES;
     size_t slot_count = 0;
 
-    while (slot_count < FETCH_BATCH) {
+    while (slot_count < FETCH_BATCH && (slot_count == 0 || reorder->ahead_bytes < bytes_max)) {
         struct weir__window_view view;
         uint64_t sequence;
 
@@ -580,7 +608,10 @@ static int reorder_fetch_batch(struct weir_reorder *reorder, size_t *ret_count)
     return r;
 }
 
-/* Fetch what comes soon, in batches: not before half of what was fetched is used. */
+/*
+ * Fetch what comes soon, in batches: not before one of what may be held is used,
+ * nor half of the records.
+ */
 static void reorder_fetch_ahead(struct weir_reorder *reorder)
 {
     size_t slot_count;
@@ -591,7 +622,7 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
     if (reorder->scan - reorder->next > FETCH_DISTANCE)
         return;
     if (reorder->fetch_count > FETCH_RECORDS_MAX / 2 ||
-        reorder->ahead_bytes > reorder_share(reorder) / 2)
+        reorder->ahead_bytes > reorder_share(reorder) / FETCH_BATCHES * (FETCH_BATCHES - 1))
         return;
 
     do {
@@ -601,23 +632,23 @@ static void reorder_fetch_ahead(struct weir_reorder *reorder)
         if (slot_count > 0)
             reorder->extra_bytes =
                 weir__max(reorder->extra_bytes - reorder->extra_bytes / 16, FETCH_EXTRA_BYTES_MIN);
-    } while (slot_count == FETCH_BATCH);
+    } while (slot_count > 0);
 }
 
-/* Ask for the head alone. */
-static int reorder_fetch_one(struct weir_reorder *reorder)
+/* Ask for the item at @sequence alone. */
+static int reorder_fetch_one(struct weir_reorder *reorder, uint64_t sequence)
 {
     struct weir__window_view view;
     int r = reorder_fetch_reserve(reorder);
 
     if (r < 0)
         return -EAGAIN;
-    weir__window_get(&reorder->window, reorder->next, &view);
-    reorder_fetch_insert(reorder, reorder->next, &view);
+    weir__window_get(&reorder->window, sequence, &view);
+    reorder_fetch_insert(reorder, sequence, &view);
     r = weir_region_fetch(reorder->region, &view.slot, 1, reorder_fetched,
                           (void *)(uintptr_t)reorder->id);
     if (r < 0)
-        reorder_fetch_drop(reorder, reorder_fetch_find(reorder, reorder->next));
+        reorder_fetch_drop(reorder, reorder_fetch_find(reorder, sequence));
     return r;
 }
 
@@ -634,7 +665,7 @@ static int reorder_fetch_head(struct weir_reorder *reorder)
     if (reorder_fetch_batch(reorder, &slot_count) == 0 &&
         reorder_fetch_find(reorder, reorder->next) != NULL)
         return 0;
-    return reorder_fetch_one(reorder);
+    return reorder_fetch_one(reorder, reorder->next);
 }
 
 /* Something was let go of, or came in: the starved try again, once round. */
@@ -663,6 +694,7 @@ static void reorder_call_ready(void)
     while (!weir__list_is_empty(due)) {
         struct weir_reorder *reorder = WEIR_CONTAINER_OF(due->next, struct weir_reorder, ready_due);
 
+        reorder->is_take_due = false;
         reorder_set_ready_due(reorder, false);
         if (reorder->ready != NULL)
             reorder->ready(reorder->context);
@@ -691,7 +723,7 @@ static void reorder_settle(struct weir_reorder *reorder, struct reorder_fetch *f
     fetch->state = FETCH_FAILED;
     fetch->result = result;
     /* Ahead of its turn a failure is nobody's concern: it is tried again when it counts. */
-    if (!is_awaited)
+    if (!is_awaited && !fetch->is_wanted)
         reorder_fetch_erase(reorder, fetch);
 }
 
@@ -701,6 +733,7 @@ static void reorder_fetched(void *context, struct weir_slot slot, int result)
     struct weir_reorder *reorder = reorder_by_id((uint64_t)(uintptr_t)context);
     struct reorder_fetch *fetch;
     bool is_awaited;
+    bool is_wanted;
 
     if (reorder == NULL)
         return;
@@ -708,12 +741,14 @@ static void reorder_fetched(void *context, struct weir_slot slot, int result)
     if (fetch == NULL || fetch->state != FETCH_UNDERWAY)
         return;
 
+    is_wanted = fetch->is_wanted;
     is_awaited = reorder->is_waiting && fetch->sequence == reorder->next;
     reorder_settle(reorder, fetch, result, is_awaited);
-    if (is_awaited) {
+    if (is_awaited)
         reorder_set_waiting(reorder, false);
+    reorder->is_take_due |= is_wanted;
+    if (is_awaited || is_wanted)
         reorder_set_ready_due(reorder, true);
-    }
     reorder_feed_starved();
     reorder_call_ready();
 }
@@ -729,6 +764,7 @@ static void reorder_partial_drop(struct weir_reorder *reorder)
 {
     if (weir_slot_is_none(reorder->partial.slot))
         return;
+    reorder->rewritten_bytes += reorder->partial.offset;
     weir_region_free(reorder->region, reorder->partial.slot);
     reorder->partial = (struct reorder_partial){0};
 }
@@ -773,32 +809,112 @@ fail:
     return r;
 }
 
-/* The furthest item that is in memory goes to the region; its charge is the caller's to settle. */
+/* Encoded where it will lie. -EFBIG: this one cannot go there, others may. */
+static int reorder_put_object(struct weir_reorder *reorder, uint64_t sequence, const void *object,
+                              struct weir_slot *ret_slot, size_t *ret_bytes)
+{
+    const struct weir_reorder_codec *codec = &reorder->codec;
+    int64_t bytes = codec->encode(codec->context, object, NULL, 0);
+    struct weir_slot slot;
+    void *buffer;
+    int r;
+
+    if (bytes < 0 || (uint64_t)bytes > weir__min(reorder->put_bytes_max, reorder->fetch_bytes_max))
+        return -EFBIG;
+    r = weir_region_alloc_in_place(reorder->region, (size_t)bytes, 0,
+                                   reorder_label(reorder, sequence), &slot, &buffer);
+    if (r < 0)
+        return r;
+    r = -EFBIG;
+    if (codec->encode(codec->context, object, buffer, (size_t)bytes) == bytes)
+        r = weir_region_commit(reorder->region, slot);
+    if (r < 0) {
+        weir_region_free(reorder->region, slot);
+        return r;
+    }
+    *ret_slot = slot;
+    *ret_bytes = (size_t)bytes;
+    return 0;
+}
+
+/*
+ * Whether @bytes may go to the region. A verdict has asked for those of its
+ * charge already; the head need not ask.
+ */
+static bool reorder_has_room(struct weir_reorder *reorder, uint64_t bytes)
+{
+    if (reorder->account == NULL)
+        return true;
+    if (bytes <= reorder->room_bytes) {
+        reorder->room_bytes -= reorder->room_bytes == UINT64_MAX ? 0 : bytes;
+        return true;
+    }
+    return weir_account_has_room(reorder->account, bytes);
+}
+
+/* What waits at @sequence, or will, goes to the region; *ret_bytes: what it takes there. */
+static int reorder_put(struct weir_reorder *reorder, uint64_t sequence,
+                       const struct reorder_load *load, struct weir_slot *ret_slot,
+                       size_t *ret_bytes)
+{
+    int r;
+
+    if (!reorder_has_room(reorder, load->bytes))
+        return -EAGAIN;
+    *ret_bytes = load->bytes;
+    if (load->object != NULL)
+        r = reorder_put_object(reorder, sequence, load->object, ret_slot, ret_bytes);
+    else if (load->bytes <= reorder->put_bytes_max)
+        r = weir_region_put(reorder->region, load->data, load->bytes,
+                            reorder_label(reorder, sequence), ret_slot);
+    else
+        r = reorder_put_pieces(reorder, sequence, load->data, load->bytes, ret_slot);
+    if (r < 0 && r != -EAGAIN)
+        reorder->failed_spill_count++;
+    return r;
+}
+
+static void reorder_spilled(struct weir_reorder *reorder, uint64_t sequence, size_t bytes)
+{
+    reorder->spilled_bytes += bytes;
+    reorder->spilled_count++;
+    reorder->spill_count++;
+    reorder->spill_bytes += bytes;
+    reorder->scan = weir__min(reorder->scan, sequence);
+}
+
+/* Not of a popped one that the caller keeps: that is NULL. */
+static void reorder_let_go(struct weir_reorder *reorder, void *object)
+{
+    if (object != NULL)
+        reorder->codec.release(reorder->codec.context, object);
+}
+
+/*
+ * The furthest item that is in memory goes to the region; its charge is the
+ * caller's to settle. -EFBIG: this one cannot, others may.
+ */
 static int reorder_spill_one(struct weir_reorder *reorder, uint64_t sequence, uint64_t *ret_bytes)
 {
     struct weir__window_view view;
     struct weir_slot slot;
+    size_t bytes;
     int r;
 
     weir__window_get(&reorder->window, sequence, &view);
-    WEIR_ASSERT(view.kind == WINDOW_MEMORY);
-    if (view.bytes <= reorder->put_bytes_max)
-        r = weir_region_put(reorder->region, view.data, view.bytes,
-                            reorder_label(reorder, sequence), &slot);
-    else
-        r = reorder_put_pieces(reorder, sequence, view.data, view.bytes, &slot);
-    if (r < 0) {
-        if (r != -EAGAIN)
-            reorder->failed_spill_count++;
+    WEIR_ASSERT(view.kind == WINDOW_MEMORY || view.kind == WINDOW_OBJECT);
+    r = reorder_put(
+        reorder, sequence,
+        &(struct reorder_load){.data = view.data, .object = view.object, .bytes = view.bytes},
+        &slot, &bytes);
+    if (r < 0)
         return r;
-    }
 
-    weir__window_spill(&reorder->window, sequence, slot);
+    weir__window_spill(&reorder->window, sequence, slot, bytes);
     reorder->memory_bytes -= view.bytes;
-    reorder->spilled_bytes += view.bytes;
-    reorder->spilled_count++;
-    reorder->spill_count++;
-    reorder->scan = weir__min(reorder->scan, sequence);
+    reorder->object_bytes -= view.is_object ? view.bytes : 0;
+    reorder_spilled(reorder, sequence, bytes);
+    reorder_let_go(reorder, view.object);
     *ret_bytes = view.bytes;
     return 0;
 }
@@ -905,6 +1021,7 @@ static void reorder_configure(struct weir_reorder *reorder,
                               const struct weir_reorder_config *config)
 {
     reorder->next = config->first_sequence;
+    reorder->tail = config->first_sequence;
     reorder->scan = UINT64_MAX;
     reorder->extra_bytes = FETCH_EXTRA_BYTES;
     reorder->window_items_max =
@@ -916,6 +1033,8 @@ static void reorder_configure(struct weir_reorder *reorder,
     reorder->region = config->region;
     reorder->ready = config->ready;
     reorder->context = config->context;
+    reorder->passes_through = config->passes_through;
+    reorder->codec = config->codec;
     reorder->label_owner = config->owner;
     reorder->owner = pthread_self();
     reorder->id = ++reorder_last_id;
@@ -927,8 +1046,19 @@ static void reorder_configure(struct weir_reorder *reorder,
         weir_region_stats(config->region, &stats);
         reorder->put_bytes_max = stats.put_bytes_max;
         reorder->fetch_bytes_max = stats.fetch_bytes_max;
-        reorder->ahead_bytes_max = stats.fetch_bytes_max / 2;
+        reorder->ahead_bytes_max = stats.fetch_bytes_max / 4 * 3;
     }
+}
+
+/* All four, or none. */
+static bool reorder_codec_is_whole(const struct weir_reorder_codec *codec)
+{
+    bool has_all = codec->measure != NULL && codec->encode != NULL && codec->decode != NULL &&
+                   codec->release != NULL;
+    bool has_any = codec->measure != NULL || codec->encode != NULL || codec->decode != NULL ||
+                   codec->release != NULL;
+
+    return has_all == has_any;
 }
 
 int weir_reorder_create(const struct weir_reorder_config *config, struct weir_reorder **ret_reorder)
@@ -940,7 +1070,7 @@ int weir_reorder_create(const struct weir_reorder_config *config, struct weir_re
     int r;
 
     if (config == NULL || config->first_sequence == UINT64_MAX ||
-        !weir__reserved_is_zero(config->reserved))
+        !weir__reserved_is_zero(config->reserved) || !reorder_codec_is_whole(&config->codec))
         return -EINVAL;
     working_bytes = config->working_bytes > 0 ? config->working_bytes : REORDER_WORKING_BYTES;
     r = reorder_charge_working(config->account, working_bytes, &is_flush);
@@ -976,6 +1106,19 @@ fail:
     return -ENOMEM;
 }
 
+static void reorder_release_objects(struct weir_reorder *reorder)
+{
+    uint64_t sequence = 0;
+
+    while (weir__window_first(&reorder->window, WINDOW_MARK_MEMORY, sequence, &sequence)) {
+        struct weir__window_view view;
+
+        weir__window_get(&reorder->window, sequence, &view);
+        reorder_let_go(reorder, view.object);
+        sequence++;
+    }
+}
+
 void weir_reorder_destroy(struct weir_reorder *reorder)
 {
     struct weir__heap heap;
@@ -988,10 +1131,13 @@ void weir_reorder_destroy(struct weir_reorder *reorder)
 
     while (reorder->fetch_count > 0)
         reorder_fetch_drop(reorder, reorder_fetch_at(reorder, reorder->fetch_count - 1));
+    reorder->is_take_due = false;
     reorder_stop_waiting(reorder);
     reorder_delist(reorder);
     if (reorder->region != NULL)
         reorder_partial_drop(reorder);
+    if (reorder->codec.release != NULL)
+        reorder_release_objects(reorder);
     while (weir__window_first(&reorder->window, WINDOW_MARK_REGION, sequence, &sequence)) {
         struct weir__window_view view;
 
@@ -1044,54 +1190,58 @@ static bool reorder_is_full(const struct weir_reorder *reorder, size_t bytes)
 static void reorder_entered(struct weir_reorder *reorder, uint64_t sequence)
 {
     reorder->pushed_count++;
+    if (reorder->window.item_count > reorder->item_count_max)
+        reorder->item_count_max = reorder->window.item_count;
     if (sequence == reorder->next)
         reorder->head_is_here = true;
     reorder_watch_stall(reorder);
 }
 
 /* Its payload is charged already. */
-static int reorder_push_memory(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                               size_t bytes)
+static int reorder_push_memory(struct weir_reorder *reorder, uint64_t sequence,
+                               const struct reorder_load *load)
 {
     void *copy;
-    int r = weir__window_add(&reorder->window, sequence, bytes, &copy);
+    int r;
 
+    if (load->object != NULL)
+        r = weir__window_add_object(&reorder->window, sequence, load->bytes, load->object);
+    else
+        r = weir__window_add(&reorder->window, sequence, load->bytes, &copy);
     if (r < 0)
         return r;
-    if (bytes > 0)
-        memcpy(copy, data, bytes);
-    reorder->memory_bytes += bytes;
+    if (load->object == NULL && load->bytes > 0)
+        memcpy(copy, load->data, load->bytes);
+    reorder->memory_bytes += load->bytes;
+    reorder->object_bytes += load->object != NULL ? load->bytes : 0;
     reorder_entered(reorder, sequence);
     return 0;
 }
 
 /* It is the furthest of all: straight to the region. */
-static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                               size_t bytes)
+static int reorder_push_region(struct weir_reorder *reorder, uint64_t sequence,
+                               const struct reorder_load *load)
 {
     struct weir_slot slot;
+    size_t bytes;
     int r;
 
     if (reorder->region == NULL)
         return -EAGAIN;
-    if (bytes > reorder->put_bytes_max)
+    if (load->object == NULL && load->bytes > reorder->put_bytes_max)
         return -EFBIG;
-    r = weir_region_put(reorder->region, data, bytes, reorder_label(reorder, sequence), &slot);
-    if (r < 0) {
-        if (r != -EAGAIN)
-            reorder->failed_spill_count++;
+    r = reorder_put(reorder, sequence, load, &slot, &bytes);
+    if (r < 0)
         return r;
-    }
-    r = weir__window_add_slot(&reorder->window, sequence, bytes, slot);
+    r = weir__window_add_slot(&reorder->window, sequence, bytes, slot, load->object != NULL);
     if (r < 0) {
         weir_region_free(reorder->region, slot);
+        reorder->rewritten_bytes += bytes;
         return r;
     }
-    reorder->spilled_bytes += bytes;
-    reorder->spilled_count++;
-    reorder->spill_count++;
-    reorder->scan = weir__min(reorder->scan, sequence);
+    reorder_spilled(reorder, sequence, bytes);
     reorder_entered(reorder, sequence);
+    reorder_let_go(reorder, load->object);
     return 0;
 }
 
@@ -1119,25 +1269,30 @@ static bool reorder_is_at_hard(const struct weir_reorder *reorder, enum weir_ver
  * No memory was granted, and @freed of what is further does not make up for it:
  * straight to the region. At hard only if something else has left for the tables.
  */
-static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                            size_t bytes, enum weir_verdict verdict, uint64_t freed)
+static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence,
+                            const struct reorder_load *load, enum weir_verdict verdict,
+                            uint64_t freed)
 {
     uint64_t due = reorder_tables_due(reorder);
+    uint64_t room = reorder->room_bytes;
     uint64_t more = 0;
     int r = 0;
 
+    /* The room that the verdict spoke of is for the item itself. */
+    reorder->room_bytes = 0;
     if (reorder->region != NULL && freed < due)
         r = reorder_spill_from(reorder, reorder_hot_end(reorder), CREDIT_BYTES_MAX, &more);
+    reorder->room_bytes = room;
     reorder_refund(reorder, freed + more);
-    if (r < 0)
+    if (r < 0 && r != -EAGAIN)
         return r;
     if (freed + more < due && reorder_is_at_hard(reorder, verdict))
         return -EAGAIN;
 
-    if (bytes == 0)
-        r = reorder_push_memory(reorder, sequence, data, bytes);
+    if (load->bytes == 0 && load->object == NULL)
+        r = reorder_push_memory(reorder, sequence, load);
     else
-        r = reorder_push_region(reorder, sequence, data, bytes);
+        r = reorder_push_region(reorder, sequence, load);
     if (r == 0)
         reorder_pay_tables(reorder, freed + more);
     return r;
@@ -1147,10 +1302,11 @@ static int reorder_push_out(struct weir_reorder *reorder, uint64_t sequence, con
  * No memory was granted: take over the charge of items that are further, which
  * go to the region for it; or go there oneself.
  */
-static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                             size_t bytes, enum weir_verdict verdict)
+static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence,
+                             const struct reorder_load *load, enum weir_verdict verdict)
 {
-    uint64_t wanted = bytes + reorder_tables_due(reorder);
+    uint64_t wanted = load->bytes + reorder_tables_due(reorder);
+    uint64_t bytes = load->bytes;
     uint64_t freed = 0;
     int r = 0;
 
@@ -1158,13 +1314,13 @@ static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, co
         r = reorder_spill_from(reorder, sequence + 1, wanted, &freed);
     if (freed < bytes && sequence != reorder->next) {
         if (r == 0)
-            return reorder_push_out(reorder, sequence, data, bytes, verdict, freed);
+            return reorder_push_out(reorder, sequence, load, verdict, freed);
         /* The region took no more of ours: it will not take this one. */
         reorder_refund(reorder, freed);
         return r;
     }
 
-    r = reorder_push_memory(reorder, sequence, data, bytes);
+    r = reorder_push_memory(reorder, sequence, load);
     if (r < 0) {
         reorder_refund(reorder, freed);
     } else if (freed >= bytes) {
@@ -1176,90 +1332,131 @@ static int reorder_push_swap(struct weir_reorder *reorder, uint64_t sequence, co
     return r;
 }
 
-static int reorder_push_granted(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                                size_t bytes, enum weir_verdict verdict)
+static int reorder_push_granted(struct weir_reorder *reorder, uint64_t sequence,
+                                const struct reorder_load *load, enum weir_verdict verdict)
 {
     int r;
 
-    reorder->charged_bytes += bytes;
-    r = reorder_push_memory(reorder, sequence, data, bytes);
+    reorder->charged_bytes += load->bytes;
+    r = reorder_push_memory(reorder, sequence, load);
     if (r < 0)
-        reorder_refund(reorder, bytes);
+        reorder_refund(reorder, load->bytes);
     if (verdict == WEIR_FLUSH)
         reorder_take_flush(reorder);
     return r;
 }
 
-static int reorder_push_charged(struct weir_reorder *reorder, uint64_t sequence, const void *data,
-                                size_t bytes)
+/* What may go to the region for an item of @bytes that @verdict kept out of memory. */
+static uint64_t reorder_room(const struct weir_reorder *reorder, uint64_t sequence, uint64_t bytes,
+                             enum weir_verdict verdict)
+{
+    if (sequence == reorder->next)
+        return UINT64_MAX;
+    return verdict == WEIR_SPILL ? bytes : 0;
+}
+
+static int reorder_push_charged(struct weir_reorder *reorder, uint64_t sequence,
+                                const struct reorder_load *load)
 {
     enum weir_verdict verdict;
-    int r = weir_account_charge(reorder->account, bytes, &verdict);
+    int r = weir_account_charge(reorder->account, load->bytes, &verdict);
 
     /* More than will ever be granted: only the head has a right to it. */
     if (r < 0 && sequence != reorder->next)
-        return reorder->region == NULL ? -EDQUOT
-                                       : reorder_push_region(reorder, sequence, data, bytes);
+        return reorder->region == NULL ? -EDQUOT : reorder_push_region(reorder, sequence, load);
     if (r < 0)
         verdict = WEIR_WAIT;
     switch (verdict) {
     case WEIR_ADMIT:
     case WEIR_FLUSH:
-        return reorder_push_granted(reorder, sequence, data, bytes, verdict);
+        return reorder_push_granted(reorder, sequence, load, verdict);
     case WEIR_SPILL:
     case WEIR_WAIT:
         break;
     }
-    return reorder_push_swap(reorder, sequence, data, bytes, verdict);
+    reorder->room_bytes = reorder_room(reorder, sequence, load->bytes, verdict);
+    r = reorder_push_swap(reorder, sequence, load, verdict);
+    reorder->room_bytes = 0;
+    return r;
 }
 
 /* An item of no bytes takes a place in the index, which is asked for like any other memory. */
 static int reorder_push_empty(struct weir_reorder *reorder, uint64_t sequence)
 {
+    static const struct reorder_load nothing;
     enum weir_verdict verdict = WEIR_ADMIT;
 
     if (reorder->account == NULL || sequence == reorder->next ||
         weir_account_charge(reorder->account, SPILLED_ITEM_BYTES, &verdict) < 0)
-        return reorder_push_memory(reorder, sequence, NULL, 0);
+        return reorder_push_memory(reorder, sequence, &nothing);
     switch (verdict) {
     case WEIR_ADMIT:
     case WEIR_FLUSH:
         /* The books have it when a node is made. */
         weir_account_refund(reorder->account, SPILLED_ITEM_BYTES);
-        return reorder_push_granted(reorder, sequence, NULL, 0, verdict);
+        return reorder_push_granted(reorder, sequence, &nothing, verdict);
     case WEIR_SPILL:
     case WEIR_WAIT:
         break;
     }
-    return reorder_push_out(reorder, sequence, NULL, 0, verdict, 0);
+    return reorder_push_out(reorder, sequence, &nothing, verdict, 0);
+}
+
+/* The number that an item gets which came with @sequence. */
+static uint64_t reorder_number(const struct weir_reorder *reorder, uint64_t sequence)
+{
+    return reorder->passes_through ? weir__max(reorder->tail, reorder->next) : sequence;
+}
+
+static int reorder_push_load(struct weir_reorder *reorder, uint64_t sequence,
+                             const struct reorder_load *load)
+{
+    int r = reorder_admits(reorder, sequence);
+
+    if (r < 0)
+        return r;
+    if (sequence != reorder->next && reorder_is_full(reorder, load->bytes))
+        return -EDQUOT;
+
+    if (load->bytes == 0 && load->object == NULL)
+        r = reorder_push_empty(reorder, sequence);
+    else if (reorder->account == NULL)
+        r = reorder_push_memory(reorder, sequence, load);
+    else
+        r = reorder_push_charged(reorder, sequence, load);
+    if (r == 0)
+        reorder->tail = sequence + 1;
+    reorder_pay_debt(reorder, load->bytes);
+    reorder_tell_slack(reorder);
+    return r;
 }
 
 int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const void *data,
                       size_t bytes)
 {
-    int r;
-
     WEIR_ASSERT(reorder_is_mine(reorder));
     WEIR_ASSERT(data != NULL || bytes == 0);
 
     /* The copy comes last: its source can be on its way meanwhile. */
     for (size_t i = 0; i < bytes && i < PUSH_PREFETCH_MAX; i += 64)
         __builtin_prefetch((const char *)data + i);
-    r = reorder_admits(reorder, sequence);
-    if (r < 0)
-        return r;
-    if (sequence != reorder->next && reorder_is_full(reorder, bytes))
-        return -EDQUOT;
+    return reorder_push_load(reorder, reorder_number(reorder, sequence),
+                             &(struct reorder_load){.data = data, .bytes = bytes});
+}
 
-    if (bytes == 0)
-        r = reorder_push_empty(reorder, sequence);
-    else if (reorder->account == NULL)
-        r = reorder_push_memory(reorder, sequence, data, bytes);
-    else
-        r = reorder_push_charged(reorder, sequence, data, bytes);
-    reorder_pay_debt(reorder, bytes);
-    reorder_tell_slack(reorder);
-    return r;
+int weir_reorder_push_object(struct weir_reorder *reorder, uint64_t sequence, void *take_object)
+{
+    const struct weir_reorder_codec *codec = &reorder->codec;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+    WEIR_ASSERT(take_object != NULL);
+
+    if (codec->measure == NULL)
+        return -EINVAL;
+    return reorder_push_load(
+        reorder, reorder_number(reorder, sequence),
+        &(struct reorder_load){.object = take_object,
+                               .bytes = codec->measure(codec->context, take_object)});
 }
 
 int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
@@ -1272,6 +1469,7 @@ int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
 
     if (reorder->region == NULL)
         return -EINVAL;
+    sequence = reorder_number(reorder, sequence);
     r = reorder_admits(reorder, sequence);
     if (r < 0)
         return r;
@@ -1282,13 +1480,14 @@ int weir_reorder_push_slot(struct weir_reorder *reorder, uint64_t sequence,
         return -EINVAL;
     if (sequence != reorder->next && reorder_is_full(reorder, info.bytes))
         return -EDQUOT;
-    r = weir__window_add_slot(&reorder->window, sequence, info.bytes, take_slot);
+    r = weir__window_add_slot(&reorder->window, sequence, info.bytes, take_slot, false);
     if (r < 0)
         return r;
 
     reorder->spilled_bytes += info.bytes;
     reorder->spilled_count++;
     reorder->scan = weir__min(reorder->scan, sequence);
+    reorder->tail = sequence + 1;
     reorder_entered(reorder, sequence);
     return 0;
 }
@@ -1306,38 +1505,39 @@ static void reorder_look_ahead(struct weir_reorder *reorder)
     reorder_watch_stall(reorder);
 }
 
-/* The head leaves the window, next moves on; its payload stays with @ret_view. */
-static void reorder_advance(struct weir_reorder *reorder, struct weir__window_view *ret_view)
+/* The item at @sequence leaves the window; its payload stays with @ret_view. */
+static void reorder_leave(struct weir_reorder *reorder, uint64_t sequence,
+                          struct weir__window_view *ret_view)
 {
-    weir__window_remove(&reorder->window, reorder->next, ret_view);
-    if (ret_view->kind == WINDOW_MEMORY) {
-        reorder->memory_bytes -= ret_view->bytes;
-        if (reorder->partial.sequence == reorder->next)
-            reorder_partial_drop(reorder);
-    } else if (ret_view->kind == WINDOW_REGION) {
+    weir__window_remove(&reorder->window, sequence, ret_view);
+    if (ret_view->kind == WINDOW_REGION) {
         reorder->spilled_bytes -= ret_view->bytes;
         reorder->spilled_count--;
+        return;
     }
+    reorder->memory_bytes -= ret_view->bytes;
+    if (reorder->partial.sequence == sequence)
+        reorder_partial_drop(reorder);
+}
+
+/* The head leaves, and next moves on. */
+static void reorder_advance(struct weir_reorder *reorder, struct weir__window_view *ret_view)
+{
+    reorder_leave(reorder, reorder->next, ret_view);
     reorder->next++;
     reorder_stop_waiting(reorder);
     reorder_look_ahead(reorder);
 }
 
 /*
- * The address of the head, which lies in the region, pinned; NULL if it is read
- * in pieces or has no bytes. 0, -EAGAIN or why not.
+ * What a record knows of the item at @sequence, and the region of its bytes. 0: it
+ * is pinned, and has no record any more; -EAGAIN; or why it is not, told once.
  */
-static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__window_view *view,
-                            const void **ret_data)
+static int reorder_pin(struct weir_reorder *reorder, struct reorder_fetch *fetch,
+                       struct weir_slot slot, const void **ret_data)
 {
-    struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
-    bool is_under_way;
     int r;
 
-    *ret_data = NULL;
-    reorder_stop_waiting(reorder);
-    if (view->bytes == 0 || view->bytes > reorder->fetch_bytes_max)
-        return 0;
     if (fetch != NULL && fetch->state == FETCH_HELD) {
         *ret_data = fetch->data;
         reorder_fetch_erase(reorder, fetch);
@@ -1350,13 +1550,37 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
     }
 
     /* Nobody need wait for a fetch of what is in memory. */
-    r = weir_region_pin(reorder->region, view->slot, ret_data, NULL);
+    r = weir_region_pin(reorder->region, slot, ret_data, NULL);
     if (r == 0 && fetch != NULL)
         reorder_fetch_erase(reorder, fetch);
+    return r;
+}
+
+static bool reorder_is_pinned(const struct weir_reorder *reorder,
+                              const struct weir__window_view *view)
+{
+    return view->bytes > 0 && view->bytes <= reorder->fetch_bytes_max;
+}
+
+/*
+ * The address of the head, which lies in the region, pinned; NULL if it is read
+ * in pieces or has no bytes. 0, -EAGAIN or why not.
+ */
+static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__window_view *view,
+                            const void **ret_data)
+{
+    struct reorder_fetch *fetch = reorder_fetch_find(reorder, reorder->next);
+    bool is_under_way = fetch != NULL && fetch->state == FETCH_UNDERWAY;
+    int r;
+
+    *ret_data = NULL;
+    reorder_stop_waiting(reorder);
+    if (!reorder_is_pinned(reorder, view))
+        return 0;
+    r = reorder_pin(reorder, fetch, view->slot, ret_data);
     if (r != -EAGAIN)
         return r;
 
-    is_under_way = fetch != NULL && fetch->state == FETCH_UNDERWAY;
     if (fetch != NULL && !is_under_way)
         reorder_lose(reorder);
     /* O7 */
@@ -1373,10 +1597,106 @@ static int reorder_pin_head(struct weir_reorder *reorder, const struct weir__win
     return r;
 }
 
+/*
+ * The same of any other. It is fetched like what is held ahead, and yields like
+ * that to heads; but somebody is told that it came.
+ */
+static int reorder_pin_other(struct weir_reorder *reorder, uint64_t sequence,
+                             const struct weir__window_view *view, const void **ret_data)
+{
+    struct reorder_fetch *fetch = reorder_fetch_find(reorder, sequence);
+    int r;
+
+    *ret_data = NULL;
+    if (!reorder_is_pinned(reorder, view))
+        return 0;
+    r = reorder_pin(reorder, fetch, view->slot, ret_data);
+    if (r != -EAGAIN)
+        return r;
+
+    if (fetch == NULL || fetch->state != FETCH_UNDERWAY) {
+        if (fetch != NULL)
+            reorder_lose(reorder);
+        if (reorder_fetch_one(reorder, sequence) < 0)
+            return -ENOMEM;
+        fetch = reorder_fetch_find(reorder, sequence);
+    }
+    fetch->is_wanted = true;
+    return -EAGAIN;
+}
+
+/* The object that was encoded to @data, which is pinned unless it is NULL; 0 or what decode said. */
+static int reorder_decode(struct weir_reorder *reorder, const struct weir__window_view *view,
+                          const void *data, void **ret_object)
+{
+    const struct weir_reorder_codec *codec = &reorder->codec;
+    int r = codec->decode(codec->context, data, view->bytes, ret_object);
+
+    if (data != NULL)
+        weir_region_unpin(reorder->region, view->slot);
+    if (r < 0)
+        reorder->failed_fetch_count++;
+    return r < 0 ? r : 0;
+}
+
+/* An item that lies in the region comes to hand: 0, and data or object are set; or why not. */
+static int reorder_bring(struct weir_reorder *reorder, uint64_t sequence,
+                         const struct weir__window_view *view, struct weir_item *ret_item)
+{
+    const void *data;
+    void *object = NULL;
+    int r;
+
+    if (sequence == reorder->next)
+        r = reorder_pin_head(reorder, view, &data);
+    else
+        r = reorder_pin_other(reorder, sequence, view, &data);
+    if (r == 0 && view->is_object)
+        r = reorder_decode(reorder, view, data, &object);
+    if (r < 0)
+        return r;
+    *ret_item = (struct weir_item){
+        .sequence = sequence,
+        .data = view->is_object ? NULL : data,
+        .bytes = view->bytes,
+        .slot = view->slot,
+        .object = object,
+    };
+    return 0;
+}
+
+/* The item that was @view is out; @item is filled in already if it lies in the region. */
+static void reorder_hand_out(struct weir_reorder *reorder, uint64_t sequence,
+                             const struct weir__window_view *view, struct weir_item *item)
+{
+    reorder->popped_count++;
+    if (view->kind != WINDOW_REGION) {
+        *item = (struct weir_item){
+            .sequence = sequence,
+            .data = view->data,
+            .bytes = view->bytes,
+            .object = view->object,
+            .hold = view->is_object ? (void *)reorder : view->pack,
+        };
+        reorder->popped_bytes += view->bytes;
+    } else if (view->is_object) {
+        /* What it was decoded from is of no use any more, and it is in memory now. */
+        weir_region_free(reorder->region, view->slot);
+        item->slot = (struct weir_slot){0};
+        item->bytes = reorder->codec.measure(reorder->codec.context, item->object);
+        item->hold = reorder;
+        reorder_charge_head(reorder, item->bytes);
+        reorder->popped_bytes += item->bytes;
+        reorder->object_bytes += item->bytes;
+        reorder_feed_starved();
+    }
+}
+
 int weir_reorder_pop(struct weir_reorder *reorder, struct weir_item *ret_item)
 {
     struct weir__window_view view;
-    const void *data;
+    struct weir_item item;
+    uint64_t sequence = reorder->next;
     int r;
 
     WEIR_ASSERT(reorder_is_mine(reorder));
@@ -1385,27 +1705,46 @@ int weir_reorder_pop(struct weir_reorder *reorder, struct weir_item *ret_item)
         reorder_fetch_ahead(reorder);
         return -ENOENT;
     }
-    weir__window_get(&reorder->window, reorder->next, &view);
-    data = view.data;
+    weir__window_get(&reorder->window, sequence, &view);
     if (view.kind == WINDOW_REGION) {
-        r = reorder_pin_head(reorder, &view, &data);
+        r = reorder_bring(reorder, sequence, &view, &item);
         if (r < 0)
             return r;
     }
 
     reorder_advance(reorder, &view);
-    if (view.kind == WINDOW_MEMORY)
-        reorder->popped_bytes += view.bytes;
-    reorder->popped_count++;
+    reorder_hand_out(reorder, sequence, &view, &item);
     reorder->delivered_count++;
-    *ret_item = (struct weir_item){
-        .sequence = reorder->next - 1,
-        .data = data,
-        .bytes = view.bytes,
-        .slot = view.slot,
-        .hold = view.pack,
-    };
     reorder_fetch_ahead(reorder);
+    *ret_item = item;
+    return 0;
+}
+
+int weir_reorder_take(struct weir_reorder *reorder, uint64_t sequence, struct weir_item *ret_item)
+{
+    struct weir__window_view view;
+    struct weir_item item;
+    int r;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    if (!weir__window_get(&reorder->window, sequence, &view))
+        return -ENOENT;
+    if (view.kind == WINDOW_REGION) {
+        r = reorder_bring(reorder, sequence, &view, &item);
+        if (r < 0)
+            return r;
+    }
+
+    reorder_leave(reorder, sequence, &view);
+    if (sequence == reorder->next) {
+        reorder->head_is_here = false;
+        reorder_stop_waiting(reorder);
+    }
+    reorder_watch_stall(reorder);
+    reorder_hand_out(reorder, sequence, &view, &item);
+    reorder->taken_count++;
+    *ret_item = item;
     return 0;
 }
 
@@ -1416,7 +1755,12 @@ void weir_reorder_release(struct weir_reorder *reorder, struct weir_item *item)
 
     reorder->popped_count--;
     if (item->hold != NULL) {
-        weir__window_release(&reorder->window, item->hold);
+        if (item->hold == reorder) {
+            reorder_let_go(reorder, item->object);
+            reorder->object_bytes -= item->bytes;
+        } else {
+            weir__window_release(&reorder->window, item->hold);
+        }
         reorder->popped_bytes -= item->bytes;
         reorder_refund(reorder, item->bytes);
         reorder_tell_slack(reorder);
@@ -1452,14 +1796,17 @@ int weir_reorder_skip(struct weir_reorder *reorder)
             reorder_fetch_drop(reorder, fetch);
     }
     reorder_advance(reorder, &view);
-    if (view.kind == WINDOW_MEMORY) {
-        weir__window_release(&reorder->window, view.pack);
-        reorder_refund(reorder, view.bytes);
-        reorder_tell_slack(reorder);
-    } else if (view.kind == WINDOW_REGION) {
+    if (view.kind == WINDOW_REGION) {
         weir_region_free(reorder->region, view.slot);
         reorder_feed_starved();
+        return 0;
     }
+    if (view.kind == WINDOW_MEMORY)
+        weir__window_release(&reorder->window, view.pack);
+    reorder->object_bytes -= view.is_object ? view.bytes : 0;
+    reorder_let_go(reorder, view.object);
+    reorder_refund(reorder, view.bytes);
+    reorder_tell_slack(reorder);
     return 0;
 }
 
@@ -1470,6 +1817,7 @@ void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_
     struct weir_reorder_stats stats = {
         .next_sequence = reorder->next,
         .item_count = reorder->window.item_count,
+        .item_count_max = reorder->item_count_max,
         .memory_count = reorder->window.item_count - reorder->spilled_count,
         .spilled_count = reorder->spilled_count,
         .payload_bytes = reorder->memory_bytes + reorder->spilled_bytes,
@@ -1478,22 +1826,31 @@ void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_
         .popped_count = reorder->popped_count,
         .pushed_count = reorder->pushed_count,
         .delivered_count = reorder->delivered_count,
+        .taken_count = reorder->taken_count,
         .skipped_count = reorder->skipped_count,
         .spill_count = reorder->spill_count,
+        .spill_bytes = reorder->spill_bytes,
+        .rewritten_bytes = reorder->rewritten_bytes,
         .fetch_count = reorder->fetch_done_count,
         .duplicate_count = reorder->duplicate_count,
         .range_count = reorder->range_count,
         .failed_spill_count = reorder->failed_spill_count,
         .failed_fetch_count = reorder->failed_fetch_count,
+        .stall_count = reorder->stall_count,
         .stall_ns = reorder->stall_ns,
+        .stall_max_ns = reorder->stall_max_ns,
         .metadata_bytes = reorder->heap.bytes,
     };
 
     WEIR_ASSERT(reorder_is_mine(reorder));
 
     weir__window_last(&reorder->window, WINDOW_MARK_ANY, UINT64_MAX, &stats.last_sequence);
-    if (reorder->stall_since_ns != 0)
-        stats.stall_ns += weir__clock_coarse_ns() - reorder->stall_since_ns;
+    if (reorder->stall_since_ns != 0) {
+        uint64_t stall_ns = weir__clock_coarse_ns() - reorder->stall_since_ns;
+
+        stats.stall_ns += stall_ns;
+        stats.stall_max_ns = weir__max(stats.stall_max_ns, stall_ns);
+    }
     *ret_stats = stats;
 }
 
@@ -1529,6 +1886,7 @@ void weir_reorder_audit(const struct weir_reorder *reorder)
     /* A search moves a hint: nothing that shows. */
     struct weir__window *window = (struct weir__window *)(uintptr_t)&reorder->window;
     uint64_t memory_bytes = 0;
+    uint64_t pack_bytes = 0;
     uint64_t spilled_bytes = 0;
     uint64_t spilled_count = 0;
     uint64_t item_count = 0;
@@ -1544,8 +1902,10 @@ void weir_reorder_audit(const struct weir_reorder *reorder)
         WEIR_CHECK(sequence >= reorder->next);
         WEIR_CHECK(sequence - reorder->next < reorder->window_items_max);
         item_count++;
-        if (view.kind == WINDOW_MEMORY)
+        if (view.kind != WINDOW_REGION)
             memory_bytes += view.bytes;
+        if (view.kind == WINDOW_MEMORY)
+            pack_bytes += view.bytes;
         if (view.kind == WINDOW_REGION) {
             spilled_count++;
             spilled_bytes += view.bytes;
@@ -1570,8 +1930,10 @@ void weir_reorder_audit(const struct weir_reorder *reorder)
         WEIR_CHECK(reorder->charged_bytes == 0);
     WEIR_CHECK(reorder->lent_bytes <= reorder->working_bytes);
     WEIR_CHECK(reorder->credit_bytes <= CREDIT_BYTES_MAX);
-    WEIR_CHECK(window->packs.bytes >= memory_bytes + reorder->popped_bytes);
-    WEIR_CHECK(reorder->slack_bytes >= window->packs.bytes - memory_bytes - reorder->popped_bytes);
+    WEIR_CHECK(memory_bytes - pack_bytes <= reorder->object_bytes);
+    pack_bytes = memory_bytes + reorder->popped_bytes - reorder->object_bytes;
+    WEIR_CHECK(window->packs.bytes >= pack_bytes);
+    WEIR_CHECK(reorder->slack_bytes >= window->packs.bytes - pack_bytes);
     if (reorder->region != NULL)
         reorder_audit_fetches(reorder);
 }

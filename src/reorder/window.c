@@ -15,11 +15,12 @@
  * level.
  *
  * A leaf begins with room for 4 items, kept packed in order, and grows to 16,
- * then to 64, which are found by position. Payloads of one leaf share packs:
+ * then to 64, which are found by position; where leaves fill it begins with 64. Payloads of one leaf share packs:
  * allocations that are filled from the front, and given back when the last
  * payload in them goes. Neighbours in sequence leave together, whether they are
  * delivered or spilled furthest first, so packs come free whole; and since a
- * sequence enters memory at most once, no leaf ever fills the holes of a pack.
+ * sequence enters memory at most once, but for one that was taken, no leaf ever
+ * fills the holes of a pack. An object has no pack, only its place in the leaf.
  *
  *   W1  a leaf has an item, an inner node at least two children
  *   W2  a node's bit is set exactly if that part of it has such an item
@@ -42,9 +43,17 @@
 #define WINDOW_OFFSET_BITS 24u
 #define WINDOW_BYTES_LIMIT (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
 #define WINDOW_ALIGN       UINT64_C(8)
+#define WINDOW_IS_OBJECT   UINT64_C(1) /* no place in a pack, for those are aligned */
 
 /* Packs double with what their leaf has taken, up to this; a larger payload has its own. */
 #define PACK_BYTES_MAX UINT64_C(16384)
+
+/* A pack that is kept for the next leaf, and how many are at most. */
+#define SPARE_BYTES UINT64_C(2048)
+#define SPARE_MAX   16u
+
+/* Items to a node from which on new leaves are expected to fill. */
+#define WINDOW_DENSE 16u
 
 /* Stands in for the leaf that fills a pack, so that filling it need not touch its head. */
 #define PACK_OPEN UINT32_C(0x40000000)
@@ -54,7 +63,10 @@ _Static_assert(WINDOW_DEPTH_MAX *WINDOW_LEVEL_BITS >= 64, "the tree is deep enou
 _Static_assert(PACK_BYTES_MAX < UINT64_C(1) << WINDOW_OFFSET_BITS, "places in a pack fit");
 
 struct weir__pack {
-    uint64_t bytes;      /* room behind this head */
+    union {
+        uint64_t bytes;          /* room behind this head */
+        struct weir__pack *next; /* of a spare one, which has SPARE_BYTES */
+    };
     uint32_t live_count; /* payloads in it; PACK_OPEN more while a leaf fills it */
     uint32_t padding;
 };
@@ -65,8 +77,9 @@ struct window_item {
     union {
         struct weir__pack *pack;
         struct weir_slot slot;
+        void *object;
     };
-    uint64_t measure; /* length << WINDOW_OFFSET_BITS | place in the pack */
+    uint64_t measure; /* length << WINDOW_OFFSET_BITS | place in the pack, or WINDOW_IS_OBJECT */
 };
 
 _Static_assert(sizeof(struct window_item) == 16, "four to a cache line");
@@ -160,6 +173,11 @@ static enum weir__window_kind leaf_kind(const struct weir__window_leaf *leaf, ui
     return node_has(&leaf->node, WINDOW_MARK_REGION, index) ? WINDOW_REGION : WINDOW_EMPTY;
 }
 
+static bool item_is_object(const struct window_item *item)
+{
+    return (item->measure & WINDOW_IS_OBJECT) != 0;
+}
+
 static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
                       struct weir__window_view *ret_view)
 {
@@ -168,8 +186,12 @@ static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
     *ret_view = (struct weir__window_view){
         .kind = leaf_kind(leaf, index),
         .bytes = item->measure >> WINDOW_OFFSET_BITS,
+        .is_object = item_is_object(item),
     };
-    if (ret_view->kind == WINDOW_MEMORY) {
+    if (ret_view->kind == WINDOW_MEMORY && ret_view->is_object) {
+        ret_view->kind = WINDOW_OBJECT;
+        ret_view->object = item->object;
+    } else if (ret_view->kind == WINDOW_MEMORY) {
         ret_view->pack = item->pack;
         ret_view->data =
             (char *)(item->pack + 1) + (item->measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
@@ -180,15 +202,46 @@ static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
 
 /* ---- Packs ------------------------------------------------------------------ */
 
-static void pack_drop(struct weir__window *window, struct weir__pack *pack, uint32_t count)
+/*
+ * Whether leaves fill, so that a new one need not begin small. Lone ones make the
+ * average fall: what they waste is a part of what is there.
+ */
+static bool window_is_dense(const struct weir__window *window)
+{
+    return window->item_count > (uint64_t)WINDOW_FAN * WINDOW_DENSE &&
+           window->item_count / WINDOW_DENSE > window->node_count;
+}
+
+static void pack_drop_spare(struct weir__window *window)
+{
+    while (window->spare != NULL) {
+        struct weir__pack *pack = window->spare;
+
+        window->spare = pack->next;
+        weir__heap_free(&window->packs, pack, sizeof(*pack) + SPARE_BYTES);
+    }
+    window->spare_count = 0;
+}
+
+static void pack_free(struct weir__window *window, struct weir__pack *pack)
+{
+    window->pack_count--;
+    weir__heap_free(&window->packs, pack, sizeof(*pack) + pack->bytes);
+}
+
+/* @count payloads fewer are in @pack; true: none is left, and it is the caller's. */
+static bool pack_empties(struct weir__pack *pack, uint32_t count)
 {
     WEIR_ASSERT(pack->live_count >= count);
 
     pack->live_count -= count;
-    if (pack->live_count > 0)
-        return;
-    window->pack_count--;
-    weir__heap_free(&window->packs, pack, sizeof(*pack) + pack->bytes);
+    return pack->live_count == 0;
+}
+
+static void pack_drop(struct weir__window *window, struct weir__pack *pack, uint32_t count)
+{
+    if (pack_empties(pack, count))
+        pack_free(window, pack);
 }
 
 /* W4: nothing more goes into the pack that @leaf fills. */
@@ -202,13 +255,29 @@ static void leaf_close_pack(struct weir__window *window, struct weir__window_lea
     pack_drop(window, pack, PACK_OPEN - leaf->open_count);
 }
 
+/* What the next pack of @leaf has room for, if an item needs no more. */
+static uint64_t leaf_pack_bytes(const struct weir__window *window,
+                                const struct weir__window_leaf *leaf)
+{
+    if (leaf->pack_bytes <= SPARE_BYTES && window->packs.bytes / window->node_count > SPARE_BYTES &&
+        window_is_dense(window))
+        return SPARE_BYTES;
+    return weir__min(leaf->pack_bytes, PACK_BYTES_MAX);
+}
+
 static struct weir__pack *pack_create(struct weir__window *window, uint64_t bytes)
 {
-    /* Not zeroed: all of it that is ever read is written first. */
-    struct weir__pack *pack = weir__heap_resize(&window->packs, NULL, 0, sizeof(*pack) + bytes);
+    struct weir__pack *pack = window->spare;
 
-    if (pack == NULL)
-        return NULL;
+    if (bytes == SPARE_BYTES && pack != NULL) {
+        window->spare = pack->next;
+        window->spare_count--;
+    } else {
+        /* Not zeroed: all of it that is ever read is written first. */
+        pack = weir__heap_resize(&window->packs, NULL, 0, sizeof(*pack) + bytes);
+        if (pack == NULL)
+            return NULL;
+    }
     *pack = (struct weir__pack){.bytes = bytes};
     window->pack_count++;
     return pack;
@@ -222,7 +291,7 @@ static int leaf_place(struct weir__window *window, struct weir__window_leaf *lea
     struct weir__pack *pack;
 
     if (leaf->open == NULL || leaf->open_bytes - leaf->open_used < room) {
-        uint64_t pack_bytes = weir__max(room, weir__min(leaf->pack_bytes, PACK_BYTES_MAX));
+        uint64_t pack_bytes = weir__max(room, leaf_pack_bytes(window, leaf));
 
         pack = pack_create(window, pack_bytes);
         if (pack == NULL)
@@ -404,7 +473,8 @@ static void window_free(struct weir__window *window, struct weir__window_node *n
         struct weir__window_view view;
 
         leaf_view(node_leaf(node), weir__lowest_bit(left), &view);
-        pack_drop(window, view.pack, 1);
+        if (view.kind == WINDOW_MEMORY)
+            pack_drop(window, view.pack, 1);
     }
     leaf_destroy(window, node_leaf(node));
 }
@@ -413,6 +483,7 @@ void weir__window_deinit(struct weir__window *window)
 {
     if (window->root != NULL)
         window_free(window, window->root);
+    pack_drop_spare(window);
     WEIR_CHECK(window->node_count == 0);
     WEIR_CHECK(window->pack_count == 0);
     WEIR_CHECK(window->packs.bytes == 0);
@@ -444,7 +515,8 @@ bool weir__window_get(struct weir__window *window, uint64_t sequence,
 /* Put an empty leaf for @sequence into the tree; its marks are still to be told upwards. */
 static struct weir__window_leaf *window_plant(struct weir__window *window, uint64_t sequence)
 {
-    struct weir__window_leaf *leaf = leaf_create(window, sequence, 4);
+    struct weir__window_leaf *leaf =
+        leaf_create(window, sequence, window_is_dense(window) ? WINDOW_FAN : 4);
     struct weir__window_node *node;
     struct window_inner *inner;
     struct window_path path;
@@ -600,8 +672,28 @@ int weir__window_add(struct weir__window *window, uint64_t sequence, size_t byte
     return 0;
 }
 
+int weir__window_add_object(struct weir__window *window, uint64_t sequence, size_t bytes,
+                            void *object)
+{
+    struct weir__window_leaf *leaf;
+    int r;
+
+    if (bytes >= WINDOW_BYTES_LIMIT)
+        return -ENOMEM;
+    r = window_prepare(window, sequence, &leaf);
+    if (r < 0)
+        return r;
+    window_enter(window, leaf, sequence,
+                 (struct window_item){
+                     .object = object,
+                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT,
+                 },
+                 WINDOW_MEMORY);
+    return 0;
+}
+
 int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t bytes,
-                          struct weir_slot slot)
+                          struct weir_slot slot, bool is_object)
 {
     struct weir__window_leaf *leaf;
     int r;
@@ -611,16 +703,18 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    window_enter(window, leaf, sequence,
-                 (struct window_item){
-                     .slot = slot,
-                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS,
-                 },
-                 WINDOW_REGION);
+    window_enter(
+        window, leaf, sequence,
+        (struct window_item){
+            .slot = slot,
+            .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0),
+        },
+        WINDOW_REGION);
     return 0;
 }
 
-void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot)
+void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot,
+                        size_t bytes)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
     uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
@@ -634,15 +728,18 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
 
     marks = leaf->node.marks;
     item = &leaf->items[leaf_position(leaf, node_index(&leaf->node, sequence))];
-    pack = item->pack;
+    pack = item_is_object(item) ? NULL : item->pack;
     item->slot = slot;
-    item->measure = item->measure >> WINDOW_OFFSET_BITS << WINDOW_OFFSET_BITS;
+    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (pack == NULL ? WINDOW_IS_OBJECT : 0);
     is_first = marks[WINDOW_MARK_REGION] == 0;
     marks[WINDOW_MARK_REGION] |= bit;
     marks[WINDOW_MARK_MEMORY] &= ~bit;
     if (marks[WINDOW_MARK_MEMORY] == 0)
         leaf_close_pack(window, leaf);
-    pack_drop(window, pack, 1);
+    if (pack != NULL)
+        pack_drop(window, pack, 1);
+    /* Who spills wants memory back. */
+    pack_drop_spare(window);
 
     if (is_first || marks[WINDOW_MARK_MEMORY] == 0) {
         struct window_path path;
@@ -696,7 +793,19 @@ void weir__window_remove(struct weir__window *window, uint64_t sequence,
 
 void weir__window_release(struct weir__window *window, struct weir__pack *pack)
 {
-    pack_drop(window, pack, 1);
+    if (!pack_empties(pack, 1))
+        return;
+    if (!window_is_dense(window)) {
+        pack_drop_spare(window);
+        pack_free(window, pack);
+    } else if (pack->bytes == SPARE_BYTES && window->spare_count < SPARE_MAX) {
+        window->pack_count--;
+        pack->next = window->spare;
+        window->spare = pack;
+        window->spare_count++;
+    } else {
+        pack_free(window, pack);
+    }
 }
 
 /* ---- Searches --------------------------------------------------------------- */
@@ -771,7 +880,7 @@ bool weir__window_last(const struct weir__window *window, enum weir__window_mark
 struct window_census {
     uint64_t item_count;
     uint64_t node_count;
-    uint64_t memory_count;
+    uint64_t pack_item_count;
 };
 
 static void leaf_audit(const struct weir__window_leaf *leaf, struct window_census *census)
@@ -805,10 +914,10 @@ static void leaf_audit(const struct weir__window_leaf *leaf, struct window_censu
             WEIR_CHECK(view.pack->live_count > 0);
             WEIR_CHECK((char *)view.data + view.bytes <=
                        (char *)(view.pack + 1) + view.pack->bytes);
+            census->pack_item_count++;
         }
     }
     census->item_count += count;
-    census->memory_count += (uint32_t)__builtin_popcountll(marks[WINDOW_MARK_MEMORY]);
 }
 
 static void node_audit(const struct weir__window_node *node, struct window_census *census)
@@ -849,6 +958,6 @@ void weir__window_audit(const struct weir__window *window)
         node_audit(window->root, &census);
     WEIR_CHECK(census.item_count == window->item_count);
     WEIR_CHECK(census.node_count == window->node_count);
-    if (census.memory_count > 0)
+    if (census.pack_item_count > 0)
         WEIR_CHECK(window->pack_count > 0);
 }

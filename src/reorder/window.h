@@ -6,7 +6,8 @@
  * window - what waits, by sequence
  *
  * A sparse ordered index whose items hold their payload in memory, or a slot
- * where it lies, or nothing at all (an item of no bytes). It costs what is in
+ * where it lies, or nothing at all (an item of no bytes), or are objects of the
+ * caller, who says what they take. It costs what is in
  * it, whatever the distance between sequences. It charges nobody: nodes are
  * told to the heap of its owner, payload is counted in packs.bytes.
  */
@@ -27,6 +28,7 @@ struct weir__window_leaf;
 enum weir__window_kind {
     WINDOW_EMPTY,  /* there is none */
     WINDOW_MEMORY, /* @data */
+    WINDOW_OBJECT, /* @object: in memory as well */
     WINDOW_REGION, /* @slot */
 };
 
@@ -47,12 +49,16 @@ struct weir__window {
     uint64_t item_count;
     uint64_t node_count;
     uint64_t pack_count;
+    struct weir__pack *spare; /* packs that came free while leaves fill, to be used again */
+    uint32_t spare_count;
 };
 
 /* An item as a search shows it; valid until the window changes. */
 struct weir__window_view {
     enum weir__window_kind kind;
+    bool is_object;        /* WINDOW_OBJECT, or what was one before it was spilled */
     struct weir_slot slot; /* WINDOW_REGION only */
+    void *object;          /* WINDOW_OBJECT only */
     void *data;            /* WINDOW_MEMORY only; aligned to 8 */
     size_t bytes;
     struct weir__pack *pack; /* WINDOW_MEMORY only: what holds @data */
@@ -60,7 +66,7 @@ struct weir__window_view {
 
 void weir__window_init(struct weir__window *window, struct weir__heap *heap);
 
-/* Frees nodes and payload; what the slots name is the owner's. */
+/* Frees nodes and payload; objects, and what the slots name, are the owner's. */
 void weir__window_deinit(struct weir__window *window);
 
 bool weir__window_contains(struct weir__window *window, uint64_t sequence);
@@ -74,12 +80,20 @@ bool weir__window_get(struct weir__window *window, uint64_t sequence,
  */
 int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data);
 
+/* A new item that is an object of the caller; 0, -EEXIST or -ENOMEM. */
+int weir__window_add_object(struct weir__window *window, uint64_t sequence, size_t bytes,
+                            void *object);
+
 /* A new item whose payload lies in the region; 0, -EEXIST or -ENOMEM. */
 int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t bytes,
-                          struct weir_slot slot);
+                          struct weir_slot slot, bool is_object);
 
-/* The payload of @sequence, in memory until now, lies in @slot; its memory comes back. */
-void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot);
+/*
+ * The payload of @sequence, in memory until now, lies in @slot with @bytes. Its
+ * memory comes back; an object is the caller's to let go of.
+ */
+void weir__window_spill(struct weir__window *window, uint64_t sequence, struct weir_slot slot,
+                        size_t bytes);
 
 /*
  * Take @sequence out, which is there. Its payload stays where it is until the

@@ -144,6 +144,23 @@ int weir_region_commit(struct weir_region *region, struct weir_slot handle)
     return 0;
 }
 
+int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t alignment,
+                               struct weir_label label, struct weir_slot *ret_slot, void **ret_data)
+{
+    int r;
+
+    WEIR_CHECK(alignment == 0);
+    if (bytes > region->put_bytes_max)
+        return -EFBIG;
+    r = weir_region_alloc(region, bytes, label, ret_slot);
+    if (r < 0)
+        return r;
+    region_find(region, *ret_slot)->written = bytes;
+    region->put_count++;
+    *ret_data = region_find(region, *ret_slot)->data;
+    return 0;
+}
+
 int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
                     struct weir_label label, struct weir_slot *ret_slot)
 {
@@ -320,6 +337,7 @@ void double_account_init(struct weir_account *account)
         .wait_at = UINT64_MAX,
         .hard_at = UINT64_MAX,
         .never_at = UINT64_MAX,
+        .room_bytes = UINT64_MAX,
     };
 }
 
@@ -363,6 +381,11 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
 uint64_t weir_account_flush_bytes(const struct weir_account *account)
 {
     return account->flush_bytes;
+}
+
+bool weir_account_has_room(const struct weir_account *account, size_t bytes)
+{
+    return bytes <= account->room_bytes;
 }
 
 uint64_t weir_account_delay_ns(const struct weir_account *account)

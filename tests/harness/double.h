@@ -66,10 +66,11 @@ struct weir_region {
 
 struct weir_account {
     /* The test's to set. */
-    uint64_t spill_at; /* charged beyond: WEIR_SPILL */
-    uint64_t wait_at;  /* charged beyond: WEIR_WAIT */
-    uint64_t hard_at;  /* charged from here on: the longest delay */
-    uint64_t never_at; /* a charge beyond: -EINVAL */
+    uint64_t spill_at;   /* charged beyond: WEIR_SPILL */
+    uint64_t wait_at;    /* charged beyond: WEIR_WAIT */
+    uint64_t hard_at;    /* charged from here on: the longest delay */
+    uint64_t never_at;   /* a charge beyond: -EINVAL */
+    uint64_t room_bytes; /* a spill of more is told that there is no room */
     uint64_t flush_bytes;
     bool flush_next; /* the next charge that is granted says so */
 

@@ -614,15 +614,14 @@ def seam(tree):
         yield f'{table}:{listed[name]}: there is no weir__{name}()'
 
 
-@rule
-def features(tree):
-    """docs/features.md: what is called done or part names a test that is there, and its case"""
-    whole = tree.text('docs/features.md')
-    for match in re.finditer(r'^\| ([A-Z]\d+) \|(.*)\|$', whole, re.M):
-        place = f'docs/features.md:{line_of(whole, match.start())}'
+def proven(tree, page, row, states, proven_states):
+    """rows | id | what | state | proof |: what is named must be there"""
+    whole = tree.text(page)
+    for match in re.finditer(r'^\| (' + row + r') \|(.*)\|$', whole, re.M):
+        place = f'{page}:{line_of(whole, match.start())}'
         cells = [cell.strip() for cell in re.split(r'(?<!\\)\|', match.group(2))]
-        if len(cells) != 3 or cells[1] not in ('done', 'part', 'open', 'later'):
-            yield f'{place}: {match.group(1)}: a row is | id | what | done, part, open or later | proof |'
+        if len(cells) != 3 or cells[1] not in states:
+            yield f'{place}: {match.group(1)}: a row is | id | what | {", ".join(states)} | proof |'
             continue
         proof = re.findall(r'`([^`]+)`', cells[2])
         for path in proof:
@@ -632,9 +631,23 @@ def features(tree):
         for case in re.findall(r'"([^"]+)"', cells[2]):
             if case not in shown:
                 yield f'{place}: {match.group(1)}: no case "{case}" in what is named'
-        if cells[1] in ('done', 'part') and not any(path.startswith(('tests/', 'tools/test.sh'))
-                                                    for path in proof):
+        if cells[1] in proven_states and not any(path.startswith(('tests/', 'tools/test.sh'))
+                                                 for path in proof):
             yield f'{place}: {match.group(1)} is called {cells[1]} and names no test'
+
+
+@rule
+def features(tree):
+    """docs/features.md: what is called done or part names a test that is there, and its case"""
+    yield from proven(tree, 'docs/features.md', r'[A-Z]\d+', ('done', 'part', 'open', 'later'),
+                      ('done', 'part'))
+
+
+@rule
+def seeds(tree):
+    """docs/seeds.md: the same for what earlier systems do, and for their faults"""
+    yield from proven(tree, 'docs/seeds.md', r'[a-z]+-[fw]\d+', ('done', 'part', 'other', 'open'),
+                      ('done', 'part'))
 
 
 @rule

@@ -57,6 +57,8 @@ SOUND = {
     'docs/features.md': '| id | what | state | shown by |\n| --- | --- | --- | --- |\n'
                         '| R1 | a file | done | `tests/unit/region_unit.c` "it works" |\n'
                         '| R2 | more | open | |\n',
+    'docs/seeds.md': '| id | fault | state | shown by |\n| --- | --- | --- | --- |\n'
+                     '| so-w1 | it loses | done | `tests/unit/region_unit.c` "it works" |\n',
     'docs/examples/overflow.c': SPDX + '#include <weir/region.h>\n\nint x;\n',
     'docs/examples/meson.build': "['overflow']\n",
     'docs/design/region.md': '# region\n',
@@ -200,6 +202,8 @@ FAULTS = [
     ('features', 'docs/features.md', ('| more | open | |', '| more | done | `LICENSE` |'),
      'names no test'),
     ('features', 'docs/features.md', ('| open |', '| soon |'), 'a row is'),
+    ('seeds', 'docs/seeds.md', ('it works', 'it flies'), 'no case'),
+    ('seeds', 'docs/seeds.md', ('| done |', '| later |'), 'a row is'),
     ('showcase', 'docs/examples/overflow.c', ('int x', 'int y'), 'does not show'),
     ('showcase', 'docs/examples/overflow.c', None, 'does not show'),
     ('showcase', 'docs/examples/more.c', SPDX + 'int z;\n', 'neither'),

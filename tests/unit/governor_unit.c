@@ -335,6 +335,25 @@ static void test_spill_only_with_room(void **state)
     weir_account_close(account);
 }
 
+static void test_room_is_asked_for(void **state)
+{
+    struct overflow overflow = {.has_room = true};
+    struct weir_account *account = open_account((struct weir_account_config){
+        .spillable = true, .has_room = overflow_has_room, .context = &overflow});
+    struct weir_account *careless = open_account((struct weir_account_config){.spillable = true});
+
+    (void)state;
+    assert_true(weir_account_has_room(account, 77));
+    assert_int_equal(overflow.asked_count, 1);
+    assert_int_equal(overflow.asked_bytes, 77);
+    overflow.has_room = false;
+    assert_false(weir_account_has_room(account, 77));
+    assert_true(weir_account_has_room(careless, 77));
+    assert_int_equal(charged_by(account), 0);
+    weir_account_close(careless);
+    weir_account_close(account);
+}
+
 static void test_a_cap_waits_or_spills(void **state)
 {
     struct weir_account *plain = open_account((struct weir_account_config){.bytes_max = 100});
@@ -2224,6 +2243,7 @@ int main(void)
         CASE("a forced opening owes a flush", test_a_forced_opening_owes_a_flush),
         CASE("flush bytes reach soft's leave level", test_flush_bytes_reach_soft_leave),
         CASE("spill is answered only with room", test_spill_only_with_room),
+        CASE("who has an overflow can be asked for its room", test_room_is_asked_for),
         CASE("a cap waits or spills", test_a_cap_waits_or_spills),
         CASE("what can never fit is refused", test_what_can_never_fit_is_refused),
         CASE("nothing is always admitted", test_nothing_is_always_admitted),

@@ -1914,6 +1914,42 @@ static void what_has_no_place_is_not_read_again(void **state)
     finish(&f);
 }
 
+/*
+ * As long as each tick sees fewer items than the one before, none of them is moved
+ * but for the few chunks that are kept ready for puts.
+ */
+static void little_is_moved_while_all_goes(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[8192];
+    uint64_t random = 13;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB,
+                                          .resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    for (uint64_t key = 0; key < 8192; key++)
+        slots[key] = put(&f, key, 8 * KIB);
+    for (size_t count = 8192; count > 2048;) {
+        for (int i = 0; i < 16; i++) {
+            size_t k = weir__random_below(&random, count);
+            assert_int_equal(weir_region_free(f.region, slots[k]), 0);
+            slots[k] = slots[--count];
+        }
+        assert_true(wait_once(&f) >= 0);
+    }
+    uint64_t moved_bytes = figures(&f).moved_bytes;
+    print_message("# moved %llu KiB\n", (unsigned long long)(moved_bytes / KIB));
+    assert_in_range(moved_bytes, 0, 8 * MIB);
+
+    /* Left alone it is cleaned. */
+    for (int i = 0; i < 10000000 && figures(&f).moved_bytes < moved_bytes + MIB; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_true(figures(&f).moved_bytes >= moved_bytes + MIB);
+    finish(&f);
+}
+
 /* Items that take most of the cleaner's memory are moved like small ones. */
 static void large_items_move_out_of_sparse_chunks(void **state)
 {
@@ -3909,6 +3945,7 @@ int main(int argc, char **argv)
         CASE("small cold holes come to use again", small_cold_holes_come_to_use_again),
         CASE("a region a quarter full is never full", a_region_a_quarter_full_is_never_full),
         CASE("sparse chunks are emptied", sparse_chunks_are_emptied),
+        CASE("little is moved while all is taken out", little_is_moved_while_all_goes),
         CASE("large items move out of sparse chunks", large_items_move_out_of_sparse_chunks),
         CASE("the smallest hole that fits is used before the mark", a_hole_is_used_before_the_mark),
         CASE("freed neighbours become one, in any order", freed_neighbours_become_one),

@@ -329,10 +329,17 @@ static void test_stall(void **state)
     assert_int_equal(push(fixture->reorder, 0, 1), 0);
     stalled = stats_of(fixture->reorder).stall_ns;
     assert_true(stalled > 0);
+    assert_int_equal(stats_of(fixture->reorder).stall_max_ns, stalled);
+    assert_int_equal(stats_of(fixture->reorder).stall_count, 1);
     take(fixture, 0, 1);
     take(fixture, 1, 1);
     for (int i = 0; i < 1000; i++)
         assert_int_equal(stats_of(fixture->reorder).stall_ns, stalled);
+    /* The next one is counted, and the longest stays. */
+    assert_int_equal(push(fixture->reorder, 3, 1), 0);
+    assert_int_equal(push(fixture->reorder, 2, 1), 0);
+    assert_int_equal(stats_of(fixture->reorder).stall_count, 2);
+    assert_in_range(stats_of(fixture->reorder).stall_max_ns, stalled, UINT64_MAX);
 }
 
 /* ---- Spilling ------------------------------------------------------------------- */
@@ -632,6 +639,38 @@ static void test_partial_spill(void **state)
     check_books(fixture);
 }
 
+/* What the account says of the overflow counts for a flush and a swap, not for the head. */
+static void test_room(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 1; i <= 100; i++)
+        assert_int_equal(push(fixture->reorder, i, 100), 0);
+    fixture->account.room_bytes = 99;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1000), 0);
+    assert_int_equal(fixture->region.put_count, 0);
+    fixture->account.wait_at = fixture->account.charged_bytes;
+    assert_int_equal(push(fixture->reorder, 50000, 100), -EAGAIN);
+    assert_int_equal(push(fixture->reorder, 101, 100), -EAGAIN);
+    assert_int_equal(fixture->region.put_count, 0);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 0);
+    check_books(fixture);
+
+    /* A verdict that says spill has asked for as much already. */
+    fixture->account.wait_at = UINT64_MAX;
+    fixture->account.spill_at = fixture->account.charged_bytes;
+    assert_int_equal(push(fixture->reorder, 101, 100), 0);
+    assert_int_equal(fixture->region.put_count, 1);
+    fixture->account.wait_at = fixture->account.spill_at;
+    assert_int_equal(push(fixture->reorder, 0, 100), 0);
+    assert_true(fixture->region.put_count > 1);
+    assert_int_equal(fixture->account.forced_bytes, 0);
+
+    fixture->account.room_bytes = 100;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1000), 1000);
+    check_books(fixture);
+}
+
 /* ---- Fetching ------------------------------------------------------------------- */
 
 /* Sequences 1 .. count lie cold in the region; 0 is missing. */
@@ -683,8 +722,9 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(push(fixture->reorder, 0, 40), 0);
     take(fixture, 0, 40);
     weir_region_poll(&fixture->region);
-    assert_in_range(stats_of(fixture->reorder).fetch_count, 100, 200);
-    assert_true(fixture->region.fetch_calls <= 2);
+    /* As much as may be held, in a few parts, so that the next are read while one is used. */
+    assert_in_range(stats_of(fixture->reorder).fetch_count, 100, 300);
+    assert_in_range(fixture->region.fetch_calls, 2, 8);
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 40);
         weir_region_poll(&fixture->region);
@@ -696,7 +736,7 @@ static void test_fetch_ahead(void **state)
     assert_int_equal(fixture->region.put_count, puts);
 }
 
-/* Large items are bounded by their bytes: half of what the region fetches at most. */
+/* Large items are bounded by their bytes: three quarters of what the region fetches at most. */
 static void test_fetch_bytes(void **state)
 {
     struct fixture *fixture = *state;
@@ -706,7 +746,7 @@ static void test_fetch_bytes(void **state)
     for (uint64_t i = 1; i <= 1000; i++) {
         take(fixture, i, 4000);
         weir_region_poll(&fixture->region);
-        assert_true(fixture->region.pinned_bytes <= 1 << 19);
+        assert_true(fixture->region.pinned_bytes <= 3 << 18);
     }
 }
 
@@ -1025,6 +1065,174 @@ static void test_starved(void **state)
     weir_reorder_release(fixture->reorder, &item);
 }
 
+/* ---- Out of turn ---------------------------------------------------------------- */
+
+static void take_out(struct fixture *fixture, uint64_t sequence, size_t bytes)
+{
+    struct weir_item item;
+
+    assert_int_equal(weir_reorder_take(fixture->reorder, sequence, &item), 0);
+    check(&item, sequence, bytes);
+    weir_reorder_release(fixture->reorder, &item);
+}
+
+static void test_take(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    for (uint64_t i = 0; i < 10; i++)
+        assert_int_equal(push(fixture->reorder, i, 100 + i), 0);
+    take_out(fixture, 7, 107);
+    take_out(fixture, 0, 100);
+    assert_int_equal(stats_of(fixture->reorder).next_sequence, 0);
+    assert_int_equal(stats_of(fixture->reorder).item_count, 8);
+    assert_int_equal(stats_of(fixture->reorder).taken_count, 2);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 7, &item), -ENOENT);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 50, &item), -ENOENT);
+    check_books(fixture);
+
+    /* What was taken is a gap: skipped, or filled again. */
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 0, &item), -ENOENT);
+    for (uint64_t i = 1; i < 7; i++)
+        take(fixture, i, 100 + i);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -ENOENT);
+    assert_int_equal(push(fixture->reorder, 7, 30), 0);
+    take(fixture, 7, 30);
+    take(fixture, 8, 108);
+    assert_int_equal(stats_of(fixture->reorder).delivered_count, 8);
+    check_books(fixture);
+}
+
+/* Taken ahead of its turn from the disk: told when it is there, and the head waits for nobody. */
+static void test_take_cold(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 20, 100);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 15, &item), -EAGAIN);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 15, &item), -EAGAIN);
+    assert_int_equal(fixture->region.fetch_calls, 1);
+    assert_int_equal(fixture->ready_count, 0);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 1);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 15, &item), 0);
+    check(&item, 15, 100);
+    assert_int_equal(item.slot.index, 15);
+    weir_region_poll(&fixture->region);
+    double_region_chill(&fixture->region);
+    check(&item, 15, 100);
+    weir_reorder_release(fixture->reorder, &item);
+    assert_int_equal(fixture->region.live_count, 19);
+    assert_int_equal(fixture->region.pinned_bytes, 0);
+
+    /* A failure is told once, then tried again. */
+    fixture->region.fetch_result = -EBADMSG;
+    assert_int_equal(weir_reorder_take(fixture->reorder, 9, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->ready_count, 2);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 9, &item), -EBADMSG);
+    fixture->region.fetch_result = 0;
+    assert_int_equal(weir_reorder_take(fixture->reorder, 9, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    take_out(fixture, 9, 100);
+    fixture->region.pinned_bytes_max = 0;
+    assert_int_equal(weir_reorder_take(fixture->reorder, 10, &item), -ENOMEM);
+    fixture->region.pinned_bytes_max = UINT64_MAX;
+
+    /* One that was asked for and never taken is delivered in its turn. */
+    assert_int_equal(weir_reorder_take(fixture->reorder, 3, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    for (uint64_t i = 1; i <= 20; i++) {
+        if (i == 9 || i == 15)
+            assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+        else
+            take(fixture, i, 100);
+    }
+    check_books(fixture);
+    assert_int_equal(fixture->region.live_count, 0);
+}
+
+/* What take asked for yields to a head that needs the room, and the head to nobody. */
+static void test_take_yields(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    spill_all(fixture, 20, 100);
+    assert_int_equal(weir_reorder_take(fixture->reorder, 15, &item), -EAGAIN);
+    weir_region_poll(&fixture->region);
+    assert_int_equal(fixture->region.pinned_bytes, 100);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), -EAGAIN);
+    assert_int_equal(fixture->region.pinned_bytes, 0);
+    take(fixture, 1, 100);
+}
+
+static void test_passes_through(void **state)
+{
+    struct fixture *fixture = *state;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder =
+        make(fixture, (struct weir_reorder_config){.first_sequence = 100, .passes_through = true});
+    for (uint64_t i = 0; i < 50; i++) {
+        char data[40];
+
+        fill(data, 100 + i, sizeof(data));
+        assert_int_equal(weir_reorder_push(fixture->reorder, 7000 - i % 3, data, sizeof(data)), 0);
+    }
+    /* The newest goes first. */
+    fixture->region.puts_are_cold = true;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 400), 400);
+    take_out(fixture, 102, 40);
+    for (uint64_t i = 100; i < 150; i++) {
+        if (i == 102)
+            assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+        else
+            take(fixture, i, 40);
+    }
+    /* Over what was skipped while nothing was there too. */
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    assert_int_equal(push(fixture->reorder, 151, 10), 0);
+    take(fixture, 151, 10);
+    check_books(fixture);
+}
+
+/* Each item is written once: a figure says so, and says otherwise where it was not. */
+static void test_written_once(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder_stats stats;
+
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = make(fixture, (struct weir_reorder_config){.hot_items = 1});
+    spill_all(fixture, 300, 40);
+    assert_int_equal(push(fixture->reorder, 0, 1), 0);
+    for (uint64_t i = 0; i <= 100; i++) {
+        take(fixture, i, i == 0 ? 1 : 40);
+        weir_reorder_spill(fixture->reorder, UINT64_MAX);
+    }
+    stats = stats_of(fixture->reorder);
+    assert_int_equal(stats.item_count_max, 301);
+    assert_int_equal(stats.spill_count, 300);
+    assert_int_equal(stats.spill_bytes, 300 * 40);
+    assert_int_equal(fixture->region.put_count, 300);
+    assert_int_equal(stats.rewritten_bytes, 0);
+
+    /* A large one that comes half way: its pieces go with it when it leaves from memory. */
+    assert_int_equal(push(fixture->reorder, 400, 20000), 0);
+    fixture->region.writes_left = 3;
+    assert_int_equal(weir_reorder_spill(fixture->reorder, 1), 0);
+    take_out(fixture, 400, 20000);
+    assert_int_equal(stats_of(fixture->reorder).rewritten_bytes, 8192);
+    check_books(fixture);
+}
+
 static const struct CMUnitTest tests[] = {
     {"items leave in order", test_order, begin, end, NULL},
     {"shuffled items leave in order", test_shuffled, begin, end, NULL},
@@ -1046,6 +1254,8 @@ static const struct CMUnitTest tests[] = {
     {"the head enters by the working set", test_head_enters, begin, end, NULL},
     {"a large head takes the place of others", test_head_swaps, begin, end, NULL},
     {"a flush is paid in pieces", test_flush, begin, end, NULL},
+    {"the account is asked for room before a spill, but not for the head", test_room, begin, end,
+     NULL},
     {"a failed spill keeps the item", test_failed_spill, begin, end, NULL},
     {"large items are spilled in pieces", test_large_spill, begin, end, NULL},
     {"a spill that stopped half way goes on", test_partial_spill, begin, end, NULL},
@@ -1065,6 +1275,11 @@ static const struct CMUnitTest tests[] = {
     {"slots are pushed and popped", test_push_slot, begin, end, NULL},
     {"what is held ahead yields to another buffer", test_others_yield, begin, end, NULL},
     {"a starved head goes on when room comes back", test_starved, begin, end, NULL},
+    {"an item is taken out of its turn, and next stays", test_take, begin, end, NULL},
+    {"a cold item is taken when it has come", test_take_cold, begin, end, NULL},
+    {"what take asked for yields to a head", test_take_yields, begin, end, NULL},
+    {"what passes through leaves as it came", test_passes_through, begin, end, NULL},
+    {"each item is written once, and what was not is counted", test_written_once, begin, end, NULL},
 };
 
 int main(void)

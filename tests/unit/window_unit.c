@@ -72,7 +72,7 @@ static void test_find(void **state)
     assert_false(weir__window_contains(window, 0));
     assert_int_equal(add(window, 5, 100), 0);
     assert_int_equal(add(window, 6, 0), 0);
-    assert_int_equal(weir__window_add_slot(window, 7, 70, slot_of(7)), 0);
+    assert_int_equal(weir__window_add_slot(window, 7, 70, slot_of(7), false), 0);
     assert_false(weir__window_contains(window, 4));
     assert_int_equal(window->item_count, 3);
 
@@ -99,7 +99,7 @@ static void test_duplicate(void **state)
     bytes = fixture->heap.bytes + window->packs.bytes;
     assert_int_equal(add(window, 5, 100), -EEXIST);
     assert_int_equal(add(window, 5, 0), -EEXIST);
-    assert_int_equal(weir__window_add_slot(window, 5, 70, slot_of(5)), -EEXIST);
+    assert_int_equal(weir__window_add_slot(window, 5, 70, slot_of(5), false), -EEXIST);
     assert_int_equal(fixture->heap.bytes + window->packs.bytes, bytes);
 }
 
@@ -153,7 +153,7 @@ static void test_marks(void **state)
     for (uint64_t i = 999; i >= 500; i--) {
         assert_true(weir__window_last(window, WINDOW_MARK_MEMORY, UINT64_MAX, &sequence));
         assert_int_equal(sequence, i * 100);
-        weir__window_spill(window, sequence, slot_of(sequence));
+        weir__window_spill(window, sequence, slot_of(sequence), 70);
     }
     assert_true(weir__window_first(window, WINDOW_MARK_REGION, 0, &sequence));
     assert_int_equal(sequence, 50000);
@@ -177,9 +177,30 @@ static void test_spilled_memory_goes(void **state)
         assert_int_equal(add(window, i, 64), 0);
     before = window->packs.bytes;
     for (uint64_t i = 6399; i >= 3200; i--)
-        weir__window_spill(window, i, slot_of(i));
-    /* Furthest first empties packs whole: half of the items is half of the memory. */
-    assert_true(window->packs.bytes <= before / 2);
+        weir__window_spill(window, i, slot_of(i), 70);
+    /* Furthest first empties packs whole: half of the items is half of the memory, heads apart. */
+    assert_true(window->packs.bytes <= before / 2 + 3200 / 64 * 16 * 8);
+}
+
+/* In a dense window packs are used again, and none is kept when it is not dense any more. */
+static void test_packs_are_used_again(void **state)
+{
+    struct weir__window *window = &((struct fixture *)*state)->window;
+    uint64_t most = 0;
+
+    for (uint64_t i = 0; i < 6400; i++)
+        assert_int_equal(add(window, i, 64), 0);
+    most = window->packs.bytes + 64 * 1024;
+    for (uint64_t i = 0; i < 20000; i++) {
+        drop(window, i);
+        assert_int_equal(add(window, i + 6400, 64), 0);
+        assert_true(window->packs.bytes <= most);
+    }
+    assert_in_range(window->spare_count, 0, 16);
+    weir__window_audit(window);
+    for (uint64_t i = 20000; i < 26400; i++)
+        drop(window, i);
+    assert_int_equal(window->packs.bytes, 0);
 }
 
 static void test_popped_stays(void **state)
@@ -262,12 +283,18 @@ static void test_model(void **state)
             if (!is_here)
                 model->kind[index] = 1 + (bytes == 0 ? WINDOW_EMPTY : WINDOW_MEMORY);
         } else if (dice < 50) {
-            assert_int_equal(weir__window_add_slot(window, sequence, 9, slot_of(index)),
+            assert_int_equal(weir__window_add_slot(window, sequence, 9, slot_of(index), false),
                              is_here ? -EEXIST : 0);
             if (!is_here)
                 model->kind[index] = 1 + WINDOW_REGION;
-        } else if (dice < 60 && model->kind[index] == 1 + WINDOW_MEMORY) {
-            weir__window_spill(window, sequence, slot_of(index));
+        } else if (dice < 54) {
+            assert_int_equal(weir__window_add_object(window, sequence, 9, &model->kind[index]),
+                             is_here ? -EEXIST : 0);
+            if (!is_here)
+                model->kind[index] = 1 + WINDOW_OBJECT;
+        } else if (dice < 60 && (model->kind[index] == 1 + WINDOW_MEMORY ||
+                                 model->kind[index] == 1 + WINDOW_OBJECT)) {
+            weir__window_spill(window, sequence, slot_of(index), 70);
             model->kind[index] = 1 + WINDOW_REGION;
         } else if (dice < 95 && is_here) {
             struct weir__window_view view;
@@ -277,6 +304,8 @@ static void test_model(void **state)
             if (view.kind == WINDOW_MEMORY)
                 for (size_t at = 0; at < view.bytes; at++)
                     assert_int_equal(((unsigned char *)view.data)[at], sequence & 0xff);
+            if (view.kind == WINDOW_OBJECT)
+                assert_ptr_equal(view.object, &model->kind[index]);
             if (view.kind == WINDOW_REGION)
                 assert_int_equal(view.slot.index, slot_of(index).index);
             drop(window, sequence);
@@ -291,7 +320,8 @@ static void test_model(void **state)
                 uint64_t other = model_sequence(base, i);
 
                 if (model->kind[i] == 0 ||
-                    (mark == WINDOW_MARK_MEMORY && model->kind[i] != 1 + WINDOW_MEMORY) ||
+                    (mark == WINDOW_MARK_MEMORY && model->kind[i] != 1 + WINDOW_MEMORY &&
+                     model->kind[i] != 1 + WINDOW_OBJECT) ||
                     (mark == WINDOW_MARK_REGION && model->kind[i] != 1 + WINDOW_REGION))
                     continue;
                 if (other >= sequence && other < lowest)
@@ -322,6 +352,7 @@ int main(void)
         {"empty nodes and packs go", test_empty_nodes_go, begin, end, NULL},
         {"searches follow the marks", test_marks, begin, end, NULL},
         {"spilling the furthest frees packs whole", test_spilled_memory_goes, begin, end, NULL},
+        {"packs are used again while leaves fill", test_packs_are_used_again, begin, end, NULL},
         {"a removed payload stays until it is released", test_popped_stays, begin, end, NULL},
         {"sparse items cost little", test_sparse_is_small, begin, end, NULL},
         {"payloads of any length keep their bytes", test_large_payload, begin, end, NULL},

@@ -7,7 +7,7 @@
  * library, keyed by sequence, its items by malloc(): what one would write in an
  * hour.
  */
-#include "bench.h"
+#include "reorder_bench.h"
 #include "workload.h"
 
 #include <weir/governor.h>
@@ -143,5 +143,7 @@ static void reorder_charged(struct bench *bench)
 const struct bench_case reorder_cases[] = {
     {"pairs", BENCH_CPU, reorder_alone},
     {"pairs, charged", BENCH_CPU, reorder_charged},
+    {"stall, in order", BENCH_WALL, reorder_stall_order},
+    {"stall, shuffled", BENCH_WALL, reorder_stall_shuffled},
     {NULL, BENCH_CPU, NULL},
 };
