@@ -355,6 +355,54 @@ static void cleaning_on_a_full_disk(void **state)
     finish(job);
 }
 
+/* Emptied chunks that rest there come back where they are; made holes, they would be lost. */
+static void a_full_disk_that_cannot_zero(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_initial = 4 * MIB,
+        .bytes_max = 64 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    });
+    int r;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return; /* nothing goes cold here */
+    }
+    while (job->count < 600)
+        assert_int_equal(put(job, 40000), 0);
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fallocate, .times = SEAM_FOR_GOOD, .matches = is_growing});
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                .times = SEAM_FOR_GOOD,
+                                .error = ENOSPC,
+                                .matches = is_zeroing});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fallocate, .times = SEAM_FOR_GOOD, .matches = is_growing});
+    while ((r = put(job, 40000)) == 0)
+        ;
+    assert_int_equal(r, -ENOSPC);
+    uint64_t since_ns = weir__clock_ns();
+    size_t freed = job->count / 2;
+    for (size_t i = 0; i < freed; i++)
+        assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+    while (weir__clock_ns() - since_ns < UINT64_C(700000000)) /* three looks at free chunks */
+        assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    uint64_t took_ns = weir__clock_ns() - since_ns;
+    size_t before = job->count;
+    while ((r = put(job, 40000)) == 0)
+        ;
+    assert_int_equal(r, -ENOSPC);
+    print_message("# %zu freed, %zu put\n", freed, job->count - before);
+    if (took_ns < UINT64_C(1500000000)) /* else we were stopped meanwhile */
+        assert_true(job->count - before >= freed * 7 / 8);
+    for (size_t i = freed; i < job->count; i++)
+        assert_whole(job, i, 40000);
+    seam_lift();
+    finish(job);
+}
+
 static void fetch_answered(void *context, struct weir_slot slot, int result)
 {
     (void)slot;
@@ -1064,6 +1112,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a chunk that cannot be brought back is not asked for for ever",
                   a_chunk_that_cannot_come_back),
         SEAM_TEST("on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk),
+        SEAM_TEST("a full disk that cannot zero loses no chunks", a_full_disk_that_cannot_zero),
         SEAM_TEST("a fetch comes beside a cleaner without room",
                   a_fetch_beside_a_cleaner_without_room),
     };
