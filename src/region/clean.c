@@ -48,6 +48,7 @@
 #define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
 #define CLEAN_LOW_BYTES   (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
 #define CLEAN_KEEP_BYTES  (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_FALLS       16                       /* ticks with fewer items than before */
 #define CLEAN_QUIET_NS    UINT64_C(200000000)      /* after the last of many frees */
 #define CLEAN_FULL_NS     UINT64_C(100000000)      /* after the file could not grow */
 #define CLEAN_START_TRIES 64 /* chunks that are looked at for one that can be emptied */
@@ -95,7 +96,8 @@ static bool clean_is_quiet(struct weir_region *region)
     struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t slot_count = weir__word_load(&weir__region_figures(region)->slot_count);
 
-    if (slot_count < cleaner->seen_count)
+    /* What goes all at once, in a few ticks, is no draining. */
+    if (slot_count < cleaner->seen_count && ++cleaner->fall_count > CLEAN_FALLS)
         cleaner->drained_ns = weir__clock_coarse_ns();
     cleaner->seen_count = slot_count;
     return cleaner->drained_ns == 0 ||
