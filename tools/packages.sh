@@ -27,7 +27,7 @@ packages_of() {
         ;;
     long)
         # a guest with two nodes; disks of other kinds, passed over where they are missing
-        echo qemu-system-x86 busybox-static cpio xfsprogs btrfs-progs
+        echo qemu-system-x86 busybox-static cpio spin xfsprogs btrfs-progs
         ;;
     all)
         # clang's sanitizers are only recommended by clang

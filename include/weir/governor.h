@@ -178,7 +178,7 @@ struct weir_governor_outside {
  * lowered lowers ours. Pressure does where the config says so. Both as by
  * weir_governor_set_limits(), but never below the reserves; the budgets of nodes stay.
  *
- * Cost:    reads some files of /proc and /sys: a tenth of a millisecond and more. Once
+ * Cost:    reads some files of /proc and /sys: a fifth of a millisecond and more. Once
  *          a second is enough.
  * Thread:  any.
  */

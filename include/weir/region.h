@@ -34,6 +34,10 @@
  * the region's. Where the kernel forbids io_uring, all of it is done by plain
  * system calls.
  *
+ * An anonymous region ends with its owner. A named one is found again by the next
+ * weir_region_open() of that name: after a kill -9 with every committed slot, after
+ * a power loss with what weir_region_sync() confirmed. Handles stay what they were.
+ *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
  * Errors   0 on success, negative errno on failure. A call that fails has
@@ -62,10 +66,13 @@ struct weir_region;
  * struct weir_region_config - how a region is opened
  * @directory:           where the file lives; required. Of a directory of which only a
  *                       descriptor is known: "/proc/self/fd/<descriptor>"
- * @name:                NULL: anonymous, nothing is left of it after a crash.
- *                       Named regions are not there yet: -EOPNOTSUPP.
+ * @name:                NULL: anonymous, nothing is left of it after a crash. Else
+ *                       the files are NAME.weir (tables) and NAME.weir-data, mode
+ *                       0600; no '/' in it, at most 200 bytes
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
- * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB
+ * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB. Of a region that
+ *                       is there already: 0: as it is; more lets it grow; less is
+ *                       -EINVAL
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
@@ -77,7 +84,8 @@ struct weir_region;
  * @wipes:               what is freed is overwritten: at once where it lies in
  *                       memory and may be stored to, else when its chunk is
  *                       brought back, or given up with its last item; the file
- *                       at close. A disk may keep what it was told to forget.
+ *                       at close, unless it has a name. A disk may keep what it
+ *                       was told to forget.
  */
 struct weir_region_config {
     const char *directory;
@@ -101,12 +109,23 @@ struct weir_region_config {
  * Writes one chunk, drops it and asks the kernel whether it left the memory;
  * where it did not, stats.bounded is false and resident_bytes_max is a wish.
  *
- * Cost:    some milliseconds and one chunk of I/O.
+ * A named region is made if it is not there. If it is, all of it is cold at first
+ * and weir_region_report() tells what was found; damage costs the items that it
+ * hit, not the region. weir_region_next() walks the slots. Files in @directory
+ * that an earlier weir made and did not live to name are removed.
+ *
+ * Cost:    some milliseconds and one chunk of I/O. A region that is there: O(its
+ *          slots) and what of it had not reached the disk; after a power loss, or
+ *          where the files were copied, all that is live is read.
  *
  * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
  *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
  *         reserve blocks or copies them when they are written: btrfs does not, it
- *         is told), or what open(2) says.
+ *         is told), or what open(2) says. Named also: -ENAMETOOLONG, -EBUSY
+ *         (it has an owner), -ELOOP (one of the files is a symbolic link), -EEXIST
+ *         (a data file without tables that is not ours), -ENOENT (the data file is
+ *         gone), -EPROTONOSUPPORT (another version), -EBADMSG (not a region, or the
+ *         head of it is damaged), or -EIO (what was in memory cannot be written).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -114,11 +133,67 @@ WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *c
 /*
  * weir_region_close() - wait for what is under way, and give the file back
  *
+ * The files of a named region stay; they are the caller's to delete, with
+ * weir_region_remove(). Closing confirms nothing: weir_region_sync() first.
+ *
  * Takes NULL. No item may be pinned; what is not committed is given up, and its
  * address with it. Calls back nothing: fetches that are under
  * way are forgotten once the kernel has let go of their buffers.
  */
 WEIR_API void weir_region_close(struct weir_region *region);
+
+/* ---- Named regions ---------------------------------------------------------- */
+
+/*
+ * weir_region_sync() - what is committed now survives a power loss
+ *
+ * After a power loss the region holds every item that the last sync() which
+ * returned 0 confirmed, byte for byte, those freed since included; what was put
+ * since is there if it is whole. For that, what was confirmed stays where it is:
+ * space freed since is used again only after the next sync() (stats.freed_bytes),
+ * and the cleaner leaves confirmed items alone.
+ *
+ * Cost: O(slots); blocks while the disk writes and flushes.
+ *
+ * Return: 0; -EOPNOTSUPP: the region has no name; -ENOMEM; or what fdatasync(2)
+ *         says: nothing is confirmed then, and nothing in memory is lost.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
+
+/*
+ * struct weir_region_report - what opening a named region found
+ *
+ * Lost items are stale from then on. Bytes are lengths of items.
+ */
+struct weir_region_report {
+    bool existed;                 /* false: it was made, and all below is 0 */
+    bool clean_shutdown;          /* the last owner closed it */
+    bool after_power_loss;        /* not written under this boot of this kernel: all was verified */
+    int first_error;              /* of the damage: -EBADMSG, -EIO; 0: there is none */
+    uint64_t kept_slot_count;     /* live now */
+    uint64_t kept_bytes;          /* of these */
+    uint64_t restored_slot_count; /* of these, freed since the last sync() and there again */
+    uint64_t unfinished_slot_count; /* were under construction, and are gone */
+    uint64_t lost_slot_count;       /* committed, and gone: their bytes or their place are wrong */
+    uint64_t lost_bytes;            /* of these */
+    uint64_t damaged_entry_count;   /* made no sense at all */
+    struct weir_slot first_lost;    /* all zero: none */
+    uint64_t sync_count;            /* how often sync() has confirmed this region, ever */
+    uint64_t reserved[8];
+};
+
+/* weir_region_report() - what weir_region_open() found; all zero for an anonymous region */
+WEIR_API void weir_region_report(const struct weir_region *region,
+                                 struct weir_region_report *ret_report);
+
+/*
+ * weir_region_remove() - delete the files of a named region
+ *
+ * Return: 0, -EINVAL, -ENAMETOOLONG, -ENOENT, -EBUSY (it has an owner), -ELOOP,
+ *         -EPROTONOSUPPORT or -EBADMSG (NAME.weir is no region that we know), or
+ *         what unlink(2) says.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const char *name);
 
 /* ---- Items in --------------------------------------------------------------- */
 
@@ -394,6 +469,7 @@ struct weir_region_stats {
     uint64_t read_error_count; /* checksums too */
     uint64_t growth_error_count;
     uint64_t damaged_count; /* live slots that are damaged: weir_region_next() finds them */
+    uint64_t freed_bytes;   /* named: freed since the last sync(), space again after the next */
     bool bounded;           /* the kernel lets go of what is dropped */
     bool direct;            /* fetches pass by the page cache (O_DIRECT) */
     bool degraded;          /* a write-back failed and has not succeeded since */

@@ -3,7 +3,7 @@
 #define WEIR_VIEW_H
 
 /*
- * view - a read-only look into a live region
+ * view - a read-only look into a live region, or into the files of a named one
  *
  * From another core or another process, without the owner's help and without
  * disturbing it: the tables are mapped, the payload is copied by pread(2) and
@@ -40,7 +40,7 @@ enum weir_chunk_state {
 #define WEIR_CHUNK_BYTES (UINT64_C(2) << 20)
 
 /*
- * weir_view_scan() - the live regions of a process
+ * weir_view_scan() - the live regions of a process, named ones included
  * @pid:      0: this process
  * @ret_fds:  the descriptors of their tables, as numbers in that process
  *
@@ -52,7 +52,11 @@ WEIR_API int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count);
 /*
  * weir_view_open() - look into the region with these tables
  * @pid:  0: this process
- * @fd:   in that process: from weir_view_scan() or weir_region_fd()
+ * @fd:   in that process: from weir_view_scan() or weir_region_fd(), or opened
+ *        on NAME.weir, whether that region has an owner or not
+ *
+ * Tables of a named region are read by pread(2), word by word, never mapped:
+ * their length cannot be sealed.
  *
  * What was seen of a region stays readable until weir_view_close(), even when
  * its owner closes it or dies.
@@ -109,7 +113,7 @@ struct weir_view_extent {
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
     bool committed;
-    bool held;    /* freed while pinned: no slot any more, the space not free yet */
+    bool held; /* freed while pinned, or since a sync(): no slot any more, the space not free yet */
     bool summed;  /* its checksum is known: it was written back at least once */
     bool damaged; /* its owner found its bytes to be others than were put */
 };

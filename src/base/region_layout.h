@@ -6,8 +6,8 @@
  * region_layout - the bytes of a region, known to region and view alike
  *
  * A region is two files. The data file holds nothing but payload: extents of
- * whole 16-byte granules, none of it described there. The table file (a memfd)
- * describes it:
+ * whole 16-byte granules, none of it described there. The table file (a memfd;
+ * of a named region a file like the other) describes it:
  *
  *      0        4096         entry_offset         sum_offset            vacant_offset
  *      | header | chunks ... | entries ... (32 B) | checksums ... (8 B) | vacant ... |
@@ -37,6 +37,7 @@
 #include "base/check.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -49,6 +50,9 @@
 #define LAYOUT_ITEM_LIMIT   (UINT64_C(1) << 36) /* the length of an item is less */
 #define LAYOUT_ALIGN_LIMIT  UINT64_C(4096)
 #define LAYOUT_NAME         "weir.region" /* of the memfd: readlink shows /memfd:weir.region */
+#define LAYOUT_TABLE_SUFFIX ".weir"       /* of a named region's files, behind its name */
+#define LAYOUT_DATA_SUFFIX  ".weir-data"
+#define LAYOUT_TEMPORARY    ".weir-" /* begins the names that are gone at the next open */
 
 _Static_assert(LAYOUT_BYTES_LIMIT / LAYOUT_GRANULE == UINT64_C(1) << 36, "offsets fit 36 bits");
 _Static_assert(LAYOUT_CHUNK_BYTES % LAYOUT_GRANULE == 0, "a chunk is whole granules");
@@ -95,11 +99,18 @@ struct weir__header {
     int32_t table_fd;
     int32_t data_fd;
     char directory[256];
-    uint64_t fixed_sum; /* XXH3 of all above, magic left out */
+    uint64_t boot;       /* XXH3 of the kernel's boot id when it was opened; 0: not known */
+    uint32_t generation; /* even: what a new entry begins with */
+    uint32_t named;      /* 1: the files have names */
+    uint64_t fixed_sum;  /* XXH3 of all above, magic left out */
     struct weir__figures figures;
+    uint64_t born;       /* 1: both files have their names; before, nothing was ever put */
+    uint64_t closed;     /* 1: the last owner closed it */
+    uint64_t sync_count; /* how often all that was there was confirmed */
 };
 
 _Static_assert(sizeof(struct weir__header) <= LAYOUT_HEADER_BYTES, "the header fits its page");
+_Static_assert(offsetof(struct weir__header, figures) <= 512, "what has a sum is one sector");
 
 struct weir__entry {
     uint64_t place;
@@ -138,6 +149,13 @@ enum weir__extent_state {
     EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
     EXTENT_PLACED,  /* under construction, filled in place by its owner */
     EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
+    /*
+     * Freed since the sync() that confirmed it, whose count was even or odd: no
+     * slot any more, but an item again after a power loss. Keeps all else that it
+     * had, its generation too; the space comes free with the next sync().
+     */
+    EXTENT_FREED_EVEN,
+    EXTENT_FREED_ODD,
 };
 
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
@@ -206,6 +224,23 @@ static inline uint16_t weir__tag_owner(uint64_t tag)
 static inline enum weir__extent_state weir__tag_state(uint64_t tag)
 {
     return (enum weir__extent_state)(tag >> 48 & 0xf);
+}
+
+/* What an item is that is freed after this many syncs. */
+static inline enum weir__extent_state weir__state_freed(uint64_t sync_count)
+{
+    return sync_count % 2 == 0 ? EXTENT_FREED_EVEN : EXTENT_FREED_ODD;
+}
+
+/* All that it says but the state. */
+static inline uint64_t weir__tag_with(uint64_t tag, enum weir__extent_state state)
+{
+    return (tag & ~(UINT64_C(0xf) << 48)) | (uint64_t)state << 48;
+}
+
+static inline bool weir__state_is_freed(enum weir__extent_state state)
+{
+    return state == EXTENT_FREED_EVEN || state == EXTENT_FREED_ODD;
 }
 
 static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)

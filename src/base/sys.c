@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -48,6 +49,48 @@ int weir__sys_open(const char *path, int flags, int *ret_fd)
     return 0;
 }
 
+int weir__sys_open_at(int directory_fd, const char *name, int flags, int *ret_fd)
+{
+    int fd;
+
+    do
+        fd = openat(directory_fd, name, flags | O_CLOEXEC, 0600);
+    while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return -errno;
+    *ret_fd = fd;
+    return 0;
+}
+
+int weir__sys_unlink_at(int directory_fd, const char *name)
+{
+    return unlinkat(directory_fd, name, 0) < 0 ? -errno : 0;
+}
+
+int weir__sys_rename_at(int directory_fd, const char *name, const char *name_new)
+{
+    if (renameat2(directory_fd, name, directory_fd, name_new, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -errno;
+    /* This file system cannot: a link refuses too, and for a moment there are two names. */
+    if (linkat(directory_fd, name, directory_fd, name_new, 0) < 0)
+        return -errno;
+    return weir__sys_unlink_at(directory_fd, name);
+}
+
+int weir__sys_lock(int fd)
+{
+    int r;
+
+    do
+        r = flock(fd, LOCK_EX | LOCK_NB);
+    while (r < 0 && errno == EINTR);
+    if (r < 0)
+        return errno == EWOULDBLOCK ? -EBUSY : -errno;
+    return 0;
+}
+
 /* Where O_TMPFILE is not known: a name of our own that nobody else can have, gone at once. */
 static int sys_open_unlinked(const char *directory, int *ret_fd)
 {
@@ -60,7 +103,8 @@ static int sys_open_unlinked(const char *directory, int *ret_fd)
     int fd = mkostemp(path, O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    if (unlink(path) < 0) {
+    /* Whoever opened a named region here may have swept it already. */
+    if (unlink(path) < 0 && errno != ENOENT) {
         int r = -errno;
         close(fd);
         return r;
@@ -194,6 +238,16 @@ int weir__sys_fdatasync(int fd)
 
     do
         r = fdatasync(fd);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+int weir__sys_fsync(int fd)
+{
+    int r;
+
+    do
+        r = fsync(fd);
     while (r < 0 && errno == EINTR);
     return r < 0 ? -errno : 0;
 }

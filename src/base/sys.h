@@ -26,6 +26,15 @@ void weir__sys_remove_directory(const char *path); /* if it is empty */
 int weir__sys_reopen(int fd, int flags, int *ret_fd);
 
 int weir__sys_open(const char *path, int flags, int *ret_fd);
+int weir__sys_open_at(int directory_fd, const char *name, int flags, int *ret_fd);
+int weir__sys_unlink_at(int directory_fd, const char *name);
+
+/* Another name for the file, never in the place of one that is there: -EEXIST. */
+int weir__sys_rename_at(int directory_fd, const char *name, const char *name_new);
+
+/* The file is ours until its last descriptor is closed; -EBUSY: it is somebody's already. */
+int weir__sys_lock(int fd);
+
 int weir__sys_memfd(const char *name, int *ret_fd);
 
 /* The length of a memfd is final: who maps all of it is safe from SIGBUS. */
@@ -49,6 +58,7 @@ int weir__sys_ftruncate(int fd, uint64_t bytes);
 int weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
 int weir__sys_sync_file_range(int fd, uint64_t offset, uint64_t bytes, unsigned flags);
 int weir__sys_fdatasync(int fd);
+int weir__sys_fsync(int fd);
 int weir__sys_fadvise(int fd, uint64_t offset, uint64_t bytes, int advice);
 
 /* All of it, or -EIO at an early end; a short count goes on. */

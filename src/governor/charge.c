@@ -360,6 +360,8 @@ static bool charge_calmly(struct weir_account *account, uint64_t bytes, uint64_t
     struct weir_governor *governor = account->governor;
     struct weir__nodes *nodes = &governor->nodes;
 
+    if ((weir__relaxed(&governor->word) & (WORD_LEVEL | WORD_WAITING)) != 0)
+        return false; /* above soft nothing of this is worth a look */
     if (account->cap_bytes != UINT64_MAX &&
         charged + weir__lease_bytes(account) + bytes > account->cap_bytes)
         weir__lease_drop(account); /* L5 */

@@ -125,7 +125,7 @@ static void chunk_unlist(struct weir__chunks *chunks, uint64_t chunk, enum weir_
 {
     struct weir__chunk *entry = &chunks->table[chunk];
 
-    if (entry->fill == CHUNK_FILL_ASIDE)
+    if (entry->fill >= CHUNK_FILL_ROOM)
         entry->fill = 0;
     if (entry->fill == 0)
         return;
@@ -166,6 +166,12 @@ void weir__chunk_set_aside(struct weir__chunks *chunks, uint64_t chunk)
 {
     chunk_unlist(chunks, chunk, chunk_kind(weir__chunk_state(chunks, chunk)));
     chunks->table[chunk].fill = CHUNK_FILL_ASIDE;
+}
+
+void weir__chunk_set_aside_for_room(struct weir__chunks *chunks, uint64_t chunk)
+{
+    weir__chunk_set_aside(chunks, chunk);
+    chunks->table[chunk].fill = CHUNK_FILL_ROOM;
 }
 
 uint64_t weir__chunks_emptiest(const struct weir__chunks *chunks, enum weir__chunk_kind kind,
@@ -358,7 +364,7 @@ static void chunk_audit_fill(const struct weir__chunks *chunks, uint64_t chunk)
 
     if (!has_kind)
         WEIR_CHECK(entry->fill == 0); /* C7 */
-    else if (entry->fill != CHUNK_FILL_ASIDE)
+    else if (entry->fill < CHUNK_FILL_ROOM)
         WEIR_CHECK(entry->fill == chunk_fill(weir__chunk_live(chunks, chunk)) + 1);
 }
 

@@ -45,6 +45,7 @@ enum weir__chunk_kind {
 #define CHUNK_FILL_COUNT 64
 #define CHUNK_FILL_BYTES (LAYOUT_CHUNK_BYTES / CHUNK_FILL_COUNT)
 #define CHUNK_FILL_ASIDE UINT32_MAX
+#define CHUNK_FILL_ROOM  (UINT32_MAX - 1) /* aside as well: something in it found no room */
 #define CHUNK_FILL_MASK  (2 * LAYOUT_CHUNK_BYTES - CHUNK_FILL_BYTES) /* of live bytes */
 
 _Static_assert((CHUNK_FILL_BYTES & (CHUNK_FILL_BYTES - 1)) == 0, "the lists part at a bit");
@@ -124,7 +125,7 @@ uint64_t weir__chunks_fullest(const struct weir__chunks *chunks, enum weir__chun
 
 static inline bool weir__chunk_is_aside(const struct weir__chunks *chunks, uint64_t chunk)
 {
-    return chunks->table[chunk].fill == CHUNK_FILL_ASIDE;
+    return chunks->table[chunk].fill >= CHUNK_FILL_ROOM;
 }
 
 /* How many of this kind stand in the lists. */
@@ -132,6 +133,14 @@ uint64_t weir__chunks_count(const struct weir__chunks *chunks, enum weir__chunk_
 
 /* Nobody is told of it again before something in it is freed or unpinned, or its state changes. */
 void weir__chunk_set_aside(struct weir__chunks *chunks, uint64_t chunk);
+
+/* The same, until there is room elsewhere, too: who knows of that files it again. */
+void weir__chunk_set_aside_for_room(struct weir__chunks *chunks, uint64_t chunk);
+
+static inline bool weir__chunk_lacks_room(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return chunks->table[chunk].fill == CHUNK_FILL_ROOM;
+}
 
 /* It stands in the list where it belongs: its live bytes have passed a border, or it was set aside. */
 void weir__chunk_file(struct weir__chunks *chunks, uint64_t chunk);
@@ -154,7 +163,7 @@ static inline void weir__chunk_sub_live(struct weir__chunks *chunks, uint64_t ch
     WEIR_ASSERT(weir__chunk_word_live(before) >= bytes);
     weir__word_store(&entry->word, before - bytes);
     if (WEIR_UNLIKELY(((before ^ (before - bytes)) & CHUNK_FILL_MASK) != 0 ||
-                      entry->fill == CHUNK_FILL_ASIDE))
+                      entry->fill >= CHUNK_FILL_ROOM))
         weir__chunk_file(chunks, chunk);
 }
 

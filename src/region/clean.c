@@ -22,8 +22,10 @@
  * What survived lives on longer than what was just put, so it is not mixed with
  * that: it is packed into chunks of its own (the nest), which are soon written.
  *
- * What is pinned, under construction or too large for the buffer stays; a chunk
- * that holds such an item is set aside until something in it is freed or unpinned.
+ * What is pinned, under construction, confirmed by a sync or too large for the
+ * buffer stays; a chunk that holds such an item is not begun, and set aside until
+ * something in it is freed or unpinned. One with an item that has no place in one
+ * piece is so, too, until there is such a place.
  *
  *   L1  a window that is being read has its half of the buffer, or all of it
  *   L2  what a window holds is as it was in the file, unless it is void
@@ -38,16 +40,16 @@
 #include <errno.h>
 #include <string.h>
 
-#define CLEAN_ALIGNMENT  UINT64_C(4096)
-#define CLEAN_CHUNKS_MIN 3                        /* one is filled, one is written, one is read */
-#define CLEAN_NEST_MIN   3                        /* chunks in memory, to have one for survivors */
-#define CLEAN_REST_MIN   (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
-#define CLEAN_ITEM_COST  UINT64_C(512)            /* a small item takes as long as so many bytes */
-#define CLEAN_LIVE_MAX   (LAYOUT_CHUNK_BYTES * 3 / 4)
-#define CLEAN_LOW_BYTES  (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
-#define CLEAN_KEEP_BYTES (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
-#define CLEAN_FULL_NS    UINT64_C(100000000)      /* after the file could not grow */
-#define CLEAN_NO_ROOM_NS UINT64_C(1000000000)     /* after an item found no room */
+#define CLEAN_ALIGNMENT   UINT64_C(4096)
+#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
+#define CLEAN_NEST_MIN    3                        /* chunks in memory, to have one for survivors */
+#define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
+#define CLEAN_ITEM_COST   UINT64_C(512)            /* a small item takes as long as so many bytes */
+#define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
+#define CLEAN_LOW_BYTES   (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
+#define CLEAN_KEEP_BYTES  (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_FULL_NS     UINT64_C(100000000)      /* after the file could not grow */
+#define CLEAN_START_TRIES 64 /* chunks that are looked at for one that can be emptied */
 
 /* ---- When --------------------------------------------------------------- */
 
@@ -161,14 +163,53 @@ static uint64_t clean_storable(const struct weir_region *region)
     return region->extents.free_bytes + (region->store.file_bytes - region->mark_bytes);
 }
 
-/*
- * An item that was read found no room: all was in pieces too small for it. While no
- * more is free it would only be read again, and again, and puts wait for that.
- */
-static void clean_found_no_room(struct weir_region *region)
+/* Whether @bytes fit in one piece, without the file being longer. */
+static bool clean_has_place(const struct weir_region *region, uint64_t bytes)
 {
-    region->cleaner.no_room_bytes = clean_storable(region);
-    region->cleaner.no_room_until_ns = weir__clock_ns() + CLEAN_NO_ROOM_NS;
+    const struct weir__cleaner *cleaner = &region->cleaner;
+
+    if (region->store.file_bytes - region->mark_bytes >= bytes ||
+        weir__extents_max(&region->extents) >= bytes)
+        return true;
+    return cleaner->nest != 0 &&
+           weir__entry_space(weir__region_entry(region, cleaner->nest)) >= bytes;
+}
+
+/* Whether growth may make such a place. */
+static bool clean_may_make_place(const struct weir_region *region, uint64_t bytes)
+{
+    return region->cleaner.full_until_ns == 0 &&
+           (region->bytes_max - region->mark_bytes >= bytes ||
+            region->chunks.hole_count * LAYOUT_CHUNK_BYTES >= bytes);
+}
+
+/*
+ * @bytes of it have no place in one piece: not again before there is one. Else it
+ * would only be read again, and again, and puts wait for that.
+ */
+static void clean_lacks_room(struct weir_region *region, uint64_t chunk, uint64_t bytes)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
+
+    if (state != CHUNK_CLEAN && state != CHUNK_COLD)
+        return;
+    weir__chunk_set_aside_for_room(&region->chunks, chunk);
+    if (cleaner->no_room_bytes == 0 || bytes < cleaner->no_room_bytes)
+        cleaner->no_room_bytes = bytes;
+}
+
+/* Chunks that were set aside for want of a place, when there is one. */
+static void clean_look_for_room(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    if (cleaner->no_room_bytes == 0 || !clean_has_place(region, cleaner->no_room_bytes))
+        return;
+    cleaner->no_room_bytes = 0;
+    for (uint64_t chunk = 0; chunk < weir__chunk_of(region->store.file_bytes); chunk++)
+        if (weir__chunk_lacks_room(&region->chunks, chunk))
+            weir__chunk_file(&region->chunks, chunk);
 }
 
 /* Whether what is live in @chunk has room elsewhere: on a full disk, too, before it is read. */
@@ -176,8 +217,6 @@ static bool clean_has_room(const struct weir_region *region, uint64_t chunk)
 {
     uint64_t bytes = clean_storable(region);
 
-    if (region->cleaner.no_room_until_ns != 0 && bytes <= region->cleaner.no_room_bytes)
-        return false;
     if (region->cleaner.full_until_ns == 0)
         bytes += region->bytes_max - clean_file(region);
     return bytes >= weir__chunk_live(&region->chunks, chunk);
@@ -271,14 +310,14 @@ static bool clean_is_movable(const struct weir_region *region, uint32_t index)
     enum weir__extent_state state = weir__entry_state(entry);
 
     return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
-           !weir__fetches_are_held(region, slot);
+           !weir__fetches_are_held(region, slot) && !weir__sync_is_confirmed(region, index);
 }
 
-/* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
-static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk, uint64_t from)
+/* The first item of the chunk from extent @index on that begins at @from or behind it; 0: none. */
+static uint32_t clean_item_from(const struct weir_region *region, uint32_t index, uint64_t chunk,
+                                uint64_t from)
 {
     uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = region->chunks.table[chunk].first;
 
     while (index != 0) {
         const struct weir__entry *entry = weir__region_entry(region, index);
@@ -291,6 +330,12 @@ static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk
         index = weir__entry_next(entry);
     }
     return 0;
+}
+
+/* The first item of the chunk that begins at @from or behind it and is not free; 0: none. */
+static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk, uint64_t from)
+{
+    return clean_item_from(region, region->chunks.table[chunk].first, chunk, from);
 }
 
 /* There is nothing more to be read of the chunk, or not now. */
@@ -326,7 +371,7 @@ static bool clean_read(struct weir_region *region, struct weir__window *window)
         }
         window->from = from;
         end = item_end;
-        index = clean_next_item(region, window->chunk, item_end);
+        index = clean_item_from(region, weir__entry_next(entry), window->chunk, item_end);
     }
     if (end == 0)
         return false;
@@ -528,7 +573,8 @@ static uint64_t clean_move_window(struct weir_region *region, struct weir__windo
         if (r == -EAGAIN)
             return 0;
         if (r == -EDQUOT || r == -ENOSPC || r == -ENOMEM) {
-            clean_found_no_room(region);
+            clean_lacks_room(region, window->chunk,
+                             weir__space_most(space, weir__entry_alignment(entry)));
             clean_end(window);
             break;
         }
@@ -573,11 +619,55 @@ static bool clean_has_buffer(struct weir_region *region)
     return cleaner->buffer != NULL;
 }
 
+/*
+ * Whether all that is live in @chunk can be moved and has a place: else nothing of
+ * it is, for a chunk that is half emptied has cost reads and room and gives none.
+ */
+static bool clean_can_empty(struct weir_region *region, uint64_t chunk)
+{
+    uint32_t index = clean_next_item(region, chunk, 0);
+    uint64_t most = 0;
+
+    while (index != 0) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        uint64_t from = weir__round_down(weir__entry_offset(entry), CLEAN_ALIGNMENT);
+        uint64_t end = weir__entry_offset(entry) + weir__entry_space(entry);
+        bool is_too_long =
+            weir__round_up(end, CLEAN_ALIGNMENT) - from > region->cleaner.buffer_bytes;
+        if (is_too_long || !clean_is_movable(region, index)) {
+            weir__chunk_set_aside(&region->chunks, chunk);
+            return false;
+        }
+        most = weir__max(most,
+                         weir__space_most(weir__entry_space(entry), weir__entry_alignment(entry)));
+        index = clean_item_from(region, weir__entry_next(entry), chunk, end);
+    }
+    if (clean_has_place(region, most) || clean_may_make_place(region, most))
+        return true;
+    clean_lacks_room(region, chunk, most);
+    return false;
+}
+
+/* The next chunk to be emptied; those that cannot be are set aside. */
+static uint64_t clean_find(struct weir_region *region)
+{
+    clean_look_for_room(region);
+    for (uint32_t left = CLEAN_START_TRIES; left > 0; left--) {
+        uint64_t chunk = clean_choose(region);
+        if (chunk == CHUNK_NO || !clean_has_room(region, chunk))
+            return CHUNK_NO;
+        if (clean_can_empty(region, chunk))
+            return chunk;
+    }
+    return CHUNK_NO;
+}
+
 static void clean_start(struct weir_region *region, struct weir__window *window)
 {
-    uint64_t chunk = clean_choose(region);
-
-    if (chunk == CHUNK_NO || !clean_has_room(region, chunk) || !clean_has_buffer(region))
+    if (weir__table_ready(region, region->spare_min) < 0)
+        return; /* nothing can be moved */
+    uint64_t chunk = clean_find(region);
+    if (chunk == CHUNK_NO || !clean_has_buffer(region))
         return;
     window->chunk = chunk;
     window->next = 0;
@@ -626,8 +716,6 @@ bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budge
 
     if (cleaner->full_until_ns != 0 && weir__clock_ns() >= cleaner->full_until_ns)
         cleaner->full_until_ns = 0;
-    if (cleaner->no_room_until_ns != 0 && weir__clock_ns() >= cleaner->no_room_until_ns)
-        cleaner->no_room_until_ns = 0;
     clean_move_read(region, budget);
     if (cleaner->is_stuck)
         weir__pager_advance(region, PAGER_PUT_BYTES);

@@ -98,6 +98,8 @@ static bool compact_may_take(const struct weir_region *region, uint32_t index, u
     if (!weir__chunks_are_storable(&region->chunks, weir__entry_offset(entry),
                                    weir__entry_space(entry)))
         return false;
+    if (weir__sync_is_confirmed(region, index))
+        return false;
     struct weir_slot slot = {index, weir__entry_generation(entry)};
     return region->fetches.hold_count == 0 || !weir__fetches_are_held(region, slot);
 }

@@ -909,7 +909,7 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
     hold->is_mapped = false;
     fetch_settle(region, hold);
     if (is_stale)
-        weir__space_release(region, slot.index);
+        weir__sync_release(region, slot.index);
 }
 
 /* ---- Items under construction ------------------------------------------- */

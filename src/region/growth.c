@@ -657,10 +657,50 @@ bool weir__growth_is_under_way(const struct weir_region *region)
     return region->growth.kind != GROWTH_NONE || region->growth.prefault_count > 0;
 }
 
+/*
+ * What a named region holds: all of it is cold. What lies behind it is cut off,
+ * so that no chunk above the mark was ever stored to.
+ */
+static int growth_adopt(struct weir_region *region, uint64_t end)
+{
+    struct weir__store *store = &region->store;
+    int r = growth_ask(region, end);
+
+    if (r == 0)
+        r = weir__sys_ftruncate(store->data_fd, end);
+    if (r == 0)
+        r = weir__store_map(region, end);
+    if (r < 0)
+        return r;
+    for (uint64_t chunk = 0; chunk < weir__chunk_of(end); chunk++)
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_COLD);
+    store->file_bytes = end;
+    growth_publish(region);
+    return 0;
+}
+
+/* The first reservation takes what fits; one chunk must, if there is none. */
+static int growth_extend_first(struct weir_region *region, uint64_t bytes_initial)
+{
+    const struct weir__store *store = &region->store;
+    uint64_t initial = bytes_initial > 0 ? bytes_initial : UINT64_C(64) << 20;
+    uint64_t least = weir__min(store->file_bytes + LAYOUT_CHUNK_BYTES, region->bytes_max);
+
+    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
+                        region->bytes_max);
+    initial = weir__max(initial, least);
+    if (initial == store->file_bytes)
+        return 0;
+    int r = growth_extend(region, initial);
+    if (r == -ENOSPC || r == -EDQUOT)
+        r = growth_extend(region, least);
+    bool is_full = r == -ENOSPC || r == -EDQUOT;
+    return is_full && store->file_bytes > 0 ? 0 : r;
+}
+
 int weir__growth_open(struct weir_region *region, const struct weir_region_config *config)
 {
     struct weir__growth *growth = &region->growth;
-    uint64_t initial = config->bytes_initial > 0 ? config->bytes_initial : UINT64_C(64) << 20;
 
     *growth = (struct weir__growth){
         .operation = {growth_complete},
@@ -675,13 +715,8 @@ int weir__growth_open(struct weir_region *region, const struct weir_region_confi
             .region = region,
         };
 
-    /* The first reservation takes what fits; one chunk must. */
-    initial = weir__min(weir__round_up(weir__min(initial, region->bytes_max), LAYOUT_CHUNK_BYTES),
-                        region->bytes_max);
-    int r = growth_extend(region, initial);
-    if (r == -ENOSPC || r == -EDQUOT)
-        r = growth_extend(region, LAYOUT_CHUNK_BYTES);
-    return r;
+    int r = region->named.report.existed ? growth_adopt(region, region->named.kept_bytes) : 0;
+    return r < 0 ? r : growth_extend_first(region, config->bytes_initial);
 }
 
 void weir__growth_close(struct weir_region *region)

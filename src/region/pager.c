@@ -144,13 +144,12 @@ static void pager_suspect(struct weir_region *region, uint64_t chunk)
     weir__space_wake(region, chunk);
 }
 
-static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
+void weir__pager_doubt(struct weir_region *region, int error)
 {
     struct weir__pager *pager = &region->pager;
 
     region->write_error_count++;
     pager->error = error;
-    pager->error_fresh = error;
     pager->retry_ns = weir__clock_ns() + PAGER_RETRY_NS;
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i].doubted = pager->writes[i].ticket != 0;
@@ -165,9 +164,15 @@ static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         if (pager_is_summing(&pager->writes[i]))
             pager_renew(region, pager->writes[i].chunk);
-    pager_suspect(region, chunk);
     while (region->chunks.queues[CHUNK_CLEAN].count > 0)
         pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
+}
+
+static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
+{
+    region->pager.error_fresh = error;
+    weir__pager_doubt(region, error);
+    pager_suspect(region, chunk);
 }
 
 static void pager_written(struct weir_region *region, uint64_t chunk)

@@ -78,19 +78,24 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if ((config->disk_cap.take == NULL) != (config->disk_cap.give == NULL))
         return -EINVAL;
-    return config->name != NULL ? -EOPNOTSUPP : 0;
+    return 0;
 }
 
 /* Sizes that follow from the configuration. */
 static int region_set_limits(struct weir_region *region, const struct weir_region_config *config)
 {
-    uint64_t bytes_max = config->bytes_max != 0 ? config->bytes_max : REGION_BYTES_DEFAULT;
+    uint64_t found = region->named.found.bytes_max; /* 0: it was not there */
+    uint64_t bytes_max = found != 0 ? found : REGION_BYTES_DEFAULT;
     uint64_t resident =
         config->resident_bytes_max != 0 ? config->resident_bytes_max : REGION_RESIDENT_DEFAULT;
 
+    if (config->bytes_max != 0)
+        bytes_max = config->bytes_max;
+    if (weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES) < found)
+        return -EINVAL;
     bytes_max = weir__min(bytes_max, weir__sys_file_bytes_max());
     region->bytes_max = weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES);
-    if (region->bytes_max == 0)
+    if (region->bytes_max == 0 || region->bytes_max < found)
         return -EDQUOT;
     region->resident_bytes_max = resident;
 
@@ -118,13 +123,21 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
 
 static int region_open_parts(struct weir_region *region, const struct weir_region_config *config)
 {
-    int r = region_set_limits(region, config);
+    int r = config->name != NULL ? weir__named_open(region, config) : 0;
 
+    if (r < 0)
+        return r;
+    r = region_set_limits(region, config);
     if (r < 0)
         return r;
     r = weir__table_open(region);
     if (r < 0)
         return r;
+    if (region->named.report.existed) {
+        r = weir__recover_load(region);
+        if (r < 0)
+            return r;
+    }
     if (config->ring == NULL) {
         r = weir__ring_open(REGION_RING_ENTRIES, true, &region->ring);
         if (r < 0)
@@ -137,7 +150,15 @@ static int region_open_parts(struct weir_region *region, const struct weir_regio
     r = weir__store_open(region, config);
     if (r < 0)
         return r;
-    return weir__table_publish(region, config->directory);
+    if (region->named.report.existed) {
+        r = weir__recover_rebuild(region);
+        if (r < 0)
+            return r;
+    }
+    r = weir__table_publish(region, config->directory);
+    if (r < 0)
+        return r;
+    return config->name != NULL ? weir__named_publish(region) : 0;
 }
 
 int weir_region_open(const struct weir_region_config *config, struct weir_region **ret_region)
@@ -160,6 +181,9 @@ int weir_region_open(const struct weir_region_config *config, struct weir_region
     region->compactor.chunk = UINT64_MAX;
     region->store.data_fd = -1;
     region->store.direct_fd = -1;
+    region->named.directory_fd = -1;
+    region->named.sync_fd = -1;
+    region->named.found_data_fd = -1;
     r = region_open_parts(region, config);
     if (r < 0) {
         weir_region_close(region);
@@ -199,6 +223,7 @@ void weir_region_close(struct weir_region *region)
     weir__store_close(region);
     if (region->owns_ring)
         weir__ring_close(region->ring);
+    weir__named_close(region);
     weir__table_close(region);
 
     /* What is still on the books is the tables and ourselves. */
@@ -672,10 +697,14 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     region->damaged_count -= state == EXTENT_DAMAGED;
     weir__word_add(&figures->slot_count, -UINT64_C(1));
     weir__word_add(&figures->live_bytes, -bytes);
-    weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
+    bool is_confirmed = weir__sync_is_confirmed(region, slot.index);
+    weir__word_store(&entry->tag,
+                     is_confirmed ? weir__sync_freed_tag(region, slot.index)
+                                  : weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, bytes));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (region->fetches.hold_count == 0 || !weir__fetches_free(region, slot))
+    bool is_held = region->fetches.hold_count > 0 && weir__fetches_free(region, slot);
+    if (!is_held && !is_confirmed)
         weir__space_release(region, slot.index);
     return 0;
 }
@@ -688,7 +717,8 @@ void weir_region_free_owner(struct weir_region *region, uint16_t owner, uint64_t
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         const struct weir__entry *entry = weir__region_entry(region, index);
         uint64_t tag = weir__word_load(&entry->tag);
-        if (weir__tag_generation(tag) % 2 == 0 || weir__tag_owner(tag) != owner)
+        if (!weir__state_is_item(weir__tag_state(tag)) || weir__tag_generation(tag) % 2 == 0 ||
+            weir__tag_owner(tag) != owner)
             continue;
         int r = weir_region_free(region, (struct weir_slot){index, weir__tag_generation(tag)});
         WEIR_CHECK(r == 0);
@@ -802,9 +832,9 @@ bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
 {
     WEIR_ASSERT(region_is_mine(region));
     for (uint64_t index = (uint64_t)slot->index + 1; index <= region->slots.used_count; index++) {
-        uint32_t generation = weir__entry_generation(weir__region_entry(region, (uint32_t)index));
-        if (generation % 2 == 1) {
-            *slot = (struct weir_slot){(uint32_t)index, generation};
+        uint64_t tag = weir__word_load(&weir__region_entry(region, (uint32_t)index)->tag);
+        if (weir__tag_generation(tag) % 2 == 1 && weir__state_is_item(weir__tag_state(tag))) {
+            *slot = (struct weir_slot){(uint32_t)index, weir__tag_generation(tag)};
             return true;
         }
     }
@@ -898,6 +928,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .write_error_count = region->write_error_count,
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
+        .freed_bytes = region->named.freed_bytes,
         .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
@@ -913,6 +944,7 @@ void weir_region_audit(const struct weir_region *region)
 {
     uint64_t live_bytes = 0;
     uint64_t slot_count = 0;
+    uint64_t freed_bytes = 0;
     uint64_t damaged_count = 0;
     uint64_t placed_bytes = 0;
 
@@ -926,15 +958,18 @@ void weir_region_audit(const struct weir_region *region)
         const struct weir__entry *entry = weir__region_entry(region, index);
         enum weir__extent_state state = weir__entry_state(entry);
         bool is_named = weir__state_is_item(state);
-        WEIR_CHECK(is_named == (weir__entry_generation(entry) % 2 == 1)); /* S1 */
+        bool is_odd = weir__entry_generation(entry) % 2 == 1;
+        WEIR_CHECK(is_odd == (is_named || weir__state_is_freed(state))); /* S1 */
         placed_bytes += state == EXTENT_PLACED ? weir__entry_bytes(entry) : 0;
         live_bytes += is_named ? weir__entry_bytes(entry) : 0;
         slot_count += is_named;
+        freed_bytes += weir__state_is_freed(state) ? weir__entry_space(entry) : 0;
         damaged_count += state == EXTENT_DAMAGED;
     }
     WEIR_CHECK(damaged_count == region->damaged_count);
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
     WEIR_CHECK(placed_bytes <= weir__word_load(&weir__region_figures(region)->pinned_bytes));
+    WEIR_CHECK(freed_bytes == region->named.freed_bytes);           /* N2 */
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */
 }

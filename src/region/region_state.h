@@ -14,6 +14,9 @@
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *      compact    holes in memory become one before the file grows
+ *      named      the files of a named region: lock, creation, leftovers
+ *      recover    a named region is found again
+ *      sync       what survives a power loss
  *
  *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
@@ -197,9 +200,39 @@ struct weir__cleaner {
     bool is_stuck;            /* there was no room in memory */
     uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
-    uint64_t no_room_bytes;   /* with so much that may be stored to an item found no room */
-    uint64_t no_room_until_ns;
-    uint64_t moved_bytes; /* ever */
+    uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
+    uint64_t moved_bytes;     /* ever */
+};
+
+/* An item that recover found: where it lies, and whether it is to be believed. */
+struct weir__found {
+    uint64_t offset;
+    uint32_t index;
+    bool is_freed;   /* freed since the last sync: not an item, but its space is taken */
+    bool is_doubted; /* its bytes are compared with its checksum */
+};
+
+/* What only a named region has; of an anonymous one all is zero or -1. */
+struct weir__named {
+    const char *name;          /* the caller's, while open is under way */
+    int directory_fd;          /* -1 after open */
+    int sync_fd;               /* a description of its own: it hears of each write error itself */
+    int found_data_fd;         /* until store has it */
+    char temporary[2][32];     /* names of the tables and the data until they have their own; "" */
+    struct weir__header found; /* of a region that was there, checked */
+    uint64_t boot;
+    bool has_name; /* both files have theirs: what happens now is for the next owner */
+    struct weir_region_report report;
+
+    struct weir__found *items; /* by offset; between load and rebuild */
+    uint64_t item_count;
+    uint64_t item_max;
+    uint64_t kept_bytes; /* whole chunks of the data file that hold items */
+
+    uint64_t sync_count;      /* as in the header */
+    uint64_t *confirmed;      /* a bit for each entry: an item at the last sync, not moved since */
+    uint64_t confirmed_count; /* entries below have a bit; 0: nothing was ever confirmed */
+    uint64_t freed_bytes;     /* space of confirmed items freed since */
 };
 
 /* Making room among what is in memory. */
@@ -249,6 +282,7 @@ struct weir_region {
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
     struct weir__compactor compactor;
+    struct weir__named named;
 
     uint64_t damaged_count;                 /* items */
     uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
@@ -299,6 +333,15 @@ void weir__table_close(struct weir_region *region);
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);
 
+/* The tables of a region that was there: blocks and memory for entries 1 .. @entry_count. */
+int weir__table_reopen(struct weir_region *region, uint64_t entry_count);
+
+/* Whether a header's tables lie where we would lay them. */
+bool weir__table_is_ours(const struct weir__header *header);
+
+/* What could not be written is as new as if just stored. */
+void weir__table_renew(struct weir_region *region);
+
 /* From here on views may look. */
 int weir__table_publish(struct weir_region *region, const char *directory);
 
@@ -338,6 +381,9 @@ uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_
 
 /* An extent comes free: its generation is even, its length whole granules. */
 void weir__space_release(struct weir_region *region, uint32_t index);
+
+/* An item that was there before: it begins at the mark, which moves right over it. */
+void weir__space_adopt(struct weir_region *region, uint32_t index);
 
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
@@ -453,6 +499,8 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget);
 /* Whether a write-back or revival is under way in the ring. */
 bool weir__pager_is_busy(const struct weir_region *region);
 
+/* A write-back failed, nobody knows which: all that is in memory is written again. */
+void weir__pager_doubt(struct weir_region *region, int error);
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
 void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
@@ -549,6 +597,53 @@ bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
  * are in memory; true: there is one now, or the mark came down by as much.
  */
 bool weir__compact_make_place(struct weir_region *region, uint64_t space);
+
+/* ---- named.c ------------------------------------------------------------ */
+
+/* Find the files, or make them under temporary names; the tables are locked. */
+int weir__named_open(struct weir_region *region, const struct weir_region_config *config);
+
+/* The files get their names, or (it was there) the header tells of us. */
+int weir__named_publish(struct weir_region *region);
+void weir__named_close(struct weir_region *region);
+
+static inline bool weir__region_is_named(const struct weir_region *region)
+{
+    return region->named.name != NULL || region->named.has_name;
+}
+
+/* XXH3 of all of a header that never changes while the region is open. */
+uint64_t weir__header_sum(const struct weir__header *header);
+
+/* ---- recover.c ---------------------------------------------------------- */
+
+/* Which entries are items, by the tables alone; their bytes are on disk and not in memory then. */
+int weir__recover_load(struct weir_region *region);
+
+/* Everything else follows from these. */
+int weir__recover_rebuild(struct weir_region *region);
+
+/* ---- sync.c ------------------------------------------------------------- */
+
+static inline bool weir__sync_is_confirmed(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__named *named = &region->named;
+
+    return WEIR_UNLIKELY(index < named->confirmed_count) &&
+           (named->confirmed[index / 64] >> index % 64 & 1) != 0;
+}
+
+/* The tag of the confirmed item @index from now on: it is freed. */
+uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index);
+
+/* Nobody holds the freed item @index any more: its space is free, or will be with the next sync. */
+void weir__sync_release(struct weir_region *region, uint32_t index);
+
+/* All live items are confirmed: as they are in the tables now. */
+int weir__sync_confirm(struct weir_region *region);
+
+/* Whether @chunk holds confirmed bytes, which must not leave the disk for a moment. */
+bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk);
 
 /* ---- region.c ----------------------------------------------------------- */
 

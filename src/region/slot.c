@@ -9,7 +9,8 @@
  * stack is an array, so that taking needs no cold link, and entries further
  * down can be prefetched.
  *
- *   S1  a live slot's generation is odd, any other entry's even
+ *   S1  the generation of a live slot, or of one freed since a sync, is odd, that
+ *       of any other entry even
  *   S2  an entry is on the stack exactly when it is vacant
  *   S3  an entry whose generation is spent is never handed out again
  */

@@ -377,14 +377,15 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
     return index;
 }
 
-uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
+/* The extent @index begins at the mark, which moves right over it. */
+static void space_append(struct weir_region *region, uint32_t index)
 {
-    uint32_t index = weir__slots_take(&region->slots);
     uint64_t offset = region->mark_bytes;
+    uint64_t space = space_bytes(region, index);
 
+    WEIR_ASSERT(space_offset(region, index) == offset);
     WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
 
-    space_set(region, index, offset, space, EXTENT_BUILT);
     weir__entry_set_previous(weir__region_entry(region, index), 0);
     weir__entry_set_next(weir__region_entry(region, index), 0);
     space_link(region, region->last, index);
@@ -393,7 +394,20 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
     region->mark_bytes += space;
     region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
+}
+
+uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
+{
+    uint32_t index = weir__slots_take(&region->slots);
+
+    space_set(region, index, region->mark_bytes, space, EXTENT_BUILT);
+    space_append(region, index);
     return index;
+}
+
+void weir__space_adopt(struct weir_region *region, uint32_t index)
+{
+    space_append(region, index);
 }
 
 uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk)
@@ -472,6 +486,8 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     uint32_t after_target = space_next(region, target);
 
     WEIR_ASSERT(space_bytes(region, target) == space);
+    /* On disk its place could change before its bytes are there. */
+    WEIR_CHECK(!weir__sync_is_confirmed(region, index));
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
     region->move_marks[index % REGION_MOVE_MARKS]++;

@@ -146,13 +146,15 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
     char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
     bool is_fresh = false;
 
-    if (copy != NULL) {
+    /* What a sync confirmed must not leave the disk for a moment. */
+    if (copy != NULL && !weir__sync_has_confirmed(region, chunk)) {
         memcpy(copy, address, LAYOUT_CHUNK_BYTES);
         is_fresh = weir__store_zero(region, chunk) == 0;
         if (is_fresh)
             memcpy(address, copy, LAYOUT_CHUNK_BYTES);
-        weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
     }
+    if (copy != NULL)
+        weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
     for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES && !is_fresh; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
         *byte = *byte;
@@ -162,13 +164,14 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
 /* ---- Lifecycle ---------------------------------------------------------- */
 
 /*
- * Write the first chunk in the one way or the other, drop it, and see whether it
- * left the memory. More than once: somebody may hold a page for a moment.
+ * Write a chunk in the one way or the other, drop it, and see whether it left
+ * the memory. More than once: somebody may hold a page for a moment.
  */
-static int store_probe_way(struct weir_region *region, bool syncs_file, bool *ret_bounded)
+static int store_probe_way(struct weir_region *region, uint64_t chunk, bool syncs_file,
+                           bool *ret_bounded)
 {
     struct weir__store *store = &region->store;
-    char *address = weir__store_address(region, 0);
+    char *address = weir__store_address(region, chunk);
     unsigned flags = 7; /* wait before, write, wait after */
 
     *ret_bounded = false;
@@ -176,34 +179,34 @@ static int store_probe_way(struct weir_region *region, bool syncs_file, bool *re
         uint64_t pages = 0;
         for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES)
             address[at] = 1;
-        int r = syncs_file
-                    ? weir__sys_fdatasync(store->data_fd)
-                    : weir__sys_sync_file_range(store->data_fd, 0, LAYOUT_CHUNK_BYTES, flags);
+        int r = syncs_file ? weir__sys_fdatasync(store->data_fd)
+                           : weir__sys_sync_file_range(store->data_fd, chunk * LAYOUT_CHUNK_BYTES,
+                                                       LAYOUT_CHUNK_BYTES, flags);
         if (r < 0)
             return r;
-        weir__store_drop(region, 0);
+        weir__store_drop(region, chunk);
         *ret_bounded = weir__sys_resident(address, LAYOUT_CHUNK_BYTES, &pages) == 0 && pages == 0;
     }
     return 0;
 }
 
-/* What can this file system do? */
-static int store_probe(struct weir_region *region)
+/* What can this file system do? @chunk holds nothing. */
+static int store_probe(struct weir_region *region, uint64_t chunk)
 {
     struct weir__store *store = &region->store;
-    int r = store_probe_way(region, false, &store->bounded);
+    int r = store_probe_way(region, chunk, false, &store->bounded);
 
     if (r == 0 && !store->bounded) {
         store->syncs_file = true;
-        r = store_probe_way(region, true, &store->bounded);
+        r = store_probe_way(region, chunk, true, &store->bounded);
     }
     if (r < 0)
         return r;
     weir__word_store(&weir__region_figures(region)->bounded, store->bounded);
-    if (weir__store_zero(region, 0) < 0) {
+    if (weir__store_zero(region, chunk) < 0) {
         /* Without ZERO_RANGE the chunk is in memory from now on, as after any store. */
-        memset(weir__store_address(region, 0), 0, LAYOUT_CHUNK_BYTES);
-        weir__chunk_turn(&region->chunks, 0, CHUNK_DIRTY);
+        memset(weir__store_address(region, chunk), 0, LAYOUT_CHUNK_BYTES);
+        weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
     }
     return 0;
 }
@@ -212,8 +215,10 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
 {
     uint64_t free_bytes;
     bool memory_backed;
-    int r = weir__sys_open_unnamed(config->directory, &store->data_fd);
+    int r = 0;
 
+    if (store->data_fd < 0)
+        r = weir__sys_open_unnamed(config->directory, &store->data_fd);
     if (r < 0)
         return r;
     r = weir__sys_fstatfs(store->data_fd, &free_bytes, &memory_backed);
@@ -234,6 +239,7 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
 int weir__store_open(struct weir_region *region, const struct weir_region_config *config)
 {
     struct weir__store *store = &region->store;
+    uint64_t kept = region->named.kept_bytes; /* 0 if it is new */
 
     store->floor_bytes = config->disk_floor_bytes;
 
@@ -245,7 +251,10 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
     r = weir__growth_open(region, config);
     if (r < 0)
         return r;
-    return store_probe(region);
+    if (store->file_bytes > kept)
+        return store_probe(region, weir__chunk_of(kept));
+    store->syncs_file = true; /* no room to find out: what works everywhere, and no promise */
+    return 0;
 }
 
 /* The file has no name, but may lie in a descriptor of somebody else, and its blocks on the disk. */
@@ -264,7 +273,7 @@ void weir__store_close(struct weir_region *region)
 {
     struct weir__store *store = &region->store;
 
-    if (region->wipes && store->file_bytes > 0)
+    if (region->wipes && store->file_bytes > 0 && !weir__region_is_named(region))
         store_wipe(region);
     if (store->mapped_bytes > 0)
         weir__sys_munmap(store->base, store->mapped_bytes);

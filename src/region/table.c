@@ -8,6 +8,11 @@
  * The table file has its full length from the start and is sparse; what is used
  * of it grows by steps, ahead of need, so that put and free allocate nothing.
  * Its length is sealed: a view that maps it cannot be cut short.
+ *
+ * That of a named region is a file with blocks under whatever is stored to, so
+ * that a full disk is no signal here either. Its chunk table has room for the
+ * largest region there is: bytes_max may grow, and the tables behind stay where
+ * they are.
  */
 #include "region/region_state.h"
 
@@ -31,13 +36,10 @@ struct table_plan {
     uint64_t bytes;
 };
 
-static struct table_plan table_plan(uint64_t bytes_max, uint64_t entry_count)
+static struct table_plan table_plan(uint64_t chunk_count, uint64_t entry_count)
 {
     uint64_t page_bytes = LAYOUT_HEADER_BYTES;
-    struct table_plan plan = {
-        .chunk_count = bytes_max / LAYOUT_CHUNK_BYTES,
-        .entry_count = entry_count,
-    };
+    struct table_plan plan = {.chunk_count = chunk_count, .entry_count = entry_count};
 
     plan.entry_offset = LAYOUT_HEADER_BYTES +
                         weir__round_up(plan.chunk_count * sizeof(struct weir__chunk), page_bytes);
@@ -59,10 +61,45 @@ static int table_extend(struct weir_region *region, uint64_t offset, uint64_t by
     return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
 }
 
+bool weir__table_is_ours(const struct weir__header *header)
+{
+    if (header->chunk_count_max != LAYOUT_BYTES_LIMIT / LAYOUT_CHUNK_BYTES ||
+        header->entry_count_max == 0 || header->entry_count_max > SLOT_COUNT_LIMIT)
+        return false;
+
+    struct table_plan plan = table_plan(header->chunk_count_max, header->entry_count_max);
+    return header->header_bytes == LAYOUT_HEADER_BYTES &&
+           header->chunk_offset == LAYOUT_HEADER_BYTES &&
+           header->entry_offset == plan.entry_offset && header->sum_offset == plan.sum_offset &&
+           header->vacant_offset == plan.vacant_offset;
+}
+
+/* Blocks and memory for entries up to @to, which is one too many. */
+static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t to)
+{
+    const struct weir__header *header = region->header;
+    int r = table_extend(region, header->entry_offset, from * sizeof(struct weir__entry),
+                         to * sizeof(struct weir__entry));
+
+    if (r == 0)
+        r = table_extend(region, header->sum_offset, from * sizeof(uint64_t),
+                         to * sizeof(uint64_t));
+    if (r == 0)
+        r = table_extend(region, header->vacant_offset, from * sizeof(uint32_t),
+                         to * sizeof(uint32_t));
+    if (r < 0) /* of a memfd it is memory that there is no more of */
+        return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+
+    region->slots.ready_count = (uint32_t)(to - 1);
+    weir__heap_account(&region->heap,
+                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
+                                                sizeof(uint32_t))));
+    return 0;
+}
+
 int weir__table_ready(struct weir_region *region, uint64_t spare)
 {
-    struct weir__slots *slots = &region->slots;
-    const struct weir__header *header = region->header;
+    const struct weir__slots *slots = &region->slots;
 
     if (WEIR_LIKELY(weir__slots_spare(slots) >= spare))
         return 0;
@@ -72,97 +109,197 @@ int weir__table_ready(struct weir_region *region, uint64_t spare)
     uint64_t from = (uint64_t)slots->ready_count + 1;
     uint64_t step = weir__round_up(weir__max(spare, TABLE_ENTRY_STEP), TABLE_ENTRY_STEP);
     uint64_t to = weir__min(from + step, (uint64_t)slots->count_max + 1);
-    int r = table_extend(region, header->entry_offset, from * sizeof(struct weir__entry),
-                         to * sizeof(struct weir__entry));
-    if (r == 0)
-        r = table_extend(region, header->sum_offset, from * sizeof(uint64_t),
-                         to * sizeof(uint64_t));
-    if (r == 0)
-        r = table_extend(region, header->vacant_offset, from * sizeof(uint32_t),
-                         to * sizeof(uint32_t));
+    int r = table_extend_to(region, from, to);
     if (r < 0)
-        return r == -ENOSPC ? -ENOMEM : r;
-
-    slots->ready_count = (uint32_t)(to - 1);
-    weir__heap_account(&region->heap,
-                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
-                                                sizeof(uint32_t))));
+        return r;
     return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
+}
+
+static int table_map_plan(struct weir_region *region, const struct table_plan *plan,
+                          void **ret_tables)
+{
+    int r = weir__sys_ftruncate(region->table_fd, plan->bytes);
+
+    if (r < 0)
+        return r;
+    return weir__sys_mmap(NULL, plan->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                          region->table_fd, 0, ret_tables);
 }
 
 /* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
 static int table_map(struct weir_region *region, struct table_plan *ret_plan, void **ret_tables)
 {
+    uint64_t chunk_bytes = weir__region_is_named(region) ? LAYOUT_BYTES_LIMIT : region->bytes_max;
     /* An extent takes a granule at least. */
     uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
     int r = -ENOMEM;
 
     for (; entry_count >= region->spare_min + TABLE_ENTRY_STEP && r < 0; entry_count /= 2) {
-        *ret_plan = table_plan(region->bytes_max, entry_count);
+        *ret_plan = table_plan(chunk_bytes / LAYOUT_CHUNK_BYTES, entry_count);
         if (ret_plan->bytes > weir__sys_file_bytes_max())
             continue;
-        r = weir__sys_ftruncate(region->table_fd, ret_plan->bytes);
-        if (r == 0)
-            r = weir__sys_mmap(NULL, ret_plan->bytes, PROT_READ | PROT_WRITE,
-                               MAP_SHARED | MAP_NORESERVE, region->table_fd, 0, ret_tables);
+        r = table_map_plan(region, ret_plan, ret_tables);
     }
     return r;
 }
 
-int weir__table_open(struct weir_region *region)
+/* As it was found; an end that was cut off is zeroes, and no entry stands there. */
+static int table_map_found(struct weir_region *region, struct table_plan *ret_plan,
+                           void **ret_tables)
 {
-    struct table_plan plan;
-    void *tables;
-    void *heads;
-    int r = weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
+    const struct weir__header *found = &region->named.found;
+
+    *ret_plan = table_plan(found->chunk_count_max, found->entry_count_max);
+    if (ret_plan->bytes > weir__sys_file_bytes_max())
+        return -EDQUOT;
+    return table_map_plan(region, ret_plan, ret_tables);
+}
+
+/* That of a named region is open already. */
+static int table_open_file(struct weir_region *region)
+{
+    return region->table_fd >= 0 ? 0 : weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
+}
+
+/* Header and chunk table, as far as it is used, have their memory from the start. */
+static int table_open_front(struct weir_region *region)
+{
+    uint64_t rows = region->bytes_max / LAYOUT_CHUNK_BYTES * sizeof(struct weir__chunk);
+    uint64_t bytes = LAYOUT_HEADER_BYTES + weir__round_up(rows, LAYOUT_HEADER_BYTES);
+    int r = weir__sys_fallocate(region->table_fd, 0, 0, bytes);
 
     if (r < 0)
-        return r;
-    r = table_map(region, &plan, &tables);
+        return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+    weir__heap_account(&region->heap, (int64_t)bytes);
+    return 0;
+}
+
+static void table_point(struct weir_region *region, const struct table_plan *plan, void *heads)
+{
+    char *base = (char *)region->header;
+
+    region->slots = (struct weir__slots){
+        .entries = (struct weir__entry *)(void *)(base + plan->entry_offset),
+        .sums = (uint64_t *)(void *)(base + plan->sum_offset),
+        .vacant = (uint32_t *)(void *)(base + plan->vacant_offset),
+        .count_max = (uint32_t)plan->entry_count,
+        .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
+    };
+    if (region->named.report.existed)
+        region->slots.generation = region->named.found.generation;
+    region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
+    region->chunks.count_max = region->bytes_max / LAYOUT_CHUNK_BYTES;
+    weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
+}
+
+static int table_begin(struct weir_region *region, const struct table_plan *plan)
+{
+    *region->header = (struct weir__header){
+        .version = LAYOUT_VERSION,
+        .header_bytes = (uint32_t)LAYOUT_HEADER_BYTES,
+        .bytes_max = region->bytes_max,
+        .resident_bytes_max = region->resident_bytes_max,
+        .chunk_count_max = plan->chunk_count,
+        .entry_count_max = plan->entry_count,
+        .chunk_offset = LAYOUT_HEADER_BYTES,
+        .entry_offset = plan->entry_offset,
+        .sum_offset = plan->sum_offset,
+        .vacant_offset = plan->vacant_offset,
+        .generation = region->slots.generation,
+        .named = weir__region_is_named(region),
+    };
+    return weir__table_ready(region, region->spare_min);
+}
+
+int weir__table_open(struct weir_region *region)
+{
+    bool existed = region->named.report.existed;
+    struct table_plan plan = {0};
+    void *tables;
+    void *heads;
+    int r = table_open_file(region);
+
+    if (r == 0)
+        r = existed ? table_map_found(region, &plan, &tables) : table_map(region, &plan, &tables);
     if (r < 0)
         return r;
     region->header = tables;
     region->table_bytes = plan.bytes;
-    r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
-    if (r < 0)
-        return r;
+    if (!weir__region_is_named(region)) {
+        r = weir__sys_seal_length(region->table_fd); /* views refuse to map what could shrink */
+        if (r < 0)
+            return r;
+    }
     weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
     weir__sys_madvise(tables, plan.bytes, MADV_DONTFORK);
-    r = weir__sys_fallocate(region->table_fd, 0, 0, plan.entry_offset);
+    r = table_open_front(region);
     if (r < 0)
-        return r == -ENOSPC ? -ENOMEM : r;
+        return r;
     r = weir__sys_mmap(NULL, EXTENT_HEAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                        -1, 0, &heads);
     if (r < 0)
         return r;
     weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTDUMP);
     weir__sys_madvise(heads, EXTENT_HEAD_BYTES, MADV_DONTFORK);
-    weir__heap_account(&region->heap, (int64_t)(plan.entry_offset + EXTENT_HEAD_BYTES));
+    weir__heap_account(&region->heap, (int64_t)EXTENT_HEAD_BYTES);
+    table_point(region, &plan, heads);
+    return existed ? 0 : table_begin(region, &plan);
+}
 
-    char *base = tables;
-    region->slots = (struct weir__slots){
-        .entries = (struct weir__entry *)(void *)(base + plan.entry_offset),
-        .sums = (uint64_t *)(void *)(base + plan.sum_offset),
-        .vacant = (uint32_t *)(void *)(base + plan.vacant_offset),
-        .count_max = (uint32_t)plan.entry_count,
-        .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
-    };
-    region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
-    region->chunks.count_max = plan.chunk_count;
-    weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
-    *region->header = (struct weir__header){
-        .version = LAYOUT_VERSION,
-        .header_bytes = (uint32_t)LAYOUT_HEADER_BYTES,
-        .bytes_max = region->bytes_max,
-        .resident_bytes_max = region->resident_bytes_max,
-        .chunk_count_max = plan.chunk_count,
-        .entry_count_max = plan.entry_count,
-        .chunk_offset = LAYOUT_HEADER_BYTES,
-        .entry_offset = plan.entry_offset,
-        .sum_offset = plan.sum_offset,
-        .vacant_offset = plan.vacant_offset,
-    };
-    return weir__table_ready(region, region->spare_min);
+/* A page that cannot be read is an error here, and a signal where it is touched. */
+static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
+    int r;
+
+    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
+    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
+    if (r == -EINVAL) /* before Linux 5.14 */
+        return 0;
+    return r == -EFAULT ? -EIO : r;
+}
+
+int weir__table_reopen(struct weir_region *region, uint64_t entry_count)
+{
+    const struct weir__header *header = region->header;
+    uint64_t rows = region->chunks.count_max * sizeof(struct weir__chunk);
+    uint64_t to = weir__round_up(entry_count + 1, TABLE_ENTRY_STEP);
+    int r;
+
+    to = weir__min(to, (uint64_t)region->slots.count_max + 1);
+    r = table_extend_to(region, 0, to);
+    if (r == 0)
+        r = table_populate(region, 0, LAYOUT_HEADER_BYTES + rows);
+    if (r == 0)
+        r = table_populate(region, header->entry_offset, to * sizeof(struct weir__entry));
+    if (r == 0)
+        r = table_populate(region, header->sum_offset, to * sizeof(uint64_t));
+    if (r < 0)
+        return r;
+    memset(region->chunks.table, 0, rows);
+    region->slots.used_count = (uint32_t)entry_count;
+    return 0;
+}
+
+static void table_renew(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    char *base = (char *)region->header;
+
+    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
+    for (uint64_t at = offset; at < offset + bytes; at += LAYOUT_HEADER_BYTES) {
+        uint64_t *word = (uint64_t *)(void *)(base + at);
+        __atomic_store_n((volatile uint64_t *)word, weir__word_load(word), __ATOMIC_RELAXED);
+    }
+}
+
+void weir__table_renew(struct weir_region *region)
+{
+    const struct weir__header *header = region->header;
+    uint64_t count = (uint64_t)region->slots.ready_count + 1;
+
+    table_renew(region, 0, LAYOUT_HEADER_BYTES);
+    table_renew(region, header->entry_offset, count * sizeof(struct weir__entry));
+    table_renew(region, header->sum_offset, count * sizeof(uint64_t));
 }
 
 void weir__table_close(struct weir_region *region)
@@ -173,26 +310,46 @@ void weir__table_close(struct weir_region *region)
     weir__sys_close(region->table_fd);
 }
 
-/* From here on views may look; the magic is stored last. */
+uint64_t weir__header_sum(const struct weir__header *header)
+{
+    const char *from = (const char *)&header->version;
+
+    return XXH3_64bits(from, (size_t)((const char *)&header->fixed_sum - from));
+}
+
+/*
+ * From here on views may look. The fixed part of a new header is made in place
+ * and its magic stored last; one that was there is replaced by a single write
+ * inside one sector, which is whole or not at all whatever ends us.
+ */
 int weir__table_publish(struct weir_region *region, const char *directory)
 {
     struct weir__header *header = region->header;
+    struct weir__header fixed = *header;
     struct stat data;
     int r = weir__sys_fstat(region->store.data_fd, &data);
 
     if (r < 0)
         return r;
-    header->data_device = data.st_dev;
-    header->data_inode = data.st_ino;
-    header->pid = getpid();
-    header->table_fd = region->table_fd;
-    header->data_fd = region->store.data_fd;
-    size_t length = strnlen(directory, sizeof(header->directory) - 1);
-    memcpy(header->directory, directory, length);
-    header->directory[length] = '\0';
+    fixed.bytes_max = region->bytes_max;
+    fixed.resident_bytes_max = region->resident_bytes_max;
+    fixed.data_device = data.st_dev;
+    fixed.data_inode = data.st_ino;
+    fixed.pid = getpid();
+    fixed.table_fd = region->table_fd;
+    fixed.data_fd = region->store.data_fd;
+    fixed.boot = region->named.boot;
+    memset(fixed.directory, 0, sizeof(fixed.directory));
+    memcpy(fixed.directory, directory, strnlen(directory, sizeof(fixed.directory) - 1));
+    fixed.fixed_sum = weir__header_sum(&fixed);
 
-    const char *from = (const char *)&header->version;
-    header->fixed_sum = XXH3_64bits(from, (size_t)((const char *)&header->fixed_sum - from));
+    if (region->named.report.existed) {
+        weir__word_store(&header->closed, 0);
+        return weir__sys_pwrite_all(region->table_fd, &fixed,
+                                    offsetof(struct weir__header, figures), 0);
+    }
+    memcpy(&header->version, &fixed.version,
+           offsetof(struct weir__header, figures) - offsetof(struct weir__header, version));
     __atomic_store_n(&header->magic, LAYOUT_MAGIC, __ATOMIC_RELEASE);
     return 0;
 }

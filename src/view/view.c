@@ -12,6 +12,9 @@
  * second: a word is loaded once, and an answer is given only if the words that
  * name the item are the same before and after.
  *
+ * The tables of a named region are a file, whose length nobody can seal: it is
+ * not mapped but read, word by word as well. That is slower and never a signal.
+ *
  *   I1  the mapping cannot end early: the length of the memfd is sealed
  *   I2  the tables lie inside the mapping and do not overlap
  *   I3  an index reaches a table only after view_index_is_valid()
@@ -56,17 +59,14 @@ _Static_assert(sizeof(((struct weir_view_summary *)0)->directory) ==
                "the directory fits");
 
 struct weir_view {
-    struct weir__heap heap;           /* of this struct and the bounce buffer */
-    struct weir__header fixed;        /* checked copy; its figures are not used */
-    void *tables;                     /* I1 */
-    size_t tables_bytes;              /* I2 */
-    const struct weir__header *owner; /* in tables: the figures */
-    const struct weir__chunk *chunks; /* in tables */
-    const struct weir__entry *entries;
-    const uint64_t *sums;
-    char *bounce;  /* page aligned */
-    int data_fd;   /* through the page cache */
-    int direct_fd; /* past it; -1: this file system cannot */
+    struct weir__heap heap;    /* of this struct and the bounce buffer */
+    struct weir__header fixed; /* checked copy; its figures are not used */
+    int table_fd;              /* of a named region; -1: the tables are mapped */
+    void *tables;              /* I1; NULL: not mapped */
+    size_t tables_bytes;       /* I2 */
+    char *bounce;              /* page aligned */
+    int data_fd;               /* through the page cache */
+    int direct_fd;             /* past it; -1: this file system cannot */
 };
 
 /* What an entry said at one moment; see I4. */
@@ -134,43 +134,66 @@ static int view_check_header(const struct weir__header *header, uint64_t table_b
     return 0;
 }
 
-/* 0: whole and sealed; fails softly while the owner is still between memfd_create() and magic. */
-static int view_check_file(int fd, uint64_t *ret_bytes)
+/*
+ * 0: whole, and sealed unless it is a named file; fails softly while the owner is
+ * still between memfd_create() and magic.
+ */
+static int view_check_file(int fd, uint64_t *ret_bytes, bool *ret_named)
 {
     struct stat info;
     uint64_t magic;
 
     int sealed = weir__sys_length_is_sealed(fd);
-    if (sealed < 0)
-        return -EBADMSG;
+    *ret_named = sealed < 0; /* what cannot be sealed is a file on a disk */
     int r = weir__sys_fstat(fd, &info);
     if (r < 0)
         return r;
     if (info.st_size == 0)
-        return -EAGAIN;
+        return *ret_named ? -EBADMSG : -EAGAIN;
     if ((uint64_t)info.st_size < LAYOUT_HEADER_BYTES)
         return -EBADMSG;
     r = weir__sys_pread_all(fd, &magic, sizeof(magic), 0);
     if (r < 0)
         return r;
-    if (magic == 0)
+    if (magic == 0 && !*ret_named)
         return -EAGAIN;
-    if (magic != LAYOUT_MAGIC || !sealed)
+    if (magic != LAYOUT_MAGIC || sealed == 0)
         return -EBADMSG;
     *ret_bytes = (uint64_t)info.st_size;
     return 0;
 }
 
-static int view_map(struct weir_view *view, int fd)
+/* Its fixed part is replaced by one write inside one page: a copy is of before or of after. */
+static int view_open_named(struct weir_view *view, int *fd, uint64_t bytes)
+{
+    uint64_t end;
+    int r = weir__sys_pread_all(*fd, &view->fixed, sizeof(view->fixed), 0);
+
+    if (r == 0)
+        r = view_check_header(&view->fixed, bytes, &end);
+    if (r < 0)
+        return r;
+    if (view->fixed.named != 1)
+        return -EBADMSG; /* a memfd that somebody copied */
+    view->table_fd = *fd;
+    *fd = -1;
+    return 0;
+}
+
+/* Takes *@fd where it is needed longer. */
+static int view_open_tables(struct weir_view *view, int *fd)
 {
     uint64_t bytes;
     uint64_t end;
     void *address;
+    bool named;
 
-    int r = view_check_file(fd, &bytes);
+    int r = view_check_file(*fd, &bytes, &named);
     if (r < 0)
         return r;
-    r = weir__sys_mmap(NULL, LAYOUT_HEADER_BYTES, PROT_READ, MAP_SHARED, fd, 0, &address);
+    if (named)
+        return view_open_named(view, fd, bytes);
+    r = weir__sys_mmap(NULL, LAYOUT_HEADER_BYTES, PROT_READ, MAP_SHARED, *fd, 0, &address);
     if (r < 0)
         return r;
 
@@ -184,15 +207,33 @@ static int view_map(struct weir_view *view, int fd)
     r = view_check_header(&view->fixed, bytes, &end);
     if (r < 0)
         return r;
-    r = weir__sys_mmap(NULL, end, PROT_READ, MAP_SHARED, fd, 0, &view->tables);
+    r = weir__sys_mmap(NULL, end, PROT_READ, MAP_SHARED, *fd, 0, &view->tables);
     if (r < 0)
         return r;
     view->tables_bytes = end;
-    view->owner = view->tables;
-    view->chunks = (const void *)((const char *)view->tables + view->fixed.chunk_offset);
-    view->entries = (const void *)((const char *)view->tables + view->fixed.entry_offset);
-    view->sums = (const void *)((const char *)view->tables + view->fixed.sum_offset);
     return 0;
+}
+
+/* The words at @offset of the tables, each loaded once; zeroes where a named file was cut off. */
+static void view_load(const struct weir_view *view, uint64_t offset, uint64_t *words, size_t count)
+{
+    if (view->tables == NULL) {
+        if (weir__sys_pread_all(view->table_fd, words, count * sizeof(*words), offset) < 0)
+            memset(words, 0, count * sizeof(*words));
+        return;
+    }
+
+    const uint64_t *from = (const void *)((const char *)view->tables + offset);
+    for (size_t i = 0; i < count; i++)
+        words[i] = weir__word_load(&from[i]);
+}
+
+static uint64_t view_word(const struct weir_view *view, uint64_t offset)
+{
+    uint64_t word;
+
+    view_load(view, offset, &word, 1);
+    return word;
 }
 
 /* ---- Finding and opening -------------------------------------------------- */
@@ -212,11 +253,23 @@ struct view_scan {
     int found;
 };
 
+/* A memfd of ours, or a file that is called as if it held the tables of a named region. */
+static bool view_is_table(const char *target)
+{
+    size_t length = strlen(target);
+    size_t suffix = strlen(LAYOUT_TABLE_SUFFIX);
+
+    if (strcmp(target, "/memfd:" LAYOUT_NAME " (deleted)") == 0)
+        return true;
+    return target[0] == '/' && length > suffix &&
+           strcmp(target + length - suffix, LAYOUT_TABLE_SUFFIX) == 0;
+}
+
 static int view_scan_one(void *context, const char *name)
 {
     struct view_scan *scan = context;
     char path[64];
-    char target[64];
+    char target[PATH_MAX];
     int fd = 0;
 
     for (const char *digit = name; *digit != '\0'; digit++) {
@@ -226,8 +279,8 @@ static int view_scan_one(void *context, const char *name)
     }
     snprintf(path, sizeof(path), "%s/%d", scan->directory, fd);
     if (weir__sys_readlink(path, target, sizeof(target)) < 0)
-        return 0; /* closed meanwhile, or a longer name than ours */
-    if (strcmp(target, "/memfd:" LAYOUT_NAME " (deleted)") != 0)
+        return 0; /* closed meanwhile */
+    if (!view_is_table(target))
         return 0;
     if ((size_t)scan->found < scan->fd_count)
         scan->ret_fds[scan->found] = fd;
@@ -250,6 +303,45 @@ int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count)
     return r < 0 ? r : scan.found;
 }
 
+static int view_open_payload(struct weir_view *view, int name_fd)
+{
+    int r = weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY, &view->data_fd);
+
+    if (r < 0)
+        return r;
+    /* What is read ahead of an item nobody asked for. Only advice: a refusal costs memory. */
+    (void)weir__sys_fadvise(view->data_fd, 0, 0, POSIX_FADV_RANDOM);
+    if (weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY | O_DIRECT, &view->direct_fd) < 0)
+        view->direct_fd = -1;
+    return 0;
+}
+
+/* Beside the tables, by its name; its owner may be long gone, and both files have been moved. */
+static int view_open_data_beside(struct weir_view *view)
+{
+    WEIR_CLEANUP_CLOSE int name_fd = -1;
+    char self[64];
+    char path[PATH_MAX + sizeof(LAYOUT_DATA_SUFFIX)];
+    struct stat info;
+
+    view_fd_path(0, view->table_fd, self);
+    int r = weir__sys_readlink(self, path, PATH_MAX);
+    if (r < 0)
+        return r;
+    size_t length = strlen(path);
+    size_t suffix = strlen(LAYOUT_TABLE_SUFFIX);
+    if (length < suffix || strcmp(path + length - suffix, LAYOUT_TABLE_SUFFIX) != 0)
+        return -EBADMSG; /* removed, or renamed by somebody */
+    memcpy(path + length - suffix, LAYOUT_DATA_SUFFIX, sizeof(LAYOUT_DATA_SUFFIX));
+    r = weir__sys_open(path, O_PATH | O_NOFOLLOW, &name_fd);
+    if (r < 0)
+        return r == -ENOENT ? -EBADMSG : r;
+    r = weir__sys_fstat(name_fd, &info);
+    if (r < 0)
+        return r;
+    return S_ISREG(info.st_mode) ? view_open_payload(view, name_fd) : -EBADMSG;
+}
+
 /* The data file as descriptor number fixed.data_fd of @pid, if that is really it. */
 static int view_open_data_of(struct weir_view *view, pid_t pid)
 {
@@ -267,21 +359,15 @@ static int view_open_data_of(struct weir_view *view, pid_t pid)
     if (!S_ISREG(info.st_mode) || (uint64_t)info.st_dev != view->fixed.data_device ||
         (uint64_t)info.st_ino != view->fixed.data_inode)
         return -EBADMSG;
-
-    r = weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY, &view->data_fd);
-    if (r < 0)
-        return r;
-    /* What is read ahead of an item nobody asked for. Only advice: a refusal costs memory. */
-    (void)weir__sys_fadvise(view->data_fd, 0, 0, POSIX_FADV_RANDOM);
-    if (weir__sys_reopen(name_fd, O_RDONLY | O_NOCTTY | O_DIRECT, &view->direct_fd) < 0)
-        view->direct_fd = -1;
-    return 0;
+    return view_open_payload(view, name_fd);
 }
 
 static int view_open_data(struct weir_view *view, pid_t pid)
 {
     int r = view_open_data_of(view, pid);
 
+    if (r < 0 && view->table_fd >= 0)
+        return view_open_data_beside(view);
     /* The tables may have come to us as a descriptor of our own; the data file did not. */
     if (r == -EBADMSG && view->fixed.pid != pid)
         r = view_open_data_of(view, (pid_t)view->fixed.pid);
@@ -319,7 +405,8 @@ int weir_view_open(pid_t pid, int fd, struct weir_view **ret_view)
     view->data_fd = -1;
     view->direct_fd = -1;
 
-    r = view_map(view, table_fd);
+    view->table_fd = -1;
+    r = view_open_tables(view, &table_fd);
     if (r == 0)
         r = view_open_data(view, pid);
     if (r == 0) {
@@ -341,6 +428,7 @@ void weir_view_close(struct weir_view *view)
         return;
 
     weir__sys_munmap(view->tables, view->tables_bytes);
+    weir__sys_close(view->table_fd);
     weir__sys_close(view->data_fd);
     weir__sys_close(view->direct_fd);
 
@@ -353,7 +441,7 @@ void weir_view_close(struct weir_view *view)
 
 static uint64_t view_chunk_count(const struct weir_view *view)
 {
-    uint64_t file_bytes = weir__word_load(&view->owner->figures.file_bytes);
+    uint64_t file_bytes = view_word(view, offsetof(struct weir__header, figures.file_bytes));
     uint64_t chunk_count =
         file_bytes / LAYOUT_CHUNK_BYTES + (file_bytes % LAYOUT_CHUNK_BYTES != 0 ? 1 : 0);
 
@@ -362,7 +450,7 @@ static uint64_t view_chunk_count(const struct weir_view *view)
 
 static uint64_t view_entry_count(const struct weir_view *view)
 {
-    return weir__min(weir__word_load(&view->owner->figures.entry_count),
+    return weir__min(view_word(view, offsetof(struct weir__header, figures.entry_count)),
                      view->fixed.entry_count_max);
 }
 
@@ -373,46 +461,64 @@ static bool view_index_is_valid(const struct weir_view *view, uint32_t index)
 
 void weir_view_summary(const struct weir_view *view, struct weir_view_summary *ret_summary)
 {
-    const struct weir__figures *figures = &view->owner->figures;
+    struct weir__figures figures;
 
+    view_load(view, offsetof(struct weir__header, figures), (uint64_t *)(void *)&figures,
+              sizeof(figures) / sizeof(uint64_t));
     *ret_summary = (struct weir_view_summary){
         .pid = (pid_t)view->fixed.pid,
         .table_fd = view->fixed.table_fd,
         .data_fd = view->fixed.data_fd,
         .bytes_max = view->fixed.bytes_max,
         .resident_bytes_max = view->fixed.resident_bytes_max,
-        .file_bytes = weir__word_load(&figures->file_bytes),
-        .disk_bytes = weir__word_load(&figures->disk_bytes),
-        .mark_bytes = weir__word_load(&figures->mark_bytes),
-        .live_bytes = weir__word_load(&figures->live_bytes),
-        .free_bytes = weir__word_load(&figures->free_bytes),
-        .resident_bytes = weir__word_load(&figures->resident_bytes),
-        .dirty_bytes = weir__word_load(&figures->dirty_bytes),
-        .fetched_bytes = weir__word_load(&figures->fetched_bytes),
-        .pinned_bytes = weir__word_load(&figures->pinned_bytes),
-        .metadata_bytes = weir__word_load(&figures->metadata_bytes),
-        .put_bytes = weir__word_load(&figures->put_bytes),
-        .written_bytes = weir__word_load(&figures->written_bytes),
-        .read_bytes = weir__word_load(&figures->read_bytes),
-        .slot_count = weir__word_load(&figures->slot_count),
-        .free_extent_count = weir__word_load(&figures->free_extent_count),
+        .file_bytes = figures.file_bytes,
+        .disk_bytes = figures.disk_bytes,
+        .mark_bytes = figures.mark_bytes,
+        .live_bytes = figures.live_bytes,
+        .free_bytes = figures.free_bytes,
+        .resident_bytes = figures.resident_bytes,
+        .dirty_bytes = figures.dirty_bytes,
+        .fetched_bytes = figures.fetched_bytes,
+        .pinned_bytes = figures.pinned_bytes,
+        .metadata_bytes = figures.metadata_bytes,
+        .put_bytes = figures.put_bytes,
+        .written_bytes = figures.written_bytes,
+        .read_bytes = figures.read_bytes,
+        .slot_count = figures.slot_count,
+        .free_extent_count = figures.free_extent_count,
         .entry_count = view_entry_count(view),
         .chunk_count = view_chunk_count(view),
-        .bounded = weir__word_load(&figures->bounded) != 0,
-        .degraded = weir__word_load(&figures->degraded) != 0,
+        .bounded = figures.bounded != 0,
+        .degraded = figures.degraded != 0,
     };
     memcpy(ret_summary->directory, view->fixed.directory, sizeof(ret_summary->directory));
 }
 
 /* I4: false while the owner is changing the entry. */
-static bool view_entry_load(const struct weir__entry *entry, struct view_entry *ret_entry)
+static bool view_entry_load(const struct weir_view *view, uint32_t index,
+                            struct view_entry *ret_entry)
 {
-    ret_entry->tag = __atomic_load_n(&entry->tag, __ATOMIC_ACQUIRE);
-    ret_entry->place = weir__word_load(&entry->place);
-    ret_entry->key = weir__word_load(&entry->key);
+    uint64_t at = view->fixed.entry_offset + index * sizeof(struct weir__entry);
+    uint64_t tag = view_word(view, at + offsetof(struct weir__entry, tag));
+
     weir__fence_acquire();
-    return weir__word_load(&entry->tag) == ret_entry->tag &&
-           weir__word_load(&entry->place) == ret_entry->place;
+    ret_entry->tag = tag;
+    ret_entry->place = view_word(view, at + offsetof(struct weir__entry, place));
+    ret_entry->key = view_word(view, at + offsetof(struct weir__entry, key));
+    weir__fence_acquire();
+    return view_word(view, at + offsetof(struct weir__entry, tag)) == ret_entry->tag &&
+           view_word(view, at + offsetof(struct weir__entry, place)) == ret_entry->place;
+}
+
+static uint64_t view_sum(const struct weir_view *view, uint32_t index)
+{
+    return view_word(view, view->fixed.sum_offset + index * sizeof(uint64_t));
+}
+
+static uint64_t view_chunk_word(const struct weir_view *view, uint64_t index)
+{
+    return view_word(view, view->fixed.chunk_offset + index * sizeof(struct weir__chunk) +
+                               offsetof(struct weir__chunk, word));
 }
 
 static bool view_extent_is_inside(const struct weir_view *view, uint64_t offset, uint64_t bytes)
@@ -435,7 +541,8 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         return -ENOENT;
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
-    if (state > EXTENT_DAMAGED || named != (generation % 2 == 1))
+    bool freed = weir__state_is_freed(state);
+    if (state > EXTENT_FREED_ODD || (named || freed) != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
@@ -449,14 +556,14 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         .extent_bytes = weir__extent_space(bytes),
         .alignment = named ? alignment : 0,
         .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
-        .held = state == EXTENT_ZOMBIE,
+        .held = state == EXTENT_ZOMBIE || freed,
         .damaged = state == EXTENT_DAMAGED,
     };
     if (named) {
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
         ret_extent->label =
             (struct weir_label){.key = entry->key, .owner = weir__tag_owner(entry->tag)};
-        ret_extent->summed = weir__word_load(&view->sums[index]) != 0;
+        ret_extent->summed = view_sum(view, index) != 0;
     }
     return 0;
 }
@@ -476,7 +583,7 @@ int weir_view_extent(const struct weir_view *view, uint32_t index,
     for (int i = 0; i < VIEW_TRIES && (r == -EAGAIN || r == -EBADMSG); i++) {
         struct view_entry entry;
         r = -EAGAIN;
-        if (view_entry_load(&view->entries[index], &entry))
+        if (view_entry_load(view, index, &entry))
             r = view_extent_of(view, index, &entry, ret_extent);
     }
     return r;
@@ -487,7 +594,7 @@ int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_vi
     if (index >= view_chunk_count(view))
         return -EINVAL;
 
-    uint64_t word = weir__word_load(&view->chunks[index].word);
+    uint64_t word = view_chunk_word(view, index);
     uint32_t state = weir__chunk_word_state(word);
     if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
@@ -506,7 +613,7 @@ static uint32_t view_chunk_state_at(const struct weir_view *view, uint64_t offse
     uint64_t index = offset / LAYOUT_CHUNK_BYTES;
 
     WEIR_ASSERT(index < view->fixed.chunk_count_max);
-    return weir__chunk_word_state(weir__word_load(&view->chunks[index].word));
+    return weir__chunk_word_state(view_chunk_word(view, index));
 }
 
 static bool view_chunk_is_resident(uint32_t state)
@@ -572,7 +679,7 @@ static int view_read_place(const struct weir_view *view, uint64_t offset, uint64
 static uint64_t view_move_count(const struct weir_view *view)
 {
     weir__fence_acquire();
-    uint64_t count = weir__word_load(&view->owner->figures.move_count);
+    uint64_t count = view_word(view, offsetof(struct weir__header, figures.move_count));
     weir__fence_acquire();
     return count;
 }
@@ -582,17 +689,18 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
                           uint64_t bytes_max, view_take_fn *take, void *context,
                           uint64_t *ret_bytes, bool *ret_moved)
 {
-    const struct weir__entry *entry = &view->entries[slot.index];
     struct weir_view_extent extent;
     struct view_entry before;
     struct view_entry after;
     uint64_t move_count = view_move_count(view);
 
-    *ret_moved = !view_entry_load(entry, &before);
+    *ret_moved = !view_entry_load(view, slot.index, &before);
     if (weir__tag_generation(before.tag) != slot.generation)
         return -ESTALE;
     if (*ret_moved)
         return -EAGAIN;
+    if (weir__state_is_freed(weir__tag_state(before.tag)))
+        return -ESTALE;
     int r = view_extent_of(view, slot.index, &before, &extent);
     if (r < 0)
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
@@ -607,10 +715,10 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
 
     /* I4: what failed may have failed because it is gone, or no longer there. */
     weir__fence_acquire();
-    bool whole = view_entry_load(entry, &after);
+    bool whole = view_entry_load(view, slot.index, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    bool renews = weir__word_load(&view->owner->figures.renewing) != 0;
+    bool renews = view_word(view, offsetof(struct weir__header, figures.renewing)) != 0;
     *ret_moved = !whole || after.place != before.place || after.tag != before.tag || renews ||
                  view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
@@ -667,7 +775,7 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
 
     for (int i = 0; i < VIEW_TRIES && moved; i++) {
         uint64_t bytes;
-        uint64_t expected = weir__word_load(&view->sums[slot.index]);
+        uint64_t expected = view_sum(view, slot.index);
 
         XXH3_64bits_reset(&state);
         r = view_read_once(view, slot, 0, expected == 0 ? 0 : UINT64_MAX, view_sum_take, &state,

@@ -214,6 +214,52 @@ class Content(LiveCase):
         self.assertEqual(result.returncode, 2)
 
 
+class Named(LiveCase):
+    def test_with_owner_and_without(self):
+        self.assertEqual(self.owner.ask(f'open {self.directory.name} shard'), '1')
+        for key in range(1, 31):
+            self.owner.put(key, 3, 1000 + key, region=1)
+        path = os.path.join(self.directory.name, 'shard.weir')
+
+        def check(result):
+            self.assertEqual(result.returncode, 0, result.stderr)
+            region = json.loads(result.stdout)['regions'][-1]
+            self.assertEqual({slot['key']: slot['bytes'] for slot in region['slots']},
+                             {key: 1000 + key for key in range(1, 31)})
+            return region
+
+        def payload(key):
+            region = check(dump('--json', '--slots', path))
+            index = next(slot['index'] for slot in region['slots'] if slot['key'] == key)
+            result = dump('--slot', index, path)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            lines = result.stdout.split(f'bytes {1000 + key}\n')[1].splitlines()
+            self.assertEqual(bytes.fromhex(''.join(line[12:59] for line in lines)),
+                             item_bytes(key, 1000 + key))
+
+        check(dump('--pid', self.owner.pid, '--json', '--slots'))
+        payload(7)
+        self.owner.process.kill()
+        self.owner.process.wait()
+        payload(11)
+        self.assertEqual(dump('--verify', path).returncode, 0)
+
+        # Opened again, closed, and moved elsewhere: the names are what counts.
+        for pipe in (self.owner.process.stdin, self.owner.process.stdout):
+            pipe.close()
+        self.owner = Owner()
+        self.assertEqual(self.owner.ask(f'open {self.directory.name} shard'), '0')
+        payload(30)
+        os.rename(path + '-data', path[:-5] + '2.weir-data')
+        os.rename(path, path[:-5] + '2.weir')
+        path = path[:-5] + '2.weir'
+        payload(1)
+        os.truncate(path, 8192)
+        self.assertEqual(dump(path).returncode, 2)
+        os.unlink(path + '-data')
+        self.assertEqual(dump(path).returncode, 2)
+
+
 class Map(LiveCase):
     def setUp(self):
         super().setUp()

@@ -101,10 +101,12 @@ static void churn(struct weir_region *region, uint64_t seed, uint64_t count)
             weir_region_free(region, slots[i]);
 }
 
-static struct weir_region *open_region(const char *directory)
+/* @name: "" for none */
+static struct weir_region *open_region(const char *directory, const char *name)
 {
     struct weir_region_config config = {
         .directory = directory,
+        .name = *name != '\0' ? name : NULL,
         .bytes_initial = 8 << 20,
         .bytes_max = 256 << 20,
         .resident_bytes_max = 8 << 20,
@@ -127,18 +129,19 @@ static struct weir_region *region_of(uint64_t number)
 static void obey(const char *line)
 {
     char directory[4096];
+    char name[64] = "";
     uint64_t number;
     uint64_t a;
     uint64_t b;
     uint64_t c;
 
-    if (sscanf(line, "open %4095s", directory) == 1) {
+    if (sscanf(line, "open %4095s %63s", directory, name) >= 1) {
         size_t free_number = 0;
         while (free_number < OWNER_REGIONS && regions[free_number] != NULL)
             free_number++;
         if (free_number == OWNER_REGIONS)
             give_up("too many regions", -EINVAL);
-        regions[free_number] = open_region(directory);
+        regions[free_number] = open_region(directory, name);
         printf("%zu\n", free_number);
     } else if (sscanf(line, "put %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &number, &a, &b,
                       &c) == 4 &&

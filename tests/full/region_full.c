@@ -291,6 +291,46 @@ static void on_a_full_disk_open_fails_and_leaves_nothing(void **state)
     weir_region_close(region);
 }
 
+static void a_named_region_opens_on_a_full_disk(void **state)
+{
+    struct weir_region_config config = {
+        .directory = full_disk,
+        .name = "full",
+        .bytes_initial = 4 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    };
+    struct items *items = start(config, 20000);
+    struct weir_region_report report;
+
+    (void)state;
+    assert_int_equal(fill(items), -ENOSPC);
+    assert_int_equal(weir_region_sync(items->region), 0);
+    weir_region_audit(items->region);
+    weir_region_close(items->region);
+    int other = take_disk(0);
+    take_the_rest(other);
+
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    weir_region_report(items->region, &report);
+    assert_int_equal(report.kept_slot_count, items->count);
+    assert_all_whole(items);
+    assert_int_equal(put(items), -ENOSPC);
+    for (size_t i = 0; i < items->count; i += 2) {
+        assert_int_equal(weir_region_free(items->region, items->slots[i]), 0);
+        items->slots[i] = (struct weir_slot){0, 0};
+    }
+    assert_int_equal(put(items), -ENOSPC); /* still what the last sync confirmed */
+    assert_int_equal(weir_region_sync(items->region), 0);
+    assert_int_equal(put(items), 0);
+    assert_all_whole(items);
+    weir_region_audit(items->region);
+    weir_region_close(items->region);
+    test_free(items);
+    give_disk(other);
+    assert_int_equal(weir_region_remove(full_disk, "full"), 0);
+    assert_int_equal(harness_name_count(full_disk), 1); /* lost+found */
+}
+
 static void the_floor_is_left_alone(void **state)
 {
     struct items *items = start(
@@ -751,6 +791,8 @@ int main(int argc, char **argv)
          NULL},
         {"on a full disk open fails and leaves nothing",
          on_a_full_disk_open_fails_and_leaves_nothing, NULL, NULL, NULL},
+        {"a named region opens on a full disk", a_named_region_opens_on_a_full_disk, NULL, NULL,
+         NULL},
         {"the floor of free space is left alone", the_floor_is_left_alone, NULL, NULL, NULL},
         {"a full disk is cleaned too", a_full_disk_is_cleaned_too, NULL, NULL, NULL},
         {"cold items live on a full disk", cold_items_live_on_a_full_disk, NULL, NULL, NULL},

@@ -554,15 +554,17 @@ def errors(tree):
 
 def layout_fields(code, name, bytes_of={'uint64_t': 8, 'int64_t': 8, 'uint32_t': 4, 'int32_t': 4,
                                         'uint16_t': 2, 'char': 1}):
-    """(offset, field, bytes) of a struct of region_layout.h; a nested one at its end"""
+    """(offset, field, bytes) of a struct of region_layout.h; nested ones in their place"""
     body = re.search(r'^struct ' + name + r' \{\n(.*?)^\};', code, re.M | re.S)
     offset = 0
     for kind, field, count in re.findall(r'^    (?:struct )?(\w+) (\w+)(?:\[(\d+)\])?;',
                                          body.group(1) if body else '', re.M):
         if kind not in bytes_of:
+            nested = offset
             for inner, name_inner, length in layout_fields(code, kind):
-                yield offset + inner, name_inner, length
-            return
+                yield nested + inner, name_inner, length
+                offset = nested + inner + length
+            continue
         offset += -offset % bytes_of[kind]
         yield offset, field, bytes_of[kind] * int(count or 1)
         offset += bytes_of[kind] * int(count or 1)

@@ -39,8 +39,8 @@
 #define CHUNK_BYTES (2 * MIB)
 #define ITEM_BYTES  (64 * KIB)
 #define ITEMS_MAX   8192
-#define OWN_BYTES   (256 * KIB) /* of the file system, for one file: at most */
-#define PATIENCE_NS UINT64_C(20000000000)
+#define OWN_BYTES   (256 * KIB)            /* of the file system, for one file: at most */
+#define PATIENCE_NS UINT64_C(100000000000) /* of a busy machine */
 
 /* ---- Doors ---------------------------------------------------------------- */
 

@@ -699,14 +699,6 @@ static void a_descriptor_of_a_directory_will_do(void **state)
     close(fd);
 }
 
-static void names_are_not_there_yet(void **state)
-{
-    struct weir_region_config config = {.directory = harness_tmpdir(), .name = "orders"};
-
-    (void)state;
-    assert_open_fails(&config, -EOPNOTSUPP);
-}
-
 static void the_largest_region_is_a_tebibyte(void **state)
 {
     struct weir_region_config config = {.directory = harness_tmpdir(), .bytes_max = TIB + 1};
@@ -1870,6 +1862,57 @@ static void sparse_chunks_are_emptied(void **state)
         assert_true(wait_once(&f) >= 0);
     }
     assert_int_equal(figures(&f).free_bytes, 0);
+    finish(&f);
+}
+
+/*
+ * At bytes_max all that is free is in small pieces, and each chunk on disk holds an
+ * item that fits in none: to read these again and again would help nobody.
+ */
+static void what_has_no_place_is_not_read_again(void **state)
+{
+    struct fixture f;
+    struct weir_slot large[64];
+    struct weir_slot small[2][64 * 84];
+    size_t large_count = 0;
+    size_t small_count = 0;
+
+    (void)state;
+    start(&f,
+          (struct weir_region_config){.bytes_max = 32 * MIB, .resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    for (; large_count < 64; large_count++) {
+        if (try_put(&f, large_count, 700 * KIB, OWNER_DEFAULT, &large[large_count]) != 0)
+            break;
+        for (size_t i = 0; i < 84; i++) {
+            struct weir_slot slot;
+            if (try_put(&f, 1000 + small_count, 16 * KIB, OWNER_DEFAULT, &slot) != 0)
+                break;
+            small[small_count % 2][small_count / 2] = slot;
+            small_count++;
+        }
+    }
+    assert_true(large_count >= 8);
+    for (size_t i = 0; i < small_count / 2; i++)
+        assert_int_equal(weir_region_free(f.region, small[1][i]), 0);
+    for (int i = 0; i < 20; i++)
+        assert_true(poll_once(&f) >= 0);
+
+    struct weir_region_stats before = figures(&f);
+    for (uint64_t i = 0; i < 16; i++) {
+        struct weir_slot slot;
+        int r = try_put(&f, 5000 + i, 900 * KIB, OWNER_DEFAULT, &slot);
+        assert_true(r == 0 || r == -EDQUOT || r == -EAGAIN);
+        assert_true(wait_once(&f) >= 0);
+    }
+    print_message("# read %llu KiB\n",
+                  (unsigned long long)((figures(&f).read_bytes - before.read_bytes) / KIB));
+    assert_true(figures(&f).read_bytes - before.read_bytes <= 2 * before.file_bytes);
+    weir_region_audit(f.region);
+    for (size_t i = 0; i < large_count; i++)
+        assert_whole(&f, large[i]);
+    assert_bound_holds(&f);
     finish(&f);
 }
 
@@ -3819,7 +3862,6 @@ int main(int argc, char **argv)
         CASE("a directory we may not write to is refused", a_directory_not_ours_is_refused),
         CASE("a directory may have a long name", a_long_directory_name_is_fine),
         CASE("a descriptor of a directory will do", a_descriptor_of_a_directory_will_do),
-        CASE("named regions are not there yet", names_are_not_there_yet),
         CASE("the largest region is one tebibyte", the_largest_region_is_a_tebibyte),
         CASE("resident_bytes_max has a least value", resident_has_a_least_value),
         CASE("very small regions work or are refused", small_regions_work_or_are_refused),
@@ -3882,6 +3924,7 @@ int main(int argc, char **argv)
 
         CASE("with eight times the memory the kernel agrees with the bound",
              eight_times_the_memory_stays_bounded),
+        CASE("what has no place is not read again", what_has_no_place_is_not_read_again),
         CASE("the kernel agrees with the bound while it is cleaned",
              the_kernel_agrees_while_it_is_cleaned),
         CASE("a tick moves a bounded number of bytes", a_tick_moves_a_bounded_number_of_bytes),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * weir-dump - look into the live regions of a process
+ * weir-dump - look into the live regions of a process, or into a named one
  *
  * All that is known comes through weir/view.h, read-only and without the help of
  * the owner, who is not stopped, not slowed and not told. Payload is shown only
@@ -15,6 +15,7 @@
 
 #include <argp.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdio.h>
@@ -33,6 +34,7 @@ enum dump_exit {
 };
 
 struct dump_options {
+    const char *file; /* NULL: those of pid */
     pid_t pid;
     long region; /* -1: all */
     long slot;   /* 0: none */
@@ -96,9 +98,14 @@ static error_t dump_parse(int key, char *argument, struct argp_state *state)
         options->top = argument == NULL ? 1 : dump_number(state, argument, 1, 3600);
         options->map = true;
         return 0;
+    case ARGP_KEY_ARG:
+        if (options->file != NULL)
+            argp_error(state, "one file at a time");
+        options->file = argument;
+        return 0;
     case ARGP_KEY_END:
-        if (options->pid == 0)
-            argp_error(state, "--pid is missing");
+        if ((options->pid == 0) == (options->file == NULL))
+            argp_error(state, "either --pid or a file");
         if (options->json && (options->histogram || options->slot > 0))
             argp_error(state, "--json shows neither --histogram nor --slot");
         if (options->json && options->top > 0)
@@ -127,7 +134,9 @@ static const struct argp_option dump_option_list[] = {
 static const struct argp dump_argp = {
     .options = dump_option_list,
     .parser = dump_parse,
-    .doc = "Look into the live weir regions of a process, without disturbing it.",
+    .args_doc = "[NAME.weir]",
+    .doc = "Look into the live weir regions of a process, without disturbing it, or into a "
+           "named region, whether it has an owner or not.",
 };
 
 /* ---- Regions ---------------------------------------------------------------- */
@@ -208,8 +217,11 @@ static enum dump_exit dump_all(const struct dump_options *options, const struct 
             continue;
         int r = weir_view_open(options->pid, fds[region], &view);
         if (r < 0) {
-            fprintf(stderr, "weir-dump: region %zu of process %ld: %s\n", region,
-                    (long)options->pid, dump_reason(r));
+            if (options->file != NULL)
+                fprintf(stderr, "weir-dump: %s: %s\n", options->file, dump_reason(r));
+            else
+                fprintf(stderr, "weir-dump: region %zu of process %ld: %s\n", region,
+                        (long)options->pid, dump_reason(r));
             if (worst == DUMP_GOOD)
                 worst = DUMP_TROUBLE;
             continue;
@@ -227,12 +239,39 @@ static enum dump_exit dump_all(const struct dump_options *options, const struct 
 
 /* ---- Looks ------------------------------------------------------------------ */
 
+static enum dump_exit dump_found(const struct dump_options *options,
+                                 const struct terminal *terminal, const int *fds, size_t count)
+{
+    if (options->json)
+        printf("{\"pid\":%ld,\"regions\":[\n", (long)options->pid);
+    enum dump_exit result = dump_all(options, terminal, fds, count);
+    if (options->json)
+        printf("\n]}\n");
+    return result;
+}
+
+/* A named region: the file of its tables. A pipe is not waited for. */
+static enum dump_exit dump_file(const struct dump_options *options, const struct terminal *terminal)
+{
+    int fd = open(options->file, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+    if (fd < 0) {
+        fprintf(stderr, "weir-dump: %s: %s\n", options->file, strerror(errno));
+        return DUMP_TROUBLE;
+    }
+    enum dump_exit result = dump_found(options, terminal, &fd, 1);
+    close(fd);
+    return result;
+}
+
 /* One look at all of it. */
 static enum dump_exit dump_process(const struct dump_options *options,
                                    const struct terminal *terminal)
 {
     static int fds[DUMP_REGIONS_MAX];
 
+    if (options->file != NULL)
+        return dump_file(options, terminal);
     int found = weir_view_scan(options->pid, fds, DUMP_REGIONS_MAX);
     if (found < 0) {
         fprintf(stderr, "weir-dump: process %ld: %s\n", (long)options->pid,
@@ -246,12 +285,7 @@ static enum dump_exit dump_process(const struct dump_options *options,
         return DUMP_TROUBLE;
     }
 
-    if (options->json)
-        printf("{\"pid\":%ld,\"regions\":[\n", (long)options->pid);
-    enum dump_exit result = dump_all(options, terminal, fds, (size_t)found);
-    if (options->json)
-        printf("\n]}\n");
-    return result;
+    return dump_found(options, terminal, fds, (size_t)found);
 }
 
 /* Whether the reader said q, or went away, before the next look is due. */

@@ -109,7 +109,7 @@ void listing_free(const struct weir_view *view)
         if (weir_view_extent(view, index, &extent) < 0 || !weir_slot_is_none(extent.slot))
             continue;
         printf("%14" PRIu64 " %14" PRIu64 "  %-8s %s\n", extent.offset, extent.extent_bytes,
-               listing_chunk_state_at(view, extent.offset), extent.held ? "held by a pin" : "");
+               listing_chunk_state_at(view, extent.offset), extent.held ? "held" : "");
     }
 }
 

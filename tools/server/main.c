@@ -489,6 +489,7 @@ int main(int argument_count, char **arguments)
     server.start_ms = clock_ms(CLOCK_MONOTONIC);
     server.start_unix_ms = clock_ms(CLOCK_REALTIME);
     governor.bytes_max = settings.server.memory_bytes;
+    governor.dwell_ns = UINT64_C(100000000); /* ten changes of level in a second at most */
     r = weir_governor_create(&governor, &server.governor);
     if (r < 0)
         die("governor: %s", strerror(-r));

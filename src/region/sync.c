@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * sync - what survives a power loss
+ *
+ *      put  -->  committed  -- sync() -->  confirmed  -- free -->  freed  -- sync() -->  free
+ *               survives kill -9          survives a power loss     still does           gone
+ *
+ * The kernel writes pages whenever it likes, so after a power loss the tables
+ * hold any mixture of what they were since the last sync, and the data file
+ * another. Three things make that harmless.
+ *
+ * Each item is compared with its checksum then, so what is not whole is not
+ * taken for an item. What was confirmed cannot be anything but whole: its entry
+ * and its checksum do not change while it lives, it is not moved (its new place
+ * could be on disk before its bytes), and its space is used for nothing else,
+ * even when it is freed. And a freed item keeps all that it takes to be one
+ * again, until the next sync: so what the last sync confirmed is there, whatever
+ * of the frees since has reached the disk.
+ *
+ * The order in sync():
+ *
+ *      1  checksums for what has none      else the tables would promise what
+ *      2  the payload                      nobody could check, or is not there
+ *      3  the tables
+ *      4  the count                        one word. Before it is on disk the last
+ *                                          sync is valid, after it this one: items
+ *                                          freed before are told from those freed
+ *                                          later by the count's parity
+ *      5  what was freed is free
+ *
+ * A failed write makes the kernel forget that the pages are newer than the disk.
+ * So after an error all of it is stored anew, and the next sync begins again.
+ *
+ *   N2  freed_bytes is the space of the entries that are FREED
+ *   N3  what is confirmed is LIVE or FREED, and lies where it did at the last sync
+ */
+#include "region/region_state.h"
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/sys.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* ---- Confirmed and freed ------------------------------------------------ */
+
+uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index)
+{
+    struct weir__named *named = &region->named;
+    const struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t tag = weir__word_load(&entry->tag);
+    uint64_t bytes = weir__entry_bytes(entry);
+
+    WEIR_ASSERT(weir__sync_is_confirmed(region, index));
+    WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag))); /* N3 */
+    named->freed_bytes += weir__extent_space(bytes);
+    return weir__tag_with(tag, weir__state_freed(named->sync_count));
+}
+
+void weir__sync_release(struct weir_region *region, uint32_t index)
+{
+    if (!weir__state_is_freed(weir__entry_state(weir__region_entry(region, index))))
+        weir__space_release(region, index);
+}
+
+/* What was freed before this sync is free now; who holds it gives it back later. */
+static void sync_free(struct weir_region *region, uint32_t index)
+{
+    struct weir__entry *entry = weir__region_entry(region, index);
+    uint64_t tag = weir__word_load(&entry->tag);
+    uint64_t bytes = weir__entry_bytes(entry);
+    uint32_t generation = weir__tag_generation(tag);
+
+    region->named.freed_bytes -= weir__extent_space(bytes);
+    weir__word_store(&entry->tag, weir__entry_tag(generation + 1, 0, EXTENT_ZOMBIE, bytes));
+    if (!weir__fetches_are_held(region, (struct weir_slot){index, generation}))
+        weir__space_release(region, index);
+}
+
+/* What finds no entries for its pieces now stays until the next sync. */
+static void sync_free_all(struct weir_region *region)
+{
+    for (uint32_t index = 1; index <= region->slots.used_count && region->named.freed_bytes > 0;
+         index++) {
+        if (!weir__state_is_freed(weir__entry_state(weir__region_entry(region, index))))
+            continue;
+        if (weir__table_ready(region, region->spare_min) < 0)
+            return;
+        sync_free(region, index);
+    }
+}
+
+static int sync_make_bits(struct weir_region *region)
+{
+    struct weir__named *named = &region->named;
+    uint64_t count = weir__round_up((uint64_t)region->slots.used_count + 1, 64);
+    uint64_t *bits;
+
+    if (count <= named->confirmed_count)
+        return 0;
+    bits =
+        weir__heap_resize(&region->heap, named->confirmed,
+                          named->confirmed_count / 64 * sizeof(*bits), count / 64 * sizeof(*bits));
+    if (bits == NULL)
+        return -ENOMEM;
+    memset(bits + named->confirmed_count / 64, 0,
+           (count - named->confirmed_count) / 64 * sizeof(*bits));
+    named->confirmed = bits;
+    named->confirmed_count = count;
+    return 0;
+}
+
+/* What has no bit yet is no item: free extents that were split off meanwhile. */
+static void sync_set_bits(struct weir_region *region)
+{
+    struct weir__named *named = &region->named;
+
+    memset(named->confirmed, 0, named->confirmed_count / 64 * sizeof(*named->confirmed));
+    for (uint32_t index = 1; index <= region->slots.used_count && index < named->confirmed_count;
+         index++) {
+        enum weir__extent_state state = weir__entry_state(weir__region_entry(region, index));
+        bool is_confirmed = state == EXTENT_LIVE || state == weir__state_freed(named->sync_count);
+        named->confirmed[index / 64] |= (uint64_t)is_confirmed << index % 64;
+    }
+}
+
+int weir__sync_confirm(struct weir_region *region)
+{
+    int r = sync_make_bits(region);
+
+    if (r == 0)
+        sync_set_bits(region);
+    return r;
+}
+
+bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+    uint32_t index = region->chunks.table[chunk].first;
+
+    if (region->named.confirmed_count == 0)
+        return false;
+    while (index != 0 && weir__entry_offset(weir__region_entry(region, index)) < end) {
+        if (weir__sync_is_confirmed(region, index))
+            return true;
+        index = weir__entry_next(weir__region_entry(region, index));
+    }
+    return false;
+}
+
+/* ---- sync() ------------------------------------------------------------- */
+
+/* An item without a checksum has bytes that were never written: they are in memory. */
+static void sync_sum(struct weir_region *region)
+{
+    for (uint32_t index = 1; index <= region->slots.used_count; index++) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        if (weir__entry_state(entry) == EXTENT_LIVE && region->slots.sums[index] == 0)
+            weir__word_store(&region->slots.sums[index],
+                             weir__sum(region->store.base + weir__entry_offset(entry),
+                                       weir__entry_bytes(entry)));
+    }
+}
+
+static int sync_tables(struct weir_region *region)
+{
+    int r = weir__sys_fdatasync(region->table_fd);
+
+    if (r < 0)
+        weir__table_renew(region);
+    return r;
+}
+
+/* The pager's own description hears of errors too, but only if it writes. */
+static int sync_data(struct weir_region *region)
+{
+    int r = weir__sys_fdatasync(region->named.sync_fd);
+
+    if (r < 0)
+        weir__pager_doubt(region, r);
+    return r;
+}
+
+int weir_region_sync(struct weir_region *region)
+{
+    struct weir__named *named = &region->named;
+
+    WEIR_CHECK(pthread_equal(region->owner, pthread_self()));
+    if (!named->has_name)
+        return -EOPNOTSUPP;
+
+    int r = sync_make_bits(region);
+    if (r < 0)
+        return r;
+    sync_sum(region);
+    r = sync_data(region);
+    if (r == 0)
+        r = sync_tables(region);
+    if (r < 0)
+        return r;
+    weir__word_store(&region->header->sync_count, named->sync_count + 1);
+    r = sync_tables(region);
+    if (r < 0) {
+        weir__word_store(&region->header->sync_count, named->sync_count);
+        return r;
+    }
+
+    named->sync_count++;
+    sync_free_all(region);
+    sync_set_bits(region);
+    return 0;
+}
+
+void weir_region_report(const struct weir_region *region, struct weir_region_report *ret_report)
+{
+    WEIR_ASSERT(pthread_equal(region->owner, pthread_self()));
+    *ret_report = region->named.report;
+    ret_report->sync_count = region->named.sync_count;
+}

@@ -1,0 +1,959 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_named_unit - what a region with a name promises
+ *
+ * Each case has a directory of its own. A power loss is a header that tells of
+ * another boot; a forged table is the file of a closed region with some bytes
+ * changed. tests/crash does both to regions that were killed.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <weir/region.h>
+
+#include "base/random.h"
+#include "base/region_layout.h"
+
+#include "forbid.h"
+#include "named.h"
+#include "pattern.h"
+#include "process.h"
+#include "tmpdir.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#define KIB UINT64_C(1024)
+#define MIB (KIB << 10)
+
+#define NAME "shard-0"
+
+struct fixture {
+    char directory[PATH_MAX];
+    int fd_count;
+    int64_t charged;
+    struct weir_region *region;
+    struct weir_region_report report;
+};
+
+static void books_charge(void *context, int64_t bytes)
+{
+    *(int64_t *)context += bytes;
+}
+
+static void begin(struct fixture *f)
+{
+    *f = (struct fixture){.fd_count = harness_fd_count()};
+    snprintf(f->directory, sizeof(f->directory), "%s/named-XXXXXX", harness_tmpdir());
+    assert_non_null(mkdtemp(f->directory));
+}
+
+static struct weir_region_config config_of(struct fixture *f)
+{
+    return (struct weir_region_config){
+        .directory = f->directory,
+        .name = NAME,
+        .bytes_initial = 4 * MIB,
+        .bytes_max = 64 * MIB,
+        .resident_bytes_max = 8 * MIB,
+        .books = {books_charge, &f->charged},
+    };
+}
+
+static int open_with(struct fixture *f, struct weir_region_config config)
+{
+    int r = weir_region_open(&config, &f->region);
+
+    if (r == 0) {
+        weir_region_report(f->region, &f->report);
+        weir_region_audit(f->region);
+    }
+    return r;
+}
+
+static void open_named(struct fixture *f)
+{
+    assert_int_equal(open_with(f, config_of(f)), 0);
+}
+
+static void close_named(struct fixture *f)
+{
+    weir_region_audit(f->region);
+    weir_region_close(f->region);
+    f->region = NULL;
+    assert_int_equal(f->charged, 0);
+    assert_int_equal(harness_fd_count(), f->fd_count);
+}
+
+static void path_of(const struct fixture *f, const char *name, char path[PATH_MAX])
+{
+    assert_true(snprintf(path, PATH_MAX, "%s/%s", f->directory, name) < PATH_MAX);
+}
+
+static bool is_there(const struct fixture *f, const char *name)
+{
+    char path[PATH_MAX];
+    struct stat info;
+
+    path_of(f, name, path);
+    return lstat(path, &info) == 0;
+}
+
+static int open_file(const struct fixture *f, const char *name, int flags)
+{
+    char path[PATH_MAX];
+
+    path_of(f, name, path);
+    int fd = open(path, flags | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+/* Every item's key is the seed of its bytes. */
+static struct weir_slot put(struct fixture *f, uint64_t seed, size_t bytes)
+{
+    struct weir_slot slot;
+    char *data = malloc(bytes + 1);
+
+    harness_fill(data, bytes, seed, 0);
+    assert_int_equal(weir_region_put(f->region, data, bytes, (struct weir_label){seed, 7}, &slot),
+                     0);
+    free(data);
+    return slot;
+}
+
+static int check(struct fixture *f, struct weir_slot slot, uint64_t seed, size_t bytes)
+{
+    struct weir_slot_info info;
+    size_t count = 0;
+    int r = weir_region_slot(f->region, slot, &info);
+
+    if (r < 0)
+        return r;
+    assert_int_equal(info.bytes, bytes);
+    assert_int_equal(info.label.key, seed);
+    assert_int_equal(info.label.owner, 7);
+    assert_true(info.committed);
+    char *data = malloc(bytes + 1);
+    r = weir_region_read(f->region, slot, 0, data, bytes, &count);
+    if (r == 0) {
+        assert_int_equal(count, bytes);
+        assert_int_equal(harness_differs_at(data, bytes, seed, 0), bytes);
+    }
+    free(data);
+    return r;
+}
+
+/* ---- Files and lock -------------------------------------------------------- */
+
+static void two_files_that_are_ours_alone(void **state)
+{
+    struct fixture f;
+    struct stat info;
+    char path[PATH_MAX];
+
+    (void)state;
+    begin(&f);
+    mode_t mask = umask(0);
+    open_named(&f);
+    umask(mask);
+    assert_false(f.report.existed);
+    assert_int_equal(harness_name_count(f.directory), 2);
+    path_of(&f, NAME ".weir", path);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_mode & 07777, 0600);
+    path_of(&f, NAME ".weir-data", path);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_mode & 07777, 0600);
+    close_named(&f);
+    assert_int_equal(harness_name_count(f.directory), 2);
+
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    assert_int_equal(harness_name_count(f.directory), 0);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -ENOENT);
+}
+
+static void a_second_owner_is_refused(void **state)
+{
+    struct fixture f;
+    struct weir_region *second = NULL;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_region_config config = config_of(&f);
+    config.books = (struct weir_books){0};
+    assert_int_equal(weir_region_open(&config, &second), -EBUSY);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EBUSY);
+
+    pid_t child = fork();
+    if (child == 0)
+        _exit(weir_region_open(&config, &second) == -EBUSY ? 0 : 1);
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+
+    put(&f, 1, 100);
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    close_named(&f);
+}
+
+static void a_name_is_short_and_has_no_slash(void **state)
+{
+    struct fixture f;
+    char name[300];
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.name = "";
+    assert_int_equal(open_with(&f, config), -EINVAL);
+    config.name = "a/b";
+    assert_int_equal(open_with(&f, config), -EINVAL);
+    assert_int_equal(weir_region_remove(f.directory, "a/b"), -EINVAL);
+    assert_int_equal(weir_region_remove(NULL, NAME), -EINVAL);
+    memset(name, 'n', 201);
+    name[201] = '\0';
+    config.name = name;
+    assert_int_equal(open_with(&f, config), -ENAMETOOLONG);
+    name[200] = '\0';
+    assert_int_equal(open_with(&f, config), 0);
+    close_named(&f);
+    assert_int_equal(weir_region_remove(f.directory, name), 0);
+    assert_int_equal(f.charged, 0);
+}
+
+static void no_symbolic_link_is_followed(void **state)
+{
+    struct fixture f;
+    char path[PATH_MAX];
+    char target[PATH_MAX];
+
+    (void)state;
+    begin(&f);
+    path_of(&f, NAME ".weir", path);
+    path_of(&f, "elsewhere", target);
+    close(open_file(&f, "elsewhere", O_CREAT | O_RDWR));
+    assert_int_equal(symlink(target, path), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -ELOOP);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -ELOOP);
+    assert_int_equal(unlink(path), 0);
+
+    open_named(&f);
+    close_named(&f);
+    char data[PATH_MAX];
+    path_of(&f, NAME ".weir-data", data);
+    assert_int_equal(rename(data, target), 0);
+    assert_int_equal(symlink(target, data), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -ELOOP);
+    assert_int_equal(unlink(data), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -ENOENT);
+    assert_int_equal(rename(target, data), 0);
+    open_named(&f);
+    close_named(&f);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+}
+
+static void a_foreign_data_file_is_left_alone(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    int fd = open_file(&f, NAME ".weir-data", O_CREAT | O_RDWR);
+    assert_int_equal(write(fd, "mine", 4), 4);
+    close(fd);
+    assert_int_equal(open_with(&f, config_of(&f)), -EEXIST);
+    assert_int_equal(harness_name_count(f.directory), 1);
+    assert_int_equal(f.charged, 0);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+}
+
+static void leftovers_are_swept(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    close(open_file(&f, ".weir-4711-0123456789ab", O_CREAT | O_RDWR));
+    close(open_file(&f, ".weir-4711-aBc012", O_CREAT | O_RDWR));
+    int held = open_file(&f, ".weir-4712-0123456789ab", O_CREAT | O_RDWR);
+    assert_int_equal(harness_lock(held), 0);
+    /* Not ours: other names, a directory, a link. */
+    const char *others[] = {".weir-4711-",
+                            ".weir-x-0123456789ab",
+                            "weir-4711-0123456789ab",
+                            ".weir-4711-0123456789ab.txt",
+                            "other.weir",
+                            "other.weir-data"};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        close(open_file(&f, others[i], O_CREAT | O_RDWR));
+    char path[PATH_MAX];
+    path_of(&f, ".weir-4713-0123456789ab", path);
+    assert_int_equal(mkdir(path, 0700), 0);
+    path_of(&f, ".weir-4714-0123456789ab", path);
+    assert_int_equal(symlink("other.weir", path), 0);
+
+    open_named(&f);
+    assert_false(is_there(&f, ".weir-4711-0123456789ab"));
+    assert_false(is_there(&f, ".weir-4711-aBc012"));
+    assert_true(is_there(&f, ".weir-4712-0123456789ab"));
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        assert_true(is_there(&f, others[i]));
+    assert_true(is_there(&f, ".weir-4713-0123456789ab"));
+    assert_true(is_there(&f, ".weir-4714-0123456789ab"));
+    close(held);
+    close_named(&f);
+}
+
+/* The names come in two steps; who died between them has put nothing. */
+static void what_was_never_born_is_made_anew(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    for (int has_data = 0; has_data < 2; has_data++) {
+        begin(&f);
+        open_named(&f);
+        close_named(&f);
+        struct weir__header header;
+        harness_named_header(f.directory, NAME, &header);
+        header.born = 0;
+        harness_named_set_header(f.directory, NAME, &header);
+        char path[PATH_MAX];
+        path_of(&f, NAME ".weir-data", path);
+        if (!has_data)
+            assert_int_equal(unlink(path), 0);
+        open_named(&f);
+        assert_false(f.report.existed);
+        close_named(&f);
+        open_named(&f);
+        assert_true(f.report.existed);
+        close_named(&f);
+    }
+}
+
+/* ---- Finding it again ------------------------------------------------------ */
+
+#define ITEM_COUNT 400
+
+static size_t size_of(uint64_t seed)
+{
+    uint64_t random = seed;
+
+    return seed % 17 == 0 ? 0 : weir__random_below(&random, seed % 50 == 3 ? 900000 : 20000);
+}
+
+static void put_many(struct fixture *f, struct weir_slot *slots)
+{
+    for (uint64_t i = 0; i < ITEM_COUNT; i++)
+        slots[i] = put(f, i + 1, size_of(i + 1));
+    for (uint64_t i = 0; i < ITEM_COUNT; i += 3) {
+        assert_int_equal(weir_region_free(f->region, slots[i]), 0);
+        if (i % 2 == 0)
+            slots[i] = put(f, i + 1, size_of(i + 1));
+    }
+}
+
+static void check_many(struct fixture *f, const struct weir_slot *slots)
+{
+    for (uint64_t i = 0; i < ITEM_COUNT; i++) {
+        int r = check(f, slots[i], i + 1, size_of(i + 1));
+        assert_int_equal(r, i % 3 == 0 && i % 2 != 0 ? -ESTALE : 0);
+    }
+}
+
+static void a_region_is_found_again(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[ITEM_COUNT];
+    struct weir_region_stats before;
+    struct weir_region_stats after;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    put_many(&f, slots);
+    weir_region_stats(f.region, &before);
+    close_named(&f);
+    for (int turn = 0; turn < 3; turn++) {
+        open_named(&f);
+        assert_true(f.report.existed);
+        assert_true(f.report.clean_shutdown);
+        assert_false(f.report.after_power_loss);
+        assert_int_equal(f.report.first_error, 0);
+        assert_int_equal(f.report.lost_slot_count, 0);
+        assert_int_equal(f.report.damaged_entry_count, 0);
+        assert_int_equal(f.report.kept_slot_count, before.slot_count);
+        assert_int_equal(f.report.kept_bytes, before.live_bytes);
+        weir_region_stats(f.region, &after);
+        assert_int_equal(after.slot_count, before.slot_count);
+        assert_int_equal(after.live_bytes, before.live_bytes);
+        assert_int_equal(after.resident_bytes, 0);
+        check_many(&f, slots);
+        close_named(&f);
+    }
+
+    /* And it goes on like any other. */
+    open_named(&f);
+    for (uint64_t i = 0; i < ITEM_COUNT; i++)
+        if (i % 3 != 0 || i % 2 == 0)
+            assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    weir_region_audit(f.region);
+    weir_region_stats(f.region, &after);
+    assert_int_equal(after.live_bytes, 0);
+    assert_int_equal(after.mark_bytes, 0);
+    put_many(&f, slots);
+    check_many(&f, slots);
+    close_named(&f);
+}
+
+static void limits_may_change(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[ITEM_COUNT];
+    struct weir_region_stats stats;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    put_many(&f, slots);
+    close_named(&f);
+
+    struct weir_region_config config = config_of(&f);
+    config.bytes_max = 62 * MIB;
+    assert_int_equal(open_with(&f, config), -EINVAL);
+    config.bytes_max = 0;
+    config.resident_bytes_max = UINT64_MAX;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.bytes_max, 64 * MIB);
+    check_many(&f, slots);
+    close_named(&f);
+
+    config.bytes_max = 128 * MIB;
+    config.resident_bytes_max = 16 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    check_many(&f, slots);
+    for (uint64_t i = 0; i < 90; i++)
+        put(&f, 1000 + i, MIB - 16);
+    weir_region_stats(f.region, &stats);
+    assert_true(stats.mark_bytes > 64 * MIB);
+    close_named(&f);
+    config.bytes_max = 0;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.bytes_max, 128 * MIB);
+    check_many(&f, slots);
+    close_named(&f);
+}
+
+static void what_was_under_construction_is_gone(void **state)
+{
+    struct fixture f;
+    struct weir_slot slot;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot whole = put(&f, 5, 5000);
+    assert_int_equal(weir_region_alloc(f.region, 10000, (struct weir_label){9, 9}, &slot), 0);
+    assert_int_equal(weir_region_write(f.region, slot, 0, "begun", 5), 0);
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.unfinished_slot_count, 1);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    struct weir_slot_info info;
+    assert_int_equal(weir_region_slot(f.region, slot, &info), -ESTALE);
+    assert_int_equal(check(&f, whole, 5, 5000), 0);
+    close_named(&f);
+}
+
+/* ---- Power loss ------------------------------------------------------------ */
+
+static void lose_power(struct fixture *f)
+{
+    struct weir__header header;
+
+    harness_named_header(f->directory, NAME, &header);
+    header.boot++;
+    harness_named_set_header(f->directory, NAME, &header);
+}
+
+static void a_power_loss(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    struct weir_slot freed = put(&f, 2, 6000);
+    struct weir_slot hit = put(&f, 3, 7000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    struct weir_slot late = put(&f, 4, 8000); /* has no checksum yet */
+    assert_int_equal(weir_region_free(f.region, freed), 0);
+    assert_int_equal(check(&f, freed, 2, 6000), -ESTALE);
+    close_named(&f);
+    lose_power(&f);
+
+    int fd = open_file(&f, NAME ".weir-data", O_RDWR);
+    char *needle = malloc(7000);
+    harness_fill(needle, 7000, 3, 0);
+    int64_t at = harness_find(fd, needle, 7000);
+    free(needle);
+    assert_true(at >= 0);
+    assert_int_equal(pwrite(fd, "X", 1, at + 6999), 1);
+    close(fd);
+
+    open_named(&f);
+    assert_true(f.report.after_power_loss);
+    assert_int_equal(f.report.kept_slot_count, 2);
+    assert_int_equal(f.report.restored_slot_count, 1);
+    assert_int_equal(f.report.lost_slot_count, 2);
+    assert_int_equal(f.report.lost_bytes, 15000);
+    assert_int_equal(f.report.first_error, -EBADMSG);
+    assert_int_equal(f.report.first_lost.index, hit.index);
+    assert_int_equal(f.report.first_lost.generation, hit.generation);
+    assert_int_equal(f.report.sync_count, 1);
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
+    assert_int_equal(check(&f, freed, 2, 6000), 0);
+    assert_int_equal(check(&f, hit, 3, 7000), -ESTALE);
+    assert_int_equal(check(&f, late, 4, 8000), -ESTALE);
+    close_named(&f);
+}
+
+static void confirmed_space_waits_for_the_next_sync(void **state)
+{
+    struct fixture f;
+    struct weir_region_stats stats;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot first = put(&f, 1, 5000);
+    /* Never confirmed: its space is free at once. */
+    assert_int_equal(weir_region_free(f.region, first), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 0);
+    assert_int_equal(stats.mark_bytes, 0);
+
+    first = put(&f, 1, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    assert_int_equal(weir_region_free(f.region, first), 0);
+    weir_region_audit(f.region);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 5008);
+    assert_int_equal(stats.slot_count, 0);
+    assert_int_equal(stats.mark_bytes, 5008);
+    struct weir_slot second = put(&f, 2, 5000);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.mark_bytes, 2 * 5008);
+
+    /* After a kill it is freed as before, and still not free. */
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.restored_slot_count, 0);
+    assert_int_equal(check(&f, first, 1, 5000), -ESTALE);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 5008);
+
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_audit(f.region);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 0);
+    assert_true(stats.free_bytes >= 5008);
+    close_named(&f);
+
+    /* The second sync confirmed that it is freed. */
+    lose_power(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.restored_slot_count, 0);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    assert_int_equal(check(&f, second, 2, 5000), 0);
+    close_named(&f);
+}
+
+static void pins_and_syncs(void **state)
+{
+    struct fixture f;
+    struct weir_region_stats stats;
+    const void *data;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
+    assert_int_equal(weir_region_free(f.region, slot), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_audit(f.region);
+    assert_int_equal(harness_differs_at(data, 5000, 1, 0), 5000);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.mark_bytes, 5008);
+    weir_region_unpin(f.region, slot);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.mark_bytes, 0);
+
+    slot = put(&f, 1, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
+    assert_int_equal(weir_region_free(f.region, slot), 0);
+    weir_region_unpin(f.region, slot);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.mark_bytes, 5008);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.mark_bytes, 0);
+    close_named(&f);
+}
+
+static void alignment_is_kept(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[3];
+    struct weir__header header;
+    struct weir__entry entry;
+    const uint64_t bytes = 5000;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 0; i < 3; i++) {
+        void *data;
+        assert_int_equal(weir_region_alloc_in_place(f.region, bytes, 4096,
+                                                    (struct weir_label){i + 1, 7}, &slots[i],
+                                                    &data),
+                         0);
+        harness_fill(data, bytes, i + 1, 0);
+        if (i < 2)
+            assert_int_equal(weir_region_commit(f.region, slots[i]), 0);
+    }
+    assert_int_equal(weir_region_sync(f.region), 0);
+    assert_int_equal(weir_region_free(f.region, slots[0]), 0);
+    weir_region_audit(f.region);
+    close_named(&f);
+    lose_power(&f);
+
+    open_named(&f);
+    assert_int_equal(f.report.restored_slot_count, 1);
+    assert_int_equal(f.report.kept_slot_count, 2);
+    assert_int_equal(f.report.unfinished_slot_count, 1);
+    for (uint64_t i = 0; i < 2; i++) {
+        assert_int_equal(check(&f, slots[i], i + 1, bytes), 0);
+    }
+    close_named(&f);
+    harness_named_header(f.directory, NAME, &header);
+    for (uint64_t i = 0; i < 2; i++) {
+        harness_named_read(f.directory, NAME ".weir",
+                           header.entry_offset + slots[i].index * sizeof(entry), &entry,
+                           sizeof(entry));
+        assert_int_equal(weir__tag_state(entry.tag), EXTENT_LIVE);
+        assert_int_equal(weir__tag_alignment(entry.tag), 4096);
+        assert_int_equal(weir__place_offset(entry.place) % 4096, 0);
+    }
+}
+
+static void wiping_leaves_what_lives(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[ITEM_COUNT];
+    struct weir_region *second;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.wipes = true;
+    assert_int_equal(open_with(&f, config), 0);
+    put_many(&f, slots);
+    /* Nor does somebody wipe it who was refused. */
+    assert_int_equal(weir_region_open(&config, &second), -EBUSY);
+    close_named(&f);
+    struct weir_region_config smaller = config;
+    smaller.bytes_max = 32 * MIB;
+    assert_int_equal(weir_region_open(&smaller, &second), -EINVAL);
+    assert_int_equal(open_with(&f, config), 0);
+    check_many(&f, slots);
+    close_named(&f);
+}
+
+static void an_anonymous_region_has_no_name(void **state)
+{
+    struct fixture f;
+    struct weir_region_report none = {0};
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.name = NULL;
+    assert_int_equal(open_with(&f, config), 0);
+    assert_int_equal(weir_region_sync(f.region), -EOPNOTSUPP);
+    assert_memory_equal(&f.report, &none, sizeof(none));
+    assert_int_equal(harness_name_count(f.directory), 0);
+    close_named(&f);
+}
+
+/* ---- Damage ---------------------------------------------------------------- */
+
+static int reopen_with(struct fixture *f, const struct weir__header *header)
+{
+    harness_named_set_header(f->directory, NAME, header);
+    int r = open_with(f, config_of(f));
+    if (r == 0)
+        close_named(f);
+    assert_int_equal(harness_fd_count(), f->fd_count);
+    assert_int_equal(f->charged, 0);
+    return r;
+}
+
+static void a_damaged_head_is_an_error(void **state)
+{
+    struct fixture f;
+    struct weir__header good;
+    struct weir__header bad;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 3000);
+    close_named(&f);
+    harness_named_header(f.directory, NAME, &good);
+
+#define FORGE(field, value, error)                                                                 \
+ do {                                                                                              \
+  bad = good;                                                                                      \
+  bad.field = (value);                                                                             \
+  assert_int_equal(reopen_with(&f, &bad), (error));                                                \
+ } while (0)
+    FORGE(magic, 0, -EBADMSG);
+    FORGE(version, LAYOUT_VERSION + 1, -EPROTONOSUPPORT);
+    FORGE(header_bytes, 512, -EBADMSG);
+    FORGE(bytes_max, 0, -EBADMSG);
+    FORGE(bytes_max, good.bytes_max + 1, -EBADMSG);
+    FORGE(bytes_max, 2 * LAYOUT_BYTES_LIMIT, -EBADMSG);
+    FORGE(chunk_count_max, good.chunk_count_max / 2, -EBADMSG);
+    FORGE(entry_count_max, 0, -EBADMSG);
+    FORGE(entry_count_max, UINT64_MAX, -EBADMSG);
+    FORGE(chunk_offset, 0, -EBADMSG);
+    FORGE(entry_offset, good.sum_offset, -EBADMSG);
+    FORGE(sum_offset, UINT64_MAX, -EBADMSG);
+    FORGE(vacant_offset, 0, -EBADMSG);
+    FORGE(generation, 1, -EBADMSG);
+    FORGE(named, 0, -EBADMSG);
+    /* These do no harm. */
+    FORGE(figures.entry_count, UINT64_MAX, 0);
+    FORGE(figures.entry_count, 0, 0);
+    FORGE(figures.live_bytes, UINT64_MAX, 0);
+    FORGE(data_inode, 0, 0);
+    FORGE(pid, -1, 0);
+#undef FORGE
+    bad = good;
+    bad.directory[0] ^= 1;
+    harness_named_write(f.directory, NAME ".weir", 0, &bad, sizeof(bad));
+    assert_int_equal(open_with(&f, config_of(&f)), -EBADMSG);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EBADMSG);
+
+    assert_int_equal(reopen_with(&f, &good), 0);
+    open_named(&f);
+    assert_int_equal(check(&f, slot, 1, 3000), 0);
+    close_named(&f);
+
+    char path[PATH_MAX];
+    path_of(&f, NAME ".weir", path);
+    assert_int_equal(truncate(path, 100), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -EBADMSG);
+    assert_int_equal(truncate(path, 0), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -EBADMSG);
+}
+
+/* What one forged word of the middle one of three items costs. */
+static void forge_entry(uint64_t place_xor, uint64_t tag_xor, uint64_t *ret_lost,
+                        uint64_t *ret_damaged)
+{
+    struct fixture f;
+    struct weir__header header;
+    struct weir__entry entry;
+
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slots[3];
+    for (uint64_t i = 0; i < 3; i++)
+        slots[i] = put(&f, i + 1, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+    harness_named_header(f.directory, NAME, &header);
+    uint64_t at = header.entry_offset + slots[1].index * sizeof(entry);
+    harness_named_read(f.directory, NAME ".weir", at, &entry, sizeof(entry));
+    entry.place ^= place_xor;
+    entry.tag ^= tag_xor;
+    harness_named_write(f.directory, NAME ".weir", at, &entry, sizeof(entry));
+
+    open_named(&f);
+    assert_int_equal(check(&f, slots[0], 1, 5000), 0);
+    assert_int_equal(check(&f, slots[2], 3, 5000), 0);
+    assert_int_equal(f.report.first_error, -EBADMSG);
+    struct weir_slot_info info;
+    assert_int_equal(weir_region_slot(f.region, slots[1], &info), -ESTALE);
+    *ret_lost = f.report.lost_slot_count;
+    *ret_damaged = f.report.damaged_entry_count;
+    put(&f, 9, 5000);
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.first_error, 0); /* told once */
+    assert_int_equal(f.report.kept_slot_count, 3);
+    close_named(&f);
+}
+
+static void a_damaged_entry_costs_one_item(void **state)
+{
+    uint64_t lost;
+    uint64_t damaged;
+
+    (void)state;
+    forge_entry(UINT64_C(1) << 35, 0, &lost, &damaged); /* outside the file */
+    assert_int_equal(lost, 1);
+    forge_entry(0, UINT64_C(1) << 63, &lost, &damaged); /* much too long */
+    assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(313), 0, &lost, &damaged); /* 5008 / 16: the place of the first */
+    assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(1), 0, &lost, &damaged); /* into a neighbour */
+    assert_int_equal(lost, 1);
+    forge_entry(0, 1, &lost, &damaged); /* LIVE with an even generation */
+    assert_int_equal(lost, 0);
+    assert_int_equal(damaged, 1);
+    forge_entry(0, (uint64_t)(0xf ^ EXTENT_LIVE) << 48, &lost, &damaged); /* no such state */
+    assert_int_equal(damaged, 1);
+    forge_entry(0, (uint64_t)(EXTENT_FREE ^ EXTENT_LIVE) << 48, &lost, &damaged);
+    assert_int_equal(damaged, 1);
+}
+
+static void files_that_were_cut_off(void **state)
+{
+    struct fixture f;
+    char path[PATH_MAX];
+    struct weir__header header;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot first = put(&f, 1, 5000);
+    struct weir_slot last = first;
+    for (uint64_t i = 2; i < 20; i++)
+        last = put(&f, i, MIB - 16);
+    close_named(&f);
+
+    path_of(&f, NAME ".weir-data", path);
+    assert_int_equal(truncate(path, 3 * MIB + 5), 0);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 3);
+    assert_int_equal(f.report.lost_slot_count, 16);
+    assert_int_equal(f.report.lost_bytes, 16 * (MIB - 16));
+    assert_int_equal(check(&f, first, 1, 5000), 0);
+    assert_int_equal(check(&f, last, 19, MIB - 16), -ESTALE);
+    close_named(&f);
+
+    path_of(&f, NAME ".weir", path);
+    harness_named_header(f.directory, NAME, &header);
+    assert_int_equal(truncate(path, (off_t)(header.entry_offset + 100)), 0);
+    open_named(&f);
+    weir_region_audit(f.region);
+    close_named(&f);
+}
+
+/* ---- A kill ---------------------------------------------------------------- */
+
+static void a_killed_owner_leaves_every_item(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[ITEM_COUNT];
+    int pipes[2];
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        open_named(&f);
+        put_many(&f, slots);
+        if (write(pipes[1], slots, sizeof(slots)) != (ssize_t)sizeof(slots))
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    close(pipes[1]);
+    size_t count = 0;
+    while (count < sizeof(slots)) {
+        ssize_t got = read(pipes[0], (char *)slots + count, sizeof(slots) - count);
+        assert_true(got > 0);
+        count += (size_t)got;
+    }
+    close(pipes[0]);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+
+    open_named(&f);
+    assert_false(f.report.clean_shutdown);
+    assert_false(f.report.after_power_loss);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    check_many(&f, slots);
+    close_named(&f);
+}
+
+#define CASE(sentence, function)                                                                   \
+ {                                                                                                 \
+  sentence, function, NULL, NULL, NULL                                                             \
+ }
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        CASE("two files that are ours alone, and gone after remove", two_files_that_are_ours_alone),
+        CASE("a second owner is refused", a_second_owner_is_refused),
+        CASE("a name is short and has no slash", a_name_is_short_and_has_no_slash),
+        CASE("no symbolic link is followed", no_symbolic_link_is_followed),
+        CASE("a data file that is not ours is left alone", a_foreign_data_file_is_left_alone),
+        CASE("leftovers are swept, and nothing else", leftovers_are_swept),
+        CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
+        CASE("a region is found again as it was, and goes on", a_region_is_found_again),
+        CASE("bytes_max may grow, the memory may change", limits_may_change),
+        CASE("what was under construction is gone", what_was_under_construction_is_gone),
+        CASE("after a power loss what sync confirmed is there", a_power_loss),
+        CASE("what sync confirmed keeps its space until the next",
+             confirmed_space_waits_for_the_next_sync),
+        CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),
+        CASE("what was filled in place keeps its alignment", alignment_is_kept),
+        CASE("wiping leaves what lives", wiping_leaves_what_lives),
+        CASE("an anonymous region has nothing to sync or to report",
+             an_anonymous_region_has_no_name),
+        CASE("a damaged head is an error", a_damaged_head_is_an_error),
+        CASE("a damaged entry costs one item", a_damaged_entry_costs_one_item),
+        CASE("files that were cut off open with a report", files_that_were_cut_off),
+        CASE("a killed owner leaves every committed item", a_killed_owner_leaves_every_item),
+    };
+
+    bool is_synchronous = argc > 1 && strcmp(argv[1], "--synchronous") == 0;
+
+    if (harness_tmpdir() == NULL) {
+        printf("1..0 # SKIP there is no disk to write to\n");
+        return 0;
+    }
+    if (is_synchronous && harness_forbid_io_uring() < 0) {
+        printf("1..0 # SKIP no system call can be forbidden here\n");
+        return 0;
+    }
+    return cmocka_run_group_tests_name("region_named", tests, NULL, NULL);
+}
