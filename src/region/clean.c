@@ -96,7 +96,9 @@ static bool clean_is_quiet(struct weir_region *region)
     struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t slot_count = weir__word_load(&weir__region_figures(region)->slot_count);
 
-    /* What goes all at once, in a few ticks, is no draining. */
+    /* What goes all at once, in a few ticks, is no draining; nor is what comes and goes. */
+    if (slot_count > cleaner->seen_count)
+        cleaner->fall_count = 0;
     if (slot_count < cleaner->seen_count && ++cleaner->fall_count > CLEAN_FALLS)
         cleaner->drained_ns = weir__clock_coarse_ns();
     cleaner->seen_count = slot_count;

@@ -200,7 +200,7 @@ struct weir__cleaner {
     bool is_stuck;            /* there was no room in memory */
     uint64_t borrowed_bytes;  /* by which the file had to grow beyond its goal: not for puts */
     uint64_t seen_count;      /* of items, at the last look */
-    uint32_t fall_count;      /* looks that saw fewer */
+    uint32_t fall_count;      /* looks in a row that saw fewer, or as many */
     uint64_t drained_ns;      /* when there were fewer than before; 0: never */
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
     uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
