@@ -18,7 +18,7 @@ YARDSTICKS = {
         'self - lost core time', 'ftruncate', 'pwrite + write-back', 'O_DIRECT read',
     },
     'governor': {'atomic add', 'atomic add, shared', 'plain loads and stores', 'two atomic adds'},
-    'reorder': {'memcpy', 'tsearch + malloc'},
+    'reorder': {'memcpy', 'tsearch + malloc', 'sequential 256 KiB', 'random 16 KiB'},
     'writebuf': {'memcpy'},
 }
 
@@ -67,6 +67,14 @@ TARGETS = {
     ('fetch 16 KiB in order, 16 ahead', 'speed', 'O_DIRECT read'): 0.85,
     ('charge + refund, below soft', 'ns', None): 5,
     ('charge + refund, 2 threads, 2 accounts', 'figure', 'part of what two plain loops reach'): 0.95,
+    ('after a stall, 1 GiB in order', 'speed', 'sequential 256 KiB'): 0.8,
+    ('after a stall, 1 GiB in order', 'figure', 'device/spilled'): 1.05,
+    ('after a stall, 1 GiB in order', 'figure', 'rewritten'): 0,
+    ('after a stall, 1 GiB in order', 'figure', 'memory MiB'): 36,
+    ('after a stall, 1 GiB shuffled', 'speed', 'random 16 KiB'): 0.8,
+    ('after a stall, 1 GiB shuffled', 'figure', 'device/spilled'): 1.05,
+    ('after a stall, 1 GiB shuffled', 'figure', 'rewritten'): 0,
+    ('after a stall, 1 GiB shuffled', 'figure', 'memory MiB'): 36,
 }
 
 # Only where this user may make a memory cgroup.
