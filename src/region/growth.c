@@ -183,6 +183,9 @@ int weir__growth_reach(struct weir_region *region, uint64_t end)
     const struct weir__growth *growth = &region->growth;
     uint64_t need = weir__round_up(end, LAYOUT_CHUNK_BYTES);
 
+    /* A hole that was just filled may have lowered the mark. */
+    if (need <= region->store.file_bytes)
+        return 0;
     if (need > region->bytes_max)
         return -EDQUOT;
     if (region->store.reserved_bytes == 0 && region->pin_count > 0)
