@@ -1034,7 +1034,7 @@ static void freed_after_its_read_failed(void **state)
 
 static void close_after_a_reap_that_failed(void **state)
 {
-    struct job *job = start((struct weir_region_config){.resident_bytes_max = 8 * MIB});
+    struct job *job = start((struct weir_region_config){.resident_bytes_max = 32 * MIB});
 
     (void)state;
     seam_arm((struct seam_rule){
