@@ -130,7 +130,7 @@ static void ahead_set_waiting(struct weir_reorder *reorder, bool is_waiting)
     ahead_waiting_count += is_waiting ? 1 : UINT64_MAX;
 }
 
-void weir__ahead_stop_waiting(struct weir_reorder *reorder)
+void weir__ahead_end_wait(struct weir_reorder *reorder)
 {
     ahead_set_waiting(reorder, false);
     ahead_set_starved(reorder, false);
@@ -425,12 +425,10 @@ static int ahead_fetch_batch(struct weir_reorder *reorder, size_t *ret_count)
 }
 
 /* Not before one batch of what may be held is used, nor half of the records. */
-void weir__ahead_fetch(struct weir_reorder *reorder)
+void weir__ahead_fetch_more(struct weir_reorder *reorder)
 {
     size_t slot_count;
 
-    if (reorder->spilled_count == 0)
-        return;
     reorder->scan = weir__max(reorder->scan, reorder->next);
     if (reorder->scan - reorder->next > FETCH_DISTANCE)
         return;

@@ -243,13 +243,11 @@ uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
 }
 
 /* A piece of the flush that a verdict asked for. */
-static void intake_pay_debt(struct weir_reorder *reorder, uint64_t bytes)
+static __attribute__((noinline)) void intake_pay_debt(struct weir_reorder *reorder, uint64_t bytes)
 {
     uint64_t wanted;
     uint64_t freed;
 
-    if (reorder->debt_bytes == 0)
-        return;
     reorder->debt_bytes =
         weir__min(reorder->debt_bytes, weir_account_flush_bytes(reorder->account));
     wanted = weir__min(reorder->debt_bytes, bytes + FLUSH_STEP_BYTES);
@@ -268,30 +266,35 @@ void weir__intake_take_flush(struct weir_reorder *reorder)
 
 /* ---- In ------------------------------------------------------------------------------- */
 
-/* Whether @sequence may enter; 0, -EEXIST or -ERANGE. */
-static int intake_admits(struct weir_reorder *reorder, uint64_t sequence)
+/* O1; the last number of all has none behind it to be next. */
+static bool intake_is_in_range(const struct weir_reorder *reorder, uint64_t sequence)
 {
-    /* O1; the last number of all has none behind it to be next. */
-    if (sequence < reorder->next || sequence - reorder->next >= reorder->window_items_max ||
-        sequence == UINT64_MAX) {
+    return sequence >= reorder->next && sequence - reorder->next < reorder->window_items_max &&
+           sequence != UINT64_MAX;
+}
+
+/* Whether @sequence may enter; 0, -EEXIST or -ERANGE. */
+static inline int intake_admits(struct weir_reorder *reorder, uint64_t sequence)
+{
+    if (WEIR_UNLIKELY(!intake_is_in_range(reorder, sequence))) {
         reorder->range_count++;
         return -ERANGE;
     }
-    if (weir__window_contains(&reorder->window, sequence)) {
+    if (WEIR_UNLIKELY(weir__window_contains(&reorder->window, sequence))) {
         reorder->duplicate_count++;
         return -EEXIST;
     }
     return 0;
 }
 
-static bool intake_is_full(const struct weir_reorder *reorder, size_t bytes)
+static inline bool intake_is_full(const struct weir_reorder *reorder, size_t bytes)
 {
     uint64_t held = reorder->memory_bytes + reorder->spilled_bytes;
 
     return held > reorder->window_bytes_max || bytes > reorder->window_bytes_max - held;
 }
 
-static void intake_entered(struct weir_reorder *reorder, uint64_t sequence)
+static inline void intake_entered(struct weir_reorder *reorder, uint64_t sequence)
 {
     reorder->pushed_count++;
     if (reorder->window.item_count > reorder->item_count_max)
@@ -301,24 +304,24 @@ static void intake_entered(struct weir_reorder *reorder, uint64_t sequence)
     weir__reorder_watch_stall(reorder);
 }
 
-/* Its payload is charged already. */
-static int intake_push_memory(struct weir_reorder *reorder, uint64_t sequence,
-                              const struct reorder_load *load)
+/* Its payload is charged already, or nobody charges. The copy comes last: it waits for its source. */
+static inline int intake_push_memory(struct weir_reorder *reorder, uint64_t sequence,
+                                     const struct reorder_load *load)
 {
-    void *copy;
+    void *copy = NULL;
     int r;
 
     if (load->object != NULL)
         r = weir__window_add_object(&reorder->window, sequence, load->bytes, load->object);
     else
         r = weir__window_add(&reorder->window, sequence, load->bytes, &copy);
-    if (r < 0)
+    if (WEIR_UNLIKELY(r < 0))
         return r;
-    if (load->object == NULL && load->bytes > 0)
-        memcpy(copy, load->data, load->bytes);
     reorder->memory_bytes += load->bytes;
     reorder->object_bytes += load->object != NULL ? load->bytes : 0;
     intake_entered(reorder, sequence);
+    if (copy != NULL)
+        memcpy(copy, load->data, load->bytes);
     return 0;
 }
 
@@ -406,8 +409,10 @@ static int intake_push_out(struct weir_reorder *reorder, uint64_t sequence,
  * No memory was granted: take over the charge of items that are further, which
  * go to the region for it; or go there oneself.
  */
-static int intake_push_swap(struct weir_reorder *reorder, uint64_t sequence,
-                            const struct reorder_load *load, enum weir_verdict verdict)
+static __attribute__((noinline)) int intake_push_swap(struct weir_reorder *reorder,
+                                                      uint64_t sequence,
+                                                      const struct reorder_load *load,
+                                                      enum weir_verdict verdict)
 {
     uint64_t wanted = load->bytes + intake_tables_due(reorder);
     uint64_t bytes = load->bytes;
@@ -436,8 +441,8 @@ static int intake_push_swap(struct weir_reorder *reorder, uint64_t sequence,
     return r;
 }
 
-static int intake_push_granted(struct weir_reorder *reorder, uint64_t sequence,
-                               const struct reorder_load *load, enum weir_verdict verdict)
+static inline int intake_push_granted(struct weir_reorder *reorder, uint64_t sequence,
+                                      const struct reorder_load *load, enum weir_verdict verdict)
 {
     int r;
 
@@ -459,8 +464,8 @@ static uint64_t intake_room(const struct weir_reorder *reorder, uint64_t sequenc
     return verdict == WEIR_SPILL ? bytes : 0;
 }
 
-static int intake_push_charged(struct weir_reorder *reorder, uint64_t sequence,
-                               const struct reorder_load *load)
+static inline int intake_push_charged(struct weir_reorder *reorder, uint64_t sequence,
+                                      const struct reorder_load *load)
 {
     enum weir_verdict verdict;
     int r = weir_account_charge(reorder->account, load->bytes, &verdict);
@@ -485,7 +490,8 @@ static int intake_push_charged(struct weir_reorder *reorder, uint64_t sequence,
 }
 
 /* An item of no bytes takes a place in the index, which is asked for like any other memory. */
-static int intake_push_empty(struct weir_reorder *reorder, uint64_t sequence)
+static __attribute__((noinline)) int intake_push_empty(struct weir_reorder *reorder,
+                                                       uint64_t sequence)
 {
     static const struct reorder_load nothing;
     enum weir_verdict verdict = WEIR_ADMIT;
@@ -512,8 +518,8 @@ static uint64_t intake_number(const struct weir_reorder *reorder, uint64_t seque
     return reorder->passes_through ? weir__max(reorder->tail, reorder->next) : sequence;
 }
 
-static int intake_push_load(struct weir_reorder *reorder, uint64_t sequence,
-                            const struct reorder_load *load)
+static inline int intake_push_load(struct weir_reorder *reorder, uint64_t sequence,
+                                   const struct reorder_load *load)
 {
     int r = intake_admits(reorder, sequence);
 
@@ -522,7 +528,7 @@ static int intake_push_load(struct weir_reorder *reorder, uint64_t sequence,
     if (sequence != reorder->next && intake_is_full(reorder, load->bytes))
         return -EDQUOT;
 
-    if (load->bytes == 0 && load->object == NULL)
+    if (WEIR_UNLIKELY(load->bytes == 0 && load->object == NULL))
         r = intake_push_empty(reorder, sequence);
     else if (reorder->account == NULL)
         r = intake_push_memory(reorder, sequence, load);
@@ -530,7 +536,8 @@ static int intake_push_load(struct weir_reorder *reorder, uint64_t sequence,
         r = intake_push_charged(reorder, sequence, load);
     if (r == 0)
         reorder->tail = sequence + 1;
-    intake_pay_debt(reorder, load->bytes);
+    if (WEIR_UNLIKELY(reorder->debt_bytes > 0))
+        intake_pay_debt(reorder, load->bytes);
     weir__reorder_tell_slack(reorder);
     return r;
 }

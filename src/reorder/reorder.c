@@ -86,51 +86,25 @@ void weir__reorder_charge_head(struct weir_reorder *reorder, uint64_t bytes)
     reorder->charged_bytes += bytes - lent;
 }
 
-void weir__reorder_refund(struct weir_reorder *reorder, uint64_t bytes)
+void weir__reorder_set_slack(struct weir_reorder *reorder, uint64_t bytes)
 {
-    uint64_t lent = weir__min(bytes, reorder->lent_bytes);
-
-    if (reorder->account == NULL)
-        return;
-    reorder->lent_bytes -= lent;
-    if (bytes > lent)
-        weir_account_refund(reorder->account, bytes - lent);
-    WEIR_ASSERT(reorder->charged_bytes >= bytes - lent);
-    reorder->charged_bytes -= bytes - lent;
+    weir__heap_account(&reorder->heap, (int64_t)(bytes - reorder->slack_bytes));
+    reorder->slack_bytes = bytes;
 }
 
-/* Not with every item: what was told is never below the truth, and above it by a part of it. */
-void weir__reorder_tell_slack(struct weir_reorder *reorder)
+void weir__reorder_begin_stall(struct weir_reorder *reorder)
 {
-    uint64_t held = reorder->window.packs.bytes;
-    uint64_t filled = reorder->memory_bytes + reorder->popped_bytes - reorder->object_bytes;
-    uint64_t slack = held - weir__min(held, filled);
-    uint64_t step = 256 + held / 64;
-    uint64_t told = reorder->slack_bytes;
-
-    if (slack <= told && told <= slack + 2 * step)
-        return;
-    told = slack == 0 ? 0 : slack + step;
-    weir__heap_account(&reorder->heap, (int64_t)(told - reorder->slack_bytes));
-    reorder->slack_bytes = told;
+    reorder->stall_since_ns = weir__clock_coarse_ns();
+    reorder->stall_count++;
 }
 
-void weir__reorder_watch_stall(struct weir_reorder *reorder)
+void weir__reorder_end_stall(struct weir_reorder *reorder)
 {
-    bool is_stalled = !reorder->head_is_here && reorder->window.item_count > 0;
+    uint64_t stall_ns = weir__clock_coarse_ns() - reorder->stall_since_ns;
 
-    if (is_stalled == (reorder->stall_since_ns != 0))
-        return;
-    if (is_stalled) {
-        reorder->stall_since_ns = weir__clock_coarse_ns();
-        reorder->stall_count++;
-    } else {
-        uint64_t stall_ns = weir__clock_coarse_ns() - reorder->stall_since_ns;
-
-        reorder->stall_ns += stall_ns;
-        reorder->stall_max_ns = weir__max(reorder->stall_max_ns, stall_ns);
-        reorder->stall_since_ns = 0;
-    }
+    reorder->stall_ns += stall_ns;
+    reorder->stall_max_ns = weir__max(reorder->stall_max_ns, stall_ns);
+    reorder->stall_since_ns = 0;
 }
 
 /* ---- Lifecycle -------------------------------------------------------------------- */
@@ -295,11 +269,7 @@ void weir_reorder_destroy(struct weir_reorder *reorder)
 /* What follows the head will be asked for next: have its bytes near. */
 static void reorder_look_ahead(struct weir_reorder *reorder)
 {
-    struct weir__window_view view;
-
-    reorder->head_is_here = weir__window_get(&reorder->window, reorder->next, &view);
-    if (reorder->head_is_here && view.kind == WINDOW_MEMORY)
-        __builtin_prefetch(view.data);
+    reorder->head_is_here = weir__window_touch(&reorder->window, reorder->next);
     weir__reorder_watch_stall(reorder);
 }
 
@@ -370,13 +340,12 @@ static void reorder_hand_out(struct weir_reorder *reorder, uint64_t sequence,
 {
     reorder->popped_count++;
     if (view->kind != WINDOW_REGION) {
-        *item = (struct weir_item){
-            .sequence = sequence,
-            .data = view->data,
-            .bytes = view->bytes,
-            .object = view->object,
-            .hold = view->is_object ? (void *)reorder : view->pack,
-        };
+        item->sequence = sequence;
+        item->data = view->data;
+        item->bytes = view->bytes;
+        item->slot = (struct weir_slot){0};
+        item->object = view->object;
+        item->hold = view->is_object ? (void *)reorder : view->pack;
         reorder->popped_bytes += view->bytes;
     } else if (view->is_object) {
         /* What it was decoded from is of no use any more, and it is in memory now. */
@@ -394,7 +363,6 @@ static void reorder_hand_out(struct weir_reorder *reorder, uint64_t sequence,
 int weir_reorder_pop(struct weir_reorder *reorder, struct weir_item *ret_item)
 {
     struct weir__window_view view;
-    struct weir_item item;
     uint64_t sequence = reorder->next;
     int r;
 
@@ -404,25 +372,23 @@ int weir_reorder_pop(struct weir_reorder *reorder, struct weir_item *ret_item)
         weir__ahead_fetch(reorder);
         return -ENOENT;
     }
-    weir__window_get(&reorder->window, sequence, &view);
-    if (view.kind == WINDOW_REGION) {
-        r = reorder_bring(reorder, sequence, &view, &item);
+    if (reorder->spilled_count > 0) {
+        weir__window_get(&reorder->window, sequence, &view);
+        r = view.kind == WINDOW_REGION ? reorder_bring(reorder, sequence, &view, ret_item) : 0;
         if (r < 0)
             return r;
     }
 
     reorder_advance(reorder, &view);
-    reorder_hand_out(reorder, sequence, &view, &item);
+    reorder_hand_out(reorder, sequence, &view, ret_item);
     reorder->delivered_count++;
     weir__ahead_fetch(reorder);
-    *ret_item = item;
     return 0;
 }
 
 int weir_reorder_take(struct weir_reorder *reorder, uint64_t sequence, struct weir_item *ret_item)
 {
     struct weir__window_view view;
-    struct weir_item item;
     int r;
 
     WEIR_ASSERT(weir__reorder_is_mine(reorder));
@@ -430,7 +396,7 @@ int weir_reorder_take(struct weir_reorder *reorder, uint64_t sequence, struct we
     if (!weir__window_get(&reorder->window, sequence, &view))
         return -ENOENT;
     if (view.kind == WINDOW_REGION) {
-        r = reorder_bring(reorder, sequence, &view, &item);
+        r = reorder_bring(reorder, sequence, &view, ret_item);
         if (r < 0)
             return r;
     }
@@ -441,9 +407,8 @@ int weir_reorder_take(struct weir_reorder *reorder, uint64_t sequence, struct we
         weir__ahead_stop_waiting(reorder);
     }
     weir__reorder_watch_stall(reorder);
-    reorder_hand_out(reorder, sequence, &view, &item);
+    reorder_hand_out(reorder, sequence, &view, ret_item);
     reorder->taken_count++;
-    *ret_item = item;
     return 0;
 }
 

@@ -10,10 +10,13 @@
 
 #include <weir/reorder.h>
 
+#include "base/bits.h"
+#include "base/check.h"
 #include "base/heap.h"
 #include "base/list.h"
 #include "reorder/window.h"
 
+#include <weir/governor.h>
 #include <weir/region.h>
 
 #include <pthread.h>
@@ -117,14 +120,54 @@ bool weir__reorder_is_mine(const struct weir_reorder *reorder);
 /* @bytes of payload are charged, come what may: on the working set as far as it goes. */
 void weir__reorder_charge_head(struct weir_reorder *reorder, uint64_t bytes);
 
-/* @bytes of payload left the memory; what the working set lent comes back first. */
-void weir__reorder_refund(struct weir_reorder *reorder, uint64_t bytes);
+/* Tell the books @bytes of slack. */
+void weir__reorder_set_slack(struct weir_reorder *reorder, uint64_t bytes);
 
-/* Tell the books what packs take beyond their payload, if that has changed by much. */
-void weir__reorder_tell_slack(struct weir_reorder *reorder);
+void weir__reorder_begin_stall(struct weir_reorder *reorder);
+void weir__reorder_end_stall(struct weir_reorder *reorder);
+
+/* @bytes of payload left the memory; what the working set lent comes back first. */
+static inline void weir__reorder_refund(struct weir_reorder *reorder, uint64_t bytes)
+{
+    uint64_t lent = weir__min(bytes, reorder->lent_bytes);
+
+    if (reorder->account == NULL)
+        return;
+    reorder->lent_bytes -= lent;
+    if (bytes > lent)
+        weir_account_refund(reorder->account, bytes - lent);
+    WEIR_ASSERT(reorder->charged_bytes >= bytes - lent);
+    reorder->charged_bytes -= bytes - lent;
+}
+
+/*
+ * Tell the books what packs take beyond their payload. Not with every item:
+ * what was told is never below the truth, and above it by a part of it.
+ */
+static inline void weir__reorder_tell_slack(struct weir_reorder *reorder)
+{
+    uint64_t held = reorder->window.packs.bytes;
+    uint64_t filled = reorder->memory_bytes + reorder->popped_bytes - reorder->object_bytes;
+    uint64_t slack = held - weir__min(held, filled);
+    uint64_t step = 256 + held / 64;
+    uint64_t told = reorder->slack_bytes;
+
+    if (WEIR_UNLIKELY(told < slack || told > slack + 2 * step))
+        weir__reorder_set_slack(reorder, slack == 0 ? 0 : slack + step);
+}
 
 /* A stall begins when the head is missing while others wait, and ends with it. */
-void weir__reorder_watch_stall(struct weir_reorder *reorder);
+static inline void weir__reorder_watch_stall(struct weir_reorder *reorder)
+{
+    bool is_stalled = !reorder->head_is_here && reorder->window.item_count > 0;
+
+    if (is_stalled == (reorder->stall_since_ns != 0))
+        return;
+    if (is_stalled)
+        weir__reorder_begin_stall(reorder);
+    else
+        weir__reorder_end_stall(reorder);
+}
 
 /* ---- intake.c ------------------------------------------------------------------- */
 
@@ -140,11 +183,23 @@ void weir__intake_take_flush(struct weir_reorder *reorder);
 int weir__ahead_init(struct weir_reorder *reorder);
 void weir__ahead_deinit(struct weir_reorder *reorder);
 
+void weir__ahead_end_wait(struct weir_reorder *reorder);
+void weir__ahead_fetch_more(struct weir_reorder *reorder);
+
 /* The head is not what it was: nobody waits for a fetch of it any more. */
-void weir__ahead_stop_waiting(struct weir_reorder *reorder);
+static inline void weir__ahead_stop_waiting(struct weir_reorder *reorder)
+{
+    /* Who is starved waits. */
+    if (reorder->is_waiting || !weir__list_is_empty(&reorder->ready_due))
+        weir__ahead_end_wait(reorder);
+}
 
 /* Fetch what comes soon, in batches. */
-void weir__ahead_fetch(struct weir_reorder *reorder);
+static inline void weir__ahead_fetch(struct weir_reorder *reorder)
+{
+    if (reorder->spilled_count > 0)
+        weir__ahead_fetch_more(reorder);
+}
 
 /* Something was let go of, or came in: the starved try again. */
 void weir__ahead_feed_starved(void);

@@ -37,13 +37,14 @@
 #include <errno.h>
 #include <string.h>
 
-#define WINDOW_FAN         64u
-#define WINDOW_LEVEL_BITS  6u
-#define WINDOW_DEPTH_MAX   11u /* 64 bits in steps of 6 */
-#define WINDOW_OFFSET_BITS 24u
-#define WINDOW_BYTES_LIMIT (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
-#define WINDOW_ALIGN       UINT64_C(8)
-#define WINDOW_IS_OBJECT   UINT64_C(1) /* no place in a pack, for those are aligned */
+#define WINDOW_FAN          64u
+#define WINDOW_LEVEL_BITS   6u
+#define WINDOW_DEPTH_MAX    11u /* 64 bits in steps of 6 */
+#define WINDOW_OFFSET_BITS  24u
+#define WINDOW_OFFSET_LIMIT (UINT64_C(1) << WINDOW_OFFSET_BITS)
+#define WINDOW_BYTES_LIMIT  (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
+#define WINDOW_ALIGN        UINT64_C(8)
+#define WINDOW_IS_OBJECT    UINT64_C(1) /* no place in a pack, for those are aligned */
 
 /* Packs double with what their leaf has taken, up to this; a larger payload has its own. */
 #define PACK_BYTES_MAX UINT64_C(16384)
@@ -60,7 +61,7 @@
 
 _Static_assert(1u << WINDOW_LEVEL_BITS == WINDOW_FAN, "a level is one bit of a word each");
 _Static_assert(WINDOW_DEPTH_MAX *WINDOW_LEVEL_BITS >= 64, "the tree is deep enough");
-_Static_assert(PACK_BYTES_MAX < UINT64_C(1) << WINDOW_OFFSET_BITS, "places in a pack fit");
+_Static_assert(PACK_BYTES_MAX < WINDOW_OFFSET_LIMIT, "places in a pack fit");
 
 struct weir__pack {
     union {
@@ -152,13 +153,23 @@ static struct window_inner *node_inner(struct weir__window_node *node)
     return WEIR_CONTAINER_OF(node, struct window_inner, node);
 }
 
+static bool leaf_covers(const struct weir__window_leaf *leaf, uint64_t sequence)
+{
+    return (leaf->node.prefix ^ sequence) < WINDOW_FAN;
+}
+
 static size_t leaf_bytes(uint32_t capacity)
 {
     return sizeof(struct weir__window_leaf) + capacity * sizeof(struct window_item);
 }
 
+static uint32_t leaf_count(const struct weir__window_leaf *leaf)
+{
+    return (uint32_t)__builtin_popcountll(leaf->node.marks[WINDOW_MARK_ANY]);
+}
+
 /* Where the item @index is kept, or would be. */
-static uint32_t leaf_position(const struct weir__window_leaf *leaf, uint32_t index)
+static inline uint32_t leaf_position(const struct weir__window_leaf *leaf, uint32_t index)
 {
     if (leaf->node.capacity == WINDOW_FAN)
         return index;
@@ -178,26 +189,51 @@ static bool item_is_object(const struct window_item *item)
     return (item->measure & WINDOW_IS_OBJECT) != 0;
 }
 
-static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
-                      struct weir__window_view *ret_view)
+static void *item_data(const struct window_item *item)
+{
+    return (char *)(item->pack + 1) + (item->measure & (WINDOW_OFFSET_LIMIT - 1));
+}
+
+/* Each field by itself: a view that is cleared first is read back while it is still being written. */
+static inline void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
+                             struct weir__window_view *ret_view)
 {
     const struct window_item *item = &leaf->items[leaf_position(leaf, index)];
+    enum weir__window_kind kind = leaf_kind(leaf, index);
+    bool is_object = item_is_object(item);
 
-    *ret_view = (struct weir__window_view){
-        .kind = leaf_kind(leaf, index),
-        .bytes = item->measure >> WINDOW_OFFSET_BITS,
-        .is_object = item_is_object(item),
-    };
-    if (ret_view->kind == WINDOW_MEMORY && ret_view->is_object) {
-        ret_view->kind = WINDOW_OBJECT;
+    ret_view->bytes = item->measure >> WINDOW_OFFSET_BITS;
+    ret_view->is_object = is_object;
+    ret_view->slot = kind == WINDOW_REGION ? item->slot : (struct weir_slot){0};
+    ret_view->object = NULL;
+    ret_view->data = NULL;
+    ret_view->pack = NULL;
+    if (kind == WINDOW_MEMORY && is_object) {
+        kind = WINDOW_OBJECT;
         ret_view->object = item->object;
-    } else if (ret_view->kind == WINDOW_MEMORY) {
+    } else if (kind == WINDOW_MEMORY) {
         ret_view->pack = item->pack;
-        ret_view->data =
-            (char *)(item->pack + 1) + (item->measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
-    } else if (ret_view->kind == WINDOW_REGION) {
-        ret_view->slot = item->slot;
+        ret_view->data = item_data(item);
     }
+    ret_view->kind = kind;
+}
+
+/* Room for @index in a packed leaf, which is not full. */
+static __attribute__((noinline)) void leaf_make_way(struct weir__window_leaf *leaf, uint32_t index)
+{
+    uint32_t count = leaf_count(leaf);
+    struct window_item *place = &leaf->items[leaf_position(leaf, index)];
+
+    memmove(place + 1, place, (size_t)(leaf->items + count - place) * sizeof(*place));
+}
+
+/* Packed again without @index, which is still marked. */
+static __attribute__((noinline)) void leaf_close_up(struct weir__window_leaf *leaf, uint32_t index)
+{
+    uint32_t count = leaf_count(leaf);
+    struct window_item *place = &leaf->items[leaf_position(leaf, index)];
+
+    memmove(place, place + 1, (size_t)(leaf->items + count - place - 1) * sizeof(*place));
 }
 
 /* ---- Packs ------------------------------------------------------------------ */
@@ -283,36 +319,48 @@ static struct weir__pack *pack_create(struct weir__window *window, uint64_t byte
     return pack;
 }
 
-/* Room for @bytes; sets pack and measure of @item. */
-static int leaf_place(struct weir__window *window, struct weir__window_leaf *leaf, uint64_t bytes,
-                      struct window_item *item)
+/* Where a payload goes: a pack, and the offset of the payload in it. */
+struct window_room {
+    struct weir__pack *pack;
+    uint64_t offset;
+};
+
+/* Room for @bytes where the pack that @leaf fills, if any, has none. */
+static __attribute__((noinline)) int leaf_open_pack(struct weir__window *window,
+                                                    struct weir__window_leaf *leaf, uint64_t bytes,
+                                                    struct window_room *ret_room)
 {
     uint64_t room = weir__round_up(bytes, WINDOW_ALIGN);
-    struct weir__pack *pack;
+    uint64_t pack_bytes = weir__max(room, leaf_pack_bytes(window, leaf));
+    struct weir__pack *pack = pack_create(window, pack_bytes);
 
-    if (leaf->open == NULL || leaf->open_bytes - leaf->open_used < room) {
-        uint64_t pack_bytes = weir__max(room, leaf_pack_bytes(window, leaf));
-
-        pack = pack_create(window, pack_bytes);
-        if (pack == NULL)
-            return -ENOMEM;
-        if (room > PACK_BYTES_MAX) {
-            pack->live_count = 1;
-            *item = (struct window_item){.pack = pack, .measure = bytes << WINDOW_OFFSET_BITS};
-            return 0;
-        }
-
-        leaf_close_pack(window, leaf);
-        pack->live_count = PACK_OPEN;
-        leaf->open = pack;
-        leaf->open_used = 0;
-        leaf->open_bytes = (uint32_t)pack_bytes;
-        leaf->open_count = 0;
-        leaf->pack_bytes += (uint32_t)pack_bytes;
+    if (pack == NULL)
+        return -ENOMEM;
+    *ret_room = (struct window_room){.pack = pack};
+    if (room > PACK_BYTES_MAX) {
+        pack->live_count = 1;
+        return 0;
     }
 
-    *item = (struct window_item){.pack = leaf->open,
-                                 .measure = bytes << WINDOW_OFFSET_BITS | leaf->open_used};
+    leaf_close_pack(window, leaf);
+    pack->live_count = PACK_OPEN;
+    leaf->open = pack;
+    leaf->open_used = (uint32_t)room;
+    leaf->open_bytes = (uint32_t)pack_bytes;
+    leaf->open_count = 1;
+    leaf->pack_bytes += (uint32_t)pack_bytes;
+    return 0;
+}
+
+static inline int leaf_take_room(struct weir__window *window, struct weir__window_leaf *leaf,
+                                 uint64_t bytes, struct window_room *ret_room)
+{
+    uint64_t room = weir__round_up(bytes, WINDOW_ALIGN);
+
+    if (WEIR_UNLIKELY(leaf->open == NULL || leaf->open_bytes - leaf->open_used < room))
+        return leaf_open_pack(window, leaf, bytes, ret_room);
+    ret_room->pack = leaf->open;
+    ret_room->offset = leaf->open_used;
     leaf->open_used += (uint32_t)room;
     leaf->open_count++;
     return 0;
@@ -377,22 +425,23 @@ static void inner_link(struct window_inner *inner, struct weir__window_node *chi
 
 /* ---- Ways down -------------------------------------------------------------- */
 
-/* The leaf that covers @sequence, or NULL. */
-static struct weir__window_leaf *window_leaf(struct weir__window *window, uint64_t sequence,
-                                             struct weir__window_leaf **hint)
+/*
+ * The leaf that covers @sequence, or NULL. A wrong turn at a node that does not
+ * cover it ends at a leaf that does not either, and only that is looked at.
+ */
+static inline struct weir__window_leaf *window_leaf(struct weir__window *window, uint64_t sequence,
+                                                    struct weir__window_leaf **hint)
 {
     struct weir__window_node *node = window->root;
 
-    if (*hint != NULL && node_covers(&(*hint)->node, sequence))
+    if (*hint != NULL && leaf_covers(*hint, sequence))
         return *hint;
-    while (node != NULL && node_covers(node, sequence)) {
-        if (node->shift == 0) {
-            *hint = node_leaf(node);
-            return *hint;
-        }
+    while (node != NULL && node->shift != 0)
         node = node_inner(node)->children[node_index(node, sequence)];
-    }
-    return NULL;
+    if (node == NULL || !leaf_covers(node_leaf(node), sequence))
+        return NULL;
+    *hint = node_leaf(node);
+    return *hint;
 }
 
 /*
@@ -512,6 +561,20 @@ bool weir__window_get(struct weir__window *window, uint64_t sequence,
     return true;
 }
 
+bool weir__window_touch(struct weir__window *window, uint64_t sequence)
+{
+    const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
+    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
+    const struct window_item *item;
+
+    if (leaf == NULL || !node_has(&leaf->node, WINDOW_MARK_ANY, index))
+        return false;
+    item = &leaf->items[leaf_position(leaf, index)];
+    if (node_has(&leaf->node, WINDOW_MARK_MEMORY, index) && !item_is_object(item))
+        __builtin_prefetch(item_data(item));
+    return true;
+}
+
 /* Put an empty leaf for @sequence into the tree; its marks are still to be told upwards. */
 static struct weir__window_leaf *window_plant(struct weir__window *window, uint64_t sequence)
 {
@@ -547,8 +610,8 @@ static struct weir__window_leaf *window_plant(struct weir__window *window, uint6
 }
 
 /* The same leaf with four times the room; NULL: as it was. */
-static struct weir__window_leaf *window_enlarge(struct weir__window *window,
-                                                struct weir__window_leaf *leaf)
+static __attribute__((noinline)) struct weir__window_leaf *
+window_enlarge(struct weir__window *window, struct weir__window_leaf *leaf)
 {
     uint32_t capacity = leaf->node.capacity * 4u;
     struct weir__window_leaf *larger = leaf_create(window, leaf->node.prefix, capacity);
@@ -573,27 +636,35 @@ static struct weir__window_leaf *window_enlarge(struct weir__window *window,
     return larger;
 }
 
+/* As window_prepare(), where there is no leaf, or a full one. */
+static __attribute__((noinline)) int window_prepare_leaf(struct weir__window *window,
+                                                         struct weir__window_leaf *leaf,
+                                                         uint64_t sequence,
+                                                         struct weir__window_leaf **ret_leaf)
+{
+    if (leaf == NULL)
+        leaf = window_plant(window, sequence);
+    else
+        leaf = window_enlarge(window, leaf);
+    if (leaf == NULL)
+        return -ENOMEM;
+    window->hint_in = leaf;
+    *ret_leaf = leaf;
+    return 0;
+}
+
 /* A leaf that covers @sequence, without it and with room for it; *ret_leaf or -EEXIST, -ENOMEM. */
-static int window_prepare(struct weir__window *window, uint64_t sequence,
-                          struct weir__window_leaf **ret_leaf)
+static inline int window_prepare(struct weir__window *window, uint64_t sequence,
+                                 struct weir__window_leaf **ret_leaf)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
 
-    if (leaf == NULL) {
-        leaf = window_plant(window, sequence);
-    } else {
-        uint64_t any = leaf->node.marks[WINDOW_MARK_ANY];
-
-        if (node_has(&leaf->node, WINDOW_MARK_ANY, node_index(&leaf->node, sequence)))
-            return -EEXIST;
-        if (leaf->node.capacity < WINDOW_FAN &&
-            (uint32_t)__builtin_popcountll(any) == leaf->node.capacity)
-            leaf = window_enlarge(window, leaf);
-    }
     if (leaf == NULL)
-        return -ENOMEM;
-
-    window->hint_in = leaf;
+        return window_prepare_leaf(window, NULL, sequence, ret_leaf);
+    if (node_has(&leaf->node, WINDOW_MARK_ANY, (uint32_t)(sequence & (WINDOW_FAN - 1))))
+        return -EEXIST;
+    if (leaf->node.capacity < WINDOW_FAN && leaf_count(leaf) == leaf->node.capacity)
+        return window_prepare_leaf(window, leaf, sequence, ret_leaf);
     *ret_leaf = leaf;
     return 0;
 }
@@ -610,22 +681,27 @@ static void window_abandon(struct weir__window *window, struct weir__window_leaf
     path_prune(window, &path, sequence);
 }
 
-static void window_enter(struct weir__window *window, struct weir__window_leaf *leaf,
-                         uint64_t sequence, struct window_item item, enum weir__window_kind kind)
+/* W2: @leaf has its first of some kind. */
+static __attribute__((noinline)) void window_tell(struct weir__window *window, uint64_t sequence)
+{
+    struct window_path path;
+
+    window_walk(window, sequence, &path);
+    path_mend(&path, sequence);
+}
+
+/* @leaf has an item more, whose place the caller fills. */
+static inline struct window_item *window_enter(struct weir__window *window,
+                                               struct weir__window_leaf *leaf, uint64_t sequence,
+                                               enum weir__window_kind kind)
 {
     uint64_t *marks = leaf->node.marks;
-    uint32_t index = node_index(&leaf->node, sequence);
-    uint32_t position = leaf_position(leaf, index);
+    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
     uint64_t bit = UINT64_C(1) << index;
     bool is_first = marks[WINDOW_MARK_ANY] == 0;
 
-    if (leaf->node.capacity < WINDOW_FAN) {
-        uint32_t behind = (uint32_t)__builtin_popcountll(marks[WINDOW_MARK_ANY]) - position;
-
-        memmove(&leaf->items[position + 1], &leaf->items[position], behind * sizeof(item));
-    }
-    leaf->items[position] = item;
-
+    if (leaf->node.capacity < WINDOW_FAN)
+        leaf_make_way(leaf, index);
     marks[WINDOW_MARK_ANY] |= bit;
     if (kind == WINDOW_MEMORY) {
         is_first |= marks[WINDOW_MARK_MEMORY] == 0;
@@ -635,40 +711,47 @@ static void window_enter(struct weir__window *window, struct weir__window_leaf *
         marks[WINDOW_MARK_REGION] |= bit;
     }
     window->item_count++;
+    if (WEIR_UNLIKELY(is_first))
+        window_tell(window, sequence);
+    return &leaf->items[leaf_position(leaf, index)];
+}
 
-    if (is_first) {
-        struct window_path path;
+static int window_add_empty(struct weir__window *window, uint64_t sequence)
+{
+    struct weir__window_leaf *leaf;
+    int r = window_prepare(window, sequence, &leaf);
 
-        window_walk(window, sequence, &path);
-        path_mend(&path, sequence);
-    }
+    if (r < 0)
+        return r;
+    *window_enter(window, leaf, sequence, WINDOW_EMPTY) = (struct window_item){.measure = 0};
+    return 0;
 }
 
 int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
 {
     struct weir__window_leaf *leaf;
-    struct window_item item = {.measure = 0};
+    struct window_room room;
+    struct window_item *item;
     int r;
 
+    *ret_data = NULL;
+    if (WEIR_UNLIKELY(bytes == 0))
+        return window_add_empty(window, sequence);
     if (bytes >= WINDOW_BYTES_LIMIT)
         return -ENOMEM;
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    if (bytes == 0) {
-        window_enter(window, leaf, sequence, item, WINDOW_EMPTY);
-        *ret_data = NULL;
-        return 0;
-    }
-
-    r = leaf_place(window, leaf, bytes, &item);
+    r = leaf_take_room(window, leaf, bytes, &room);
     if (r < 0) {
         window_abandon(window, leaf, sequence);
         return r;
     }
-    window_enter(window, leaf, sequence, item, WINDOW_MEMORY);
-    *ret_data =
-        (char *)(item.pack + 1) + (item.measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
+
+    item = window_enter(window, leaf, sequence, WINDOW_MEMORY);
+    item->pack = room.pack;
+    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | room.offset;
+    *ret_data = (char *)(room.pack + 1) + room.offset;
     return 0;
 }
 
@@ -676,6 +759,7 @@ int weir__window_add_object(struct weir__window *window, uint64_t sequence, size
                             void *object)
 {
     struct weir__window_leaf *leaf;
+    struct window_item *item;
     int r;
 
     if (bytes >= WINDOW_BYTES_LIMIT)
@@ -683,12 +767,9 @@ int weir__window_add_object(struct weir__window *window, uint64_t sequence, size
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    window_enter(window, leaf, sequence,
-                 (struct window_item){
-                     .object = object,
-                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT,
-                 },
-                 WINDOW_MEMORY);
+    item = window_enter(window, leaf, sequence, WINDOW_MEMORY);
+    item->object = object;
+    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT;
     return 0;
 }
 
@@ -696,6 +777,7 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
                           struct weir_slot slot, bool is_object)
 {
     struct weir__window_leaf *leaf;
+    struct window_item *item;
     int r;
 
     WEIR_ASSERT(bytes < WINDOW_BYTES_LIMIT);
@@ -703,13 +785,9 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    window_enter(
-        window, leaf, sequence,
-        (struct window_item){
-            .slot = slot,
-            .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0),
-        },
-        WINDOW_REGION);
+    item = window_enter(window, leaf, sequence, WINDOW_REGION);
+    item->slot = slot;
+    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0);
     return 0;
 }
 
@@ -749,46 +827,49 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
     }
 }
 
+/* The last of some kind has left @leaf. */
+static __attribute__((noinline)) void
+window_thin_out(struct weir__window *window, struct weir__window_leaf *leaf, uint64_t sequence)
+{
+    struct window_path path;
+
+    if (leaf->node.marks[WINDOW_MARK_MEMORY] == 0)
+        leaf_close_pack(window, leaf);
+    window_walk(window, sequence, &path);
+    if (leaf->node.marks[WINDOW_MARK_ANY] == 0)
+        path_prune(window, &path, sequence);
+    else
+        path_mend(&path, sequence);
+}
+
 void weir__window_remove(struct weir__window *window, uint64_t sequence,
                          struct weir__window_view *ret_view)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
-    bool is_last = false;
-    uint32_t position;
-    uint32_t index;
+    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
+    uint64_t bit = UINT64_C(1) << index;
+    uint64_t *marks;
+    bool is_last;
 
     WEIR_CHECK(leaf != NULL);
     WEIR_CHECK((leaf->node.marks[WINDOW_MARK_ANY] & bit) != 0);
 
-    index = node_index(&leaf->node, sequence);
     leaf_view(leaf, index, ret_view);
-    position = leaf_position(leaf, index);
-    for (int mark = 0; mark < WINDOW_MARK_COUNT; mark++) {
-        uint64_t *word = &leaf->node.marks[mark];
-
-        is_last |= *word == bit;
-        *word &= ~bit;
-    }
-    if (leaf->node.capacity < WINDOW_FAN) {
-        uint32_t left = (uint32_t)__builtin_popcountll(leaf->node.marks[WINDOW_MARK_ANY]);
-
-        memmove(&leaf->items[position], &leaf->items[position + 1],
-                (left - position) * sizeof(leaf->items[0]));
+    if (leaf->node.capacity < WINDOW_FAN)
+        leaf_close_up(leaf, index);
+    marks = leaf->node.marks;
+    marks[WINDOW_MARK_ANY] &= ~bit;
+    is_last = marks[WINDOW_MARK_ANY] == 0;
+    if (ret_view->kind == WINDOW_REGION) {
+        marks[WINDOW_MARK_REGION] &= ~bit;
+        is_last |= marks[WINDOW_MARK_REGION] == 0;
+    } else if (ret_view->kind != WINDOW_EMPTY) {
+        marks[WINDOW_MARK_MEMORY] &= ~bit;
+        is_last |= marks[WINDOW_MARK_MEMORY] == 0;
     }
     window->item_count--;
-
-    if (is_last) {
-        struct window_path path;
-
-        if (leaf->node.marks[WINDOW_MARK_MEMORY] == 0)
-            leaf_close_pack(window, leaf);
-        window_walk(window, sequence, &path);
-        if (leaf->node.marks[WINDOW_MARK_ANY] == 0)
-            path_prune(window, &path, sequence);
-        else
-            path_mend(&path, sequence);
-    }
+    if (WEIR_UNLIKELY(is_last))
+        window_thin_out(window, leaf, sequence);
 }
 
 void weir__window_release(struct weir__window *window, struct weir__pack *pack)
