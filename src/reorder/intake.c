@@ -274,7 +274,7 @@ static bool intake_is_in_range(const struct weir_reorder *reorder, uint64_t sequ
 }
 
 /* Whether @sequence may enter; 0, -EEXIST or -ERANGE. */
-static inline int intake_admits(struct weir_reorder *reorder, uint64_t sequence)
+static int intake_admits(struct weir_reorder *reorder, uint64_t sequence)
 {
     if (WEIR_UNLIKELY(!intake_is_in_range(reorder, sequence))) {
         reorder->range_count++;
@@ -287,14 +287,14 @@ static inline int intake_admits(struct weir_reorder *reorder, uint64_t sequence)
     return 0;
 }
 
-static inline bool intake_is_full(const struct weir_reorder *reorder, size_t bytes)
+static bool intake_is_full(const struct weir_reorder *reorder, size_t bytes)
 {
     uint64_t held = reorder->memory_bytes + reorder->spilled_bytes;
 
     return held > reorder->window_bytes_max || bytes > reorder->window_bytes_max - held;
 }
 
-static inline void intake_entered(struct weir_reorder *reorder, uint64_t sequence)
+static void intake_entered(struct weir_reorder *reorder, uint64_t sequence)
 {
     reorder->pushed_count++;
     if (reorder->window.item_count > reorder->item_count_max)
@@ -304,7 +304,7 @@ static inline void intake_entered(struct weir_reorder *reorder, uint64_t sequenc
     weir__reorder_watch_stall(reorder);
 }
 
-/* Its payload is charged already, or nobody charges. The copy comes last: it waits for its source. */
+/* Its payload is charged already, or nobody charges. Copied last, for that waits for the source. */
 static inline int intake_push_memory(struct weir_reorder *reorder, uint64_t sequence,
                                      const struct reorder_load *load)
 {
@@ -441,8 +441,8 @@ static __attribute__((noinline)) int intake_push_swap(struct weir_reorder *reord
     return r;
 }
 
-static inline int intake_push_granted(struct weir_reorder *reorder, uint64_t sequence,
-                                      const struct reorder_load *load, enum weir_verdict verdict)
+static int intake_push_granted(struct weir_reorder *reorder, uint64_t sequence,
+                               const struct reorder_load *load, enum weir_verdict verdict)
 {
     int r;
 
@@ -464,8 +464,8 @@ static uint64_t intake_room(const struct weir_reorder *reorder, uint64_t sequenc
     return verdict == WEIR_SPILL ? bytes : 0;
 }
 
-static inline int intake_push_charged(struct weir_reorder *reorder, uint64_t sequence,
-                                      const struct reorder_load *load)
+static int intake_push_charged(struct weir_reorder *reorder, uint64_t sequence,
+                               const struct reorder_load *load)
 {
     enum weir_verdict verdict;
     int r = weir_account_charge(reorder->account, load->bytes, &verdict);
@@ -548,7 +548,7 @@ int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence, const voi
     WEIR_ASSERT(weir__reorder_is_mine(reorder));
     WEIR_ASSERT(data != NULL || bytes == 0);
 
-    /* The copy comes last: its source can be on its way meanwhile. */
+    /* The copy comes last: its source is on its way meanwhile. */
     for (size_t i = 0; i < bytes && i < PUSH_PREFETCH_MAX; i += 64)
         __builtin_prefetch((const char *)data + i);
     return intake_push_load(reorder, intake_number(reorder, sequence),

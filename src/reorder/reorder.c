@@ -289,7 +289,7 @@ static void reorder_leave(struct weir_reorder *reorder, uint64_t sequence,
 }
 
 /* The head leaves, and next moves on. */
-static void reorder_advance(struct weir_reorder *reorder, struct weir__window_view *ret_view)
+static inline void reorder_advance(struct weir_reorder *reorder, struct weir__window_view *ret_view)
 {
     reorder_leave(reorder, reorder->next, ret_view);
     reorder->next++;
@@ -297,7 +297,7 @@ static void reorder_advance(struct weir_reorder *reorder, struct weir__window_vi
     reorder_look_ahead(reorder);
 }
 
-/* The object that was encoded to @data, which is pinned unless it is NULL; 0 or what decode said. */
+/* The object that was encoded to @data, which is pinned unless NULL; 0 or what decode said. */
 static int reorder_decode(struct weir_reorder *reorder, const struct weir__window_view *view,
                           const void *data, void **ret_object)
 {
@@ -317,9 +317,8 @@ static int reorder_bring(struct weir_reorder *reorder, uint64_t sequence,
 {
     const void *data;
     void *object = NULL;
-    int r;
+    int r = weir__ahead_pin(reorder, sequence, view, &data);
 
-    r = weir__ahead_pin(reorder, sequence, view, &data);
     if (r == 0 && view->is_object)
         r = reorder_decode(reorder, view, data, &object);
     if (r < 0)
@@ -335,8 +334,8 @@ static int reorder_bring(struct weir_reorder *reorder, uint64_t sequence,
 }
 
 /* The item that was @view is out; @item is filled in already if it lies in the region. */
-static void reorder_hand_out(struct weir_reorder *reorder, uint64_t sequence,
-                             const struct weir__window_view *view, struct weir_item *item)
+static inline void reorder_hand_out(struct weir_reorder *reorder, uint64_t sequence,
+                                    const struct weir__window_view *view, struct weir_item *item)
 {
     reorder->popped_count++;
     if (view->kind != WINDOW_REGION) {

@@ -189,7 +189,8 @@ void weir__ahead_fetch_more(struct weir_reorder *reorder);
 /* The head is not what it was: nobody waits for a fetch of it any more. */
 static inline void weir__ahead_stop_waiting(struct weir_reorder *reorder)
 {
-    /* Who is starved waits. */
+    if (!weir__list_is_empty(&reorder->starved))
+        WEIR_ASSERT(reorder->is_waiting);
     if (reorder->is_waiting || !weir__list_is_empty(&reorder->ready_due))
         weir__ahead_end_wait(reorder);
 }

@@ -15,12 +15,17 @@
  * level.
  *
  * A leaf begins with room for 4 items, kept packed in order, and grows to 16,
- * then to 64, which are found by position; where leaves fill it begins with 64. Payloads of one leaf share packs:
- * allocations that are filled from the front, and given back when the last
- * payload in them goes. Neighbours in sequence leave together, whether they are
- * delivered or spilled furthest first, so packs come free whole; and since a
- * sequence enters memory at most once, but for one that was taken, no leaf ever
- * fills the holes of a pack. An object has no pack, only its place in the leaf.
+ * then to 64, which are found by position; where leaves fill it begins with 64.
+ * Payloads of one leaf share packs: allocations that are filled from the front,
+ * and given back when the last payload in them goes. Neighbours in sequence leave
+ * together, whether they are delivered or spilled furthest first, so packs come
+ * free whole; and since a sequence enters memory at most once, but for one that was
+ * taken, no leaf ever fills the holes of a pack. An object has no pack, only its
+ * place in the leaf.
+ *
+ * What the push of a small item waits for is its source. How many sources are on
+ * their way at once is how many instructions lie between them, so add and remove
+ * have the usual case first, in a line, and all others out of it.
  *
  *   W1  a leaf has an item, an inner node at least two children
  *   W2  a node's bit is set exactly if that part of it has such an item
@@ -134,6 +139,11 @@ static bool node_has(const struct weir__window_node *node, enum weir__window_mar
     return (node->marks[mark] >> index & 1) != 0;
 }
 
+static uint32_t leaf_index(uint64_t sequence)
+{
+    return (uint32_t)sequence & (WINDOW_FAN - 1);
+}
+
 static uint64_t window_prefix(uint64_t sequence, uint32_t shift)
 {
     uint32_t width = shift + WINDOW_LEVEL_BITS;
@@ -163,13 +173,8 @@ static size_t leaf_bytes(uint32_t capacity)
     return sizeof(struct weir__window_leaf) + capacity * sizeof(struct window_item);
 }
 
-static uint32_t leaf_count(const struct weir__window_leaf *leaf)
-{
-    return (uint32_t)__builtin_popcountll(leaf->node.marks[WINDOW_MARK_ANY]);
-}
-
 /* Where the item @index is kept, or would be. */
-static inline uint32_t leaf_position(const struct weir__window_leaf *leaf, uint32_t index)
+static uint32_t leaf_position(const struct weir__window_leaf *leaf, uint32_t index)
 {
     if (leaf->node.capacity == WINDOW_FAN)
         return index;
@@ -194,7 +199,7 @@ static void *item_data(const struct window_item *item)
     return (char *)(item->pack + 1) + (item->measure & (WINDOW_OFFSET_LIMIT - 1));
 }
 
-/* Each field by itself: a view that is cleared first is read back while it is still being written. */
+/* Field by field: what was cleared first in wide stores, then set in narrow ones, reads slowly. */
 static inline void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
                              struct weir__window_view *ret_view)
 {
@@ -216,24 +221,6 @@ static inline void leaf_view(const struct weir__window_leaf *leaf, uint32_t inde
         ret_view->data = item_data(item);
     }
     ret_view->kind = kind;
-}
-
-/* Room for @index in a packed leaf, which is not full. */
-static __attribute__((noinline)) void leaf_make_way(struct weir__window_leaf *leaf, uint32_t index)
-{
-    uint32_t count = leaf_count(leaf);
-    struct window_item *place = &leaf->items[leaf_position(leaf, index)];
-
-    memmove(place + 1, place, (size_t)(leaf->items + count - place) * sizeof(*place));
-}
-
-/* Packed again without @index, which is still marked. */
-static __attribute__((noinline)) void leaf_close_up(struct weir__window_leaf *leaf, uint32_t index)
-{
-    uint32_t count = leaf_count(leaf);
-    struct window_item *place = &leaf->items[leaf_position(leaf, index)];
-
-    memmove(place, place + 1, (size_t)(leaf->items + count - place - 1) * sizeof(*place));
 }
 
 /* ---- Packs ------------------------------------------------------------------ */
@@ -319,48 +306,36 @@ static struct weir__pack *pack_create(struct weir__window *window, uint64_t byte
     return pack;
 }
 
-/* Where a payload goes: a pack, and the offset of the payload in it. */
-struct window_room {
-    struct weir__pack *pack;
-    uint64_t offset;
-};
-
-/* Room for @bytes where the pack that @leaf fills, if any, has none. */
-static __attribute__((noinline)) int leaf_open_pack(struct weir__window *window,
-                                                    struct weir__window_leaf *leaf, uint64_t bytes,
-                                                    struct window_room *ret_room)
+/* Room for @bytes; sets pack and measure of @item. */
+static int leaf_place(struct weir__window *window, struct weir__window_leaf *leaf, uint64_t bytes,
+                      struct window_item *item)
 {
     uint64_t room = weir__round_up(bytes, WINDOW_ALIGN);
-    uint64_t pack_bytes = weir__max(room, leaf_pack_bytes(window, leaf));
-    struct weir__pack *pack = pack_create(window, pack_bytes);
+    struct weir__pack *pack;
 
-    if (pack == NULL)
-        return -ENOMEM;
-    *ret_room = (struct window_room){.pack = pack};
-    if (room > PACK_BYTES_MAX) {
-        pack->live_count = 1;
-        return 0;
+    if (leaf->open == NULL || leaf->open_bytes - leaf->open_used < room) {
+        uint64_t pack_bytes = weir__max(room, leaf_pack_bytes(window, leaf));
+
+        pack = pack_create(window, pack_bytes);
+        if (pack == NULL)
+            return -ENOMEM;
+        if (room > PACK_BYTES_MAX) {
+            pack->live_count = 1;
+            *item = (struct window_item){.pack = pack, .measure = bytes << WINDOW_OFFSET_BITS};
+            return 0;
+        }
+
+        leaf_close_pack(window, leaf);
+        pack->live_count = PACK_OPEN;
+        leaf->open = pack;
+        leaf->open_used = 0;
+        leaf->open_bytes = (uint32_t)pack_bytes;
+        leaf->open_count = 0;
+        leaf->pack_bytes += (uint32_t)pack_bytes;
     }
 
-    leaf_close_pack(window, leaf);
-    pack->live_count = PACK_OPEN;
-    leaf->open = pack;
-    leaf->open_used = (uint32_t)room;
-    leaf->open_bytes = (uint32_t)pack_bytes;
-    leaf->open_count = 1;
-    leaf->pack_bytes += (uint32_t)pack_bytes;
-    return 0;
-}
-
-static inline int leaf_take_room(struct weir__window *window, struct weir__window_leaf *leaf,
-                                 uint64_t bytes, struct window_room *ret_room)
-{
-    uint64_t room = weir__round_up(bytes, WINDOW_ALIGN);
-
-    if (WEIR_UNLIKELY(leaf->open == NULL || leaf->open_bytes - leaf->open_used < room))
-        return leaf_open_pack(window, leaf, bytes, ret_room);
-    ret_room->pack = leaf->open;
-    ret_room->offset = leaf->open_used;
+    *item = (struct window_item){.pack = leaf->open,
+                                 .measure = bytes << WINDOW_OFFSET_BITS | leaf->open_used};
     leaf->open_used += (uint32_t)room;
     leaf->open_count++;
     return 0;
@@ -545,15 +520,14 @@ bool weir__window_contains(struct weir__window *window, uint64_t sequence)
 {
     const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
 
-    return leaf != NULL &&
-           node_has(&leaf->node, WINDOW_MARK_ANY, (uint32_t)(sequence & (WINDOW_FAN - 1)));
+    return leaf != NULL && node_has(&leaf->node, WINDOW_MARK_ANY, leaf_index(sequence));
 }
 
 bool weir__window_get(struct weir__window *window, uint64_t sequence,
                       struct weir__window_view *ret_view)
 {
     const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
+    uint32_t index = leaf_index(sequence);
 
     if (leaf == NULL || !node_has(&leaf->node, WINDOW_MARK_ANY, index))
         return false;
@@ -564,14 +538,14 @@ bool weir__window_get(struct weir__window *window, uint64_t sequence,
 bool weir__window_touch(struct weir__window *window, uint64_t sequence)
 {
     const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
-    const struct window_item *item;
+    uint32_t index = leaf_index(sequence);
 
     if (leaf == NULL || !node_has(&leaf->node, WINDOW_MARK_ANY, index))
         return false;
-    item = &leaf->items[leaf_position(leaf, index)];
-    if (node_has(&leaf->node, WINDOW_MARK_MEMORY, index) && !item_is_object(item))
-        __builtin_prefetch(item_data(item));
+    /* Leaves that do not fill are no place where much is delivered in a row. */
+    if (leaf->node.capacity == WINDOW_FAN && node_has(&leaf->node, WINDOW_MARK_MEMORY, index) &&
+        !item_is_object(&leaf->items[index]))
+        __builtin_prefetch(item_data(&leaf->items[index]));
     return true;
 }
 
@@ -610,8 +584,8 @@ static struct weir__window_leaf *window_plant(struct weir__window *window, uint6
 }
 
 /* The same leaf with four times the room; NULL: as it was. */
-static __attribute__((noinline)) struct weir__window_leaf *
-window_enlarge(struct weir__window *window, struct weir__window_leaf *leaf)
+static struct weir__window_leaf *window_enlarge(struct weir__window *window,
+                                                struct weir__window_leaf *leaf)
 {
     uint32_t capacity = leaf->node.capacity * 4u;
     struct weir__window_leaf *larger = leaf_create(window, leaf->node.prefix, capacity);
@@ -636,35 +610,27 @@ window_enlarge(struct weir__window *window, struct weir__window_leaf *leaf)
     return larger;
 }
 
-/* As window_prepare(), where there is no leaf, or a full one. */
-static __attribute__((noinline)) int window_prepare_leaf(struct weir__window *window,
-                                                         struct weir__window_leaf *leaf,
-                                                         uint64_t sequence,
-                                                         struct weir__window_leaf **ret_leaf)
-{
-    if (leaf == NULL)
-        leaf = window_plant(window, sequence);
-    else
-        leaf = window_enlarge(window, leaf);
-    if (leaf == NULL)
-        return -ENOMEM;
-    window->hint_in = leaf;
-    *ret_leaf = leaf;
-    return 0;
-}
-
 /* A leaf that covers @sequence, without it and with room for it; *ret_leaf or -EEXIST, -ENOMEM. */
-static inline int window_prepare(struct weir__window *window, uint64_t sequence,
-                                 struct weir__window_leaf **ret_leaf)
+static int window_prepare(struct weir__window *window, uint64_t sequence,
+                          struct weir__window_leaf **ret_leaf)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
 
+    if (leaf == NULL) {
+        leaf = window_plant(window, sequence);
+    } else {
+        uint64_t any = leaf->node.marks[WINDOW_MARK_ANY];
+
+        if (node_has(&leaf->node, WINDOW_MARK_ANY, node_index(&leaf->node, sequence)))
+            return -EEXIST;
+        if (leaf->node.capacity < WINDOW_FAN &&
+            (uint32_t)__builtin_popcountll(any) == leaf->node.capacity)
+            leaf = window_enlarge(window, leaf);
+    }
     if (leaf == NULL)
-        return window_prepare_leaf(window, NULL, sequence, ret_leaf);
-    if (node_has(&leaf->node, WINDOW_MARK_ANY, (uint32_t)(sequence & (WINDOW_FAN - 1))))
-        return -EEXIST;
-    if (leaf->node.capacity < WINDOW_FAN && leaf_count(leaf) == leaf->node.capacity)
-        return window_prepare_leaf(window, leaf, sequence, ret_leaf);
+        return -ENOMEM;
+
+    window->hint_in = leaf;
     *ret_leaf = leaf;
     return 0;
 }
@@ -681,27 +647,22 @@ static void window_abandon(struct weir__window *window, struct weir__window_leaf
     path_prune(window, &path, sequence);
 }
 
-/* W2: @leaf has its first of some kind. */
-static __attribute__((noinline)) void window_tell(struct weir__window *window, uint64_t sequence)
-{
-    struct window_path path;
-
-    window_walk(window, sequence, &path);
-    path_mend(&path, sequence);
-}
-
-/* @leaf has an item more, whose place the caller fills. */
-static inline struct window_item *window_enter(struct weir__window *window,
-                                               struct weir__window_leaf *leaf, uint64_t sequence,
-                                               enum weir__window_kind kind)
+static void window_enter(struct weir__window *window, struct weir__window_leaf *leaf,
+                         uint64_t sequence, struct window_item item, enum weir__window_kind kind)
 {
     uint64_t *marks = leaf->node.marks;
-    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
+    uint32_t index = node_index(&leaf->node, sequence);
+    uint32_t position = leaf_position(leaf, index);
     uint64_t bit = UINT64_C(1) << index;
     bool is_first = marks[WINDOW_MARK_ANY] == 0;
 
-    if (leaf->node.capacity < WINDOW_FAN)
-        leaf_make_way(leaf, index);
+    if (leaf->node.capacity < WINDOW_FAN) {
+        uint32_t behind = (uint32_t)__builtin_popcountll(marks[WINDOW_MARK_ANY]) - position;
+
+        memmove(&leaf->items[position + 1], &leaf->items[position], behind * sizeof(item));
+    }
+    leaf->items[position] = item;
+
     marks[WINDOW_MARK_ANY] |= bit;
     if (kind == WINDOW_MEMORY) {
         is_first |= marks[WINDOW_MARK_MEMORY] == 0;
@@ -711,47 +672,66 @@ static inline struct window_item *window_enter(struct weir__window *window,
         marks[WINDOW_MARK_REGION] |= bit;
     }
     window->item_count++;
-    if (WEIR_UNLIKELY(is_first))
-        window_tell(window, sequence);
-    return &leaf->items[leaf_position(leaf, index)];
+
+    if (is_first) {
+        struct window_path path;
+
+        window_walk(window, sequence, &path);
+        path_mend(&path, sequence);
+    }
 }
 
-static int window_add_empty(struct weir__window *window, uint64_t sequence)
+static __attribute__((noinline)) int
+window_add_slowly(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
 {
     struct weir__window_leaf *leaf;
-    int r = window_prepare(window, sequence, &leaf);
-
-    if (r < 0)
-        return r;
-    *window_enter(window, leaf, sequence, WINDOW_EMPTY) = (struct window_item){.measure = 0};
-    return 0;
-}
-
-int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
-{
-    struct weir__window_leaf *leaf;
-    struct window_room room;
-    struct window_item *item;
+    struct window_item item = {.measure = 0};
     int r;
 
-    *ret_data = NULL;
-    if (WEIR_UNLIKELY(bytes == 0))
-        return window_add_empty(window, sequence);
     if (bytes >= WINDOW_BYTES_LIMIT)
         return -ENOMEM;
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    r = leaf_take_room(window, leaf, bytes, &room);
+    if (bytes == 0) {
+        window_enter(window, leaf, sequence, item, WINDOW_EMPTY);
+        *ret_data = NULL;
+        return 0;
+    }
+
+    r = leaf_place(window, leaf, bytes, &item);
     if (r < 0) {
         window_abandon(window, leaf, sequence);
         return r;
     }
+    window_enter(window, leaf, sequence, item, WINDOW_MEMORY);
+    *ret_data = item_data(&item);
+    return 0;
+}
 
-    item = window_enter(window, leaf, sequence, WINDOW_MEMORY);
-    item->pack = room.pack;
-    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | room.offset;
-    *ret_data = (char *)(room.pack + 1) + room.offset;
+/* In a line: there is a full-sized leaf, and its pack has room. */
+int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
+{
+    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
+    uint32_t index = leaf_index(sequence);
+    uint64_t bit = UINT64_C(1) << index;
+    uint64_t offset;
+
+    /* No bytes are too many as well. */
+    if (leaf == NULL || leaf->node.capacity != WINDOW_FAN || leaf->open == NULL ||
+        bytes - 1 >= leaf->open_bytes - leaf->open_used ||
+        (leaf->node.marks[WINDOW_MARK_ANY] & bit) != 0)
+        return window_add_slowly(window, sequence, bytes, ret_data);
+
+    offset = leaf->open_used;
+    leaf->open_used += (uint32_t)weir__round_up(bytes, WINDOW_ALIGN);
+    leaf->open_count++;
+    leaf->items[index].pack = leaf->open;
+    leaf->items[index].measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | offset;
+    leaf->node.marks[WINDOW_MARK_ANY] |= bit;
+    leaf->node.marks[WINDOW_MARK_MEMORY] |= bit;
+    window->item_count++;
+    *ret_data = (char *)(leaf->open + 1) + offset;
     return 0;
 }
 
@@ -759,7 +739,6 @@ int weir__window_add_object(struct weir__window *window, uint64_t sequence, size
                             void *object)
 {
     struct weir__window_leaf *leaf;
-    struct window_item *item;
     int r;
 
     if (bytes >= WINDOW_BYTES_LIMIT)
@@ -767,9 +746,12 @@ int weir__window_add_object(struct weir__window *window, uint64_t sequence, size
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    item = window_enter(window, leaf, sequence, WINDOW_MEMORY);
-    item->object = object;
-    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT;
+    window_enter(window, leaf, sequence,
+                 (struct window_item){
+                     .object = object,
+                     .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | WINDOW_IS_OBJECT,
+                 },
+                 WINDOW_MEMORY);
     return 0;
 }
 
@@ -777,7 +759,6 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
                           struct weir_slot slot, bool is_object)
 {
     struct weir__window_leaf *leaf;
-    struct window_item *item;
     int r;
 
     WEIR_ASSERT(bytes < WINDOW_BYTES_LIMIT);
@@ -785,9 +766,13 @@ int weir__window_add_slot(struct weir__window *window, uint64_t sequence, size_t
     r = window_prepare(window, sequence, &leaf);
     if (r < 0)
         return r;
-    item = window_enter(window, leaf, sequence, WINDOW_REGION);
-    item->slot = slot;
-    item->measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0);
+    window_enter(
+        window, leaf, sequence,
+        (struct window_item){
+            .slot = slot,
+            .measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | (is_object ? WINDOW_IS_OBJECT : 0),
+        },
+        WINDOW_REGION);
     return 0;
 }
 
@@ -795,7 +780,7 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
                         size_t bytes)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
-    uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
+    uint64_t bit = UINT64_C(1) << leaf_index(sequence);
     struct window_item *item;
     struct weir__pack *pack;
     uint64_t *marks;
@@ -827,49 +812,68 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
     }
 }
 
-/* The last of some kind has left @leaf. */
-static __attribute__((noinline)) void
-window_thin_out(struct weir__window *window, struct weir__window_leaf *leaf, uint64_t sequence)
+static __attribute__((noinline)) void window_remove_slowly(struct weir__window *window,
+                                                           struct weir__window_leaf *leaf,
+                                                           uint64_t sequence,
+                                                           struct weir__window_view *ret_view)
 {
-    struct window_path path;
-
-    if (leaf->node.marks[WINDOW_MARK_MEMORY] == 0)
-        leaf_close_pack(window, leaf);
-    window_walk(window, sequence, &path);
-    if (leaf->node.marks[WINDOW_MARK_ANY] == 0)
-        path_prune(window, &path, sequence);
-    else
-        path_mend(&path, sequence);
-}
-
-void weir__window_remove(struct weir__window *window, uint64_t sequence,
-                         struct weir__window_view *ret_view)
-{
-    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
-    uint64_t bit = UINT64_C(1) << index;
-    uint64_t *marks;
-    bool is_last;
+    uint64_t bit = UINT64_C(1) << leaf_index(sequence);
+    bool is_last = false;
+    uint32_t position;
+    uint32_t index;
 
     WEIR_CHECK(leaf != NULL);
     WEIR_CHECK((leaf->node.marks[WINDOW_MARK_ANY] & bit) != 0);
 
+    index = node_index(&leaf->node, sequence);
     leaf_view(leaf, index, ret_view);
-    if (leaf->node.capacity < WINDOW_FAN)
-        leaf_close_up(leaf, index);
-    marks = leaf->node.marks;
-    marks[WINDOW_MARK_ANY] &= ~bit;
-    is_last = marks[WINDOW_MARK_ANY] == 0;
-    if (ret_view->kind == WINDOW_REGION) {
-        marks[WINDOW_MARK_REGION] &= ~bit;
-        is_last |= marks[WINDOW_MARK_REGION] == 0;
-    } else if (ret_view->kind != WINDOW_EMPTY) {
-        marks[WINDOW_MARK_MEMORY] &= ~bit;
-        is_last |= marks[WINDOW_MARK_MEMORY] == 0;
+    position = leaf_position(leaf, index);
+    for (int mark = 0; mark < WINDOW_MARK_COUNT; mark++) {
+        uint64_t *word = &leaf->node.marks[mark];
+
+        is_last |= *word == bit;
+        *word &= ~bit;
+    }
+    if (leaf->node.capacity < WINDOW_FAN) {
+        uint32_t left = (uint32_t)__builtin_popcountll(leaf->node.marks[WINDOW_MARK_ANY]);
+
+        memmove(&leaf->items[position], &leaf->items[position + 1],
+                (left - position) * sizeof(leaf->items[0]));
     }
     window->item_count--;
-    if (WEIR_UNLIKELY(is_last))
-        window_thin_out(window, leaf, sequence);
+
+    if (is_last) {
+        struct window_path path;
+
+        if (leaf->node.marks[WINDOW_MARK_MEMORY] == 0)
+            leaf_close_pack(window, leaf);
+        window_walk(window, sequence, &path);
+        if (leaf->node.marks[WINDOW_MARK_ANY] == 0)
+            path_prune(window, &path, sequence);
+        else
+            path_mend(&path, sequence);
+    }
+}
+
+/* In a line: one of several payloads in the memory of a full-sized leaf. */
+void weir__window_remove(struct weir__window *window, uint64_t sequence,
+                         struct weir__window_view *ret_view)
+{
+    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
+    uint32_t index = leaf_index(sequence);
+    uint64_t bit = UINT64_C(1) << index;
+
+    if (leaf == NULL || leaf->node.capacity != WINDOW_FAN ||
+        (leaf->node.marks[WINDOW_MARK_MEMORY] & bit) == 0 ||
+        leaf->node.marks[WINDOW_MARK_MEMORY] == bit) {
+        window_remove_slowly(window, leaf, sequence, ret_view);
+        return;
+    }
+
+    leaf_view(leaf, index, ret_view);
+    leaf->node.marks[WINDOW_MARK_ANY] &= ~bit;
+    leaf->node.marks[WINDOW_MARK_MEMORY] &= ~bit;
+    window->item_count--;
 }
 
 void weir__window_release(struct weir__window *window, struct weir__pack *pack)
@@ -979,6 +983,7 @@ static void leaf_audit(const struct weir__window_leaf *leaf, struct window_censu
         WEIR_CHECK(marks[WINDOW_MARK_MEMORY] != 0);
         WEIR_CHECK(leaf->open_used <= leaf->open_bytes);
         WEIR_CHECK(leaf->open->bytes == leaf->open_bytes);
+        WEIR_CHECK(leaf->open_bytes % WINDOW_ALIGN == 0);
         WEIR_CHECK(leaf->open->live_count <= PACK_OPEN);
         WEIR_CHECK(leaf->open->live_count >= PACK_OPEN - leaf->open_count);
     }
