@@ -371,8 +371,12 @@ WEIR_API int weir_account_poll(struct weir_account *account);
  * @context:  yours
  *
  * Starts as zeros but for these. One reclaimer is asked at a time, when the level
- * is above calm or somebody waits. What comes back is measured; who breaks a
- * promise, or does not poll in time, is passed over for the next in cost.
+ * is above calm or somebody waits; of the same cost they take turns. What comes back is
+ * measured; who promises nothing, breaks a promise, or does not poll in time, is passed
+ * over for the next in cost.
+ *
+ * A reorder buffer and a set of write buffers have reclaimers of their own on their
+ * account: weir/reorder.h and weir/writebuf.h say what they give.
  */
 struct weir_reclaimer {
     const char *name;
@@ -389,6 +393,7 @@ struct weir_reclaimer {
     /* The governor's from add to remove */
     struct weir_account *account;
     struct weir_reclaimer *next;
+    struct weir_reclaimer *previous;
     uint64_t wanted_bytes;
     uint64_t promised_bytes;
     uint64_t before_bytes;
@@ -397,6 +402,12 @@ struct weir_reclaimer {
     uint32_t state;
 };
 
+/*
+ * weir_account_add_reclaimer() - @account can free something
+ *
+ * Cost:    a walk over the reclaimers of this governor that cost more; to remove
+ *          one: O(1).
+ */
 WEIR_API void weir_account_add_reclaimer(struct weir_account *account,
                                          struct weir_reclaimer *reclaimer);
 
@@ -438,6 +449,9 @@ struct weir_account_stats {
     uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
     uint64_t oldest_waiter_bytes;
     enum weir_wait_reason reason; /* of the oldest */
+    uint64_t asked_count;         /* of its reclaimers, as the next two */
+    uint64_t came_bytes;
+    uint64_t broken_count;
     uint64_t reserved[8];
 };
 

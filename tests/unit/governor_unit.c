@@ -1128,6 +1128,7 @@ struct store {
     uint64_t has_bytes;
     uint64_t later_bytes; /* promised, and not yet given */
     uint64_t lies_bytes;  /* promised, and never given */
+    uint64_t step_bytes;  /* gives no more at once; 0: no such bound */
     uint64_t wanted_bytes;
     int called_count;
 };
@@ -1137,6 +1138,8 @@ static uint64_t store_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
     struct store *store = (struct store *)(void *)reclaimer;
     uint64_t part = bytes < store->has_bytes ? bytes : store->has_bytes;
 
+    if (store->step_bytes > 0 && part > store->step_bytes)
+        part = store->step_bytes;
     store->called_count++;
     store->wanted_bytes = bytes;
     store->has_bytes -= part;
@@ -1248,6 +1251,49 @@ static void test_a_promise_may_be_kept_later(void **state)
     assert_int_equal(store.wanted_bytes, 100);
     assert_int_equal(store.reclaimer.broken_count, 0);
     weir_account_remove_reclaimer(account, &store.reclaimer);
+    weir_account_close(account);
+}
+
+static void test_equals_take_turns(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct store stores[3];
+    struct store dear;
+    struct weir_account_stats stats;
+
+    (void)state;
+    store_open(&dear, account, 101, 100);
+    for (int i = 0; i < 3; i++) {
+        store_open(&stores[i], account, 100, 100);
+        stores[i].step_bytes = 20;
+    }
+    assert_int_equal(charge(account, 450), WEIR_FLUSH); /* 850: down to 700 */
+    for (int i = 0; i < 6; i++) {
+        for (int j = 0; j < 3; j++)
+            assert_int_equal(stores[j].called_count, i / 3 + (i % 3 > j));
+        weir_account_poll(account);
+    }
+    assert_int_equal(figures().charged_bytes, 730);
+
+    /* One who leaves while it is asked has come to nothing; the others go on. */
+    weir_account_remove_reclaimer(account, &stores[0].reclaimer);
+    assert_null(stores[0].reclaimer.account);
+    weir_account_poll(account);
+    assert_int_equal(stores[1].called_count, 3);
+    stores[2].has_bytes = 0;
+    weir_account_poll(account);
+    assert_int_equal(stores[2].called_count, 3);
+    weir_account_poll(account);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(dear.called_count, 0);
+
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.asked_count, 3 + 4 + 3);
+    assert_int_equal(stats.came_bytes, 150);
+    assert_int_equal(stats.broken_count, 1);
+    weir_account_remove_reclaimer(account, &stores[2].reclaimer);
+    weir_account_remove_reclaimer(account, &dear.reclaimer);
+    weir_account_remove_reclaimer(account, &stores[1].reclaimer);
     weir_account_close(account);
 }
 
@@ -2280,6 +2326,7 @@ int main(void)
         CASE("the cheapest is asked first", test_the_cheapest_is_asked_first),
         CASE("what came is checked", test_what_came_is_checked),
         CASE("a promise may be kept later", test_a_promise_may_be_kept_later),
+        CASE("reclaimers of the same cost take turns", test_equals_take_turns),
         CASE("a reclaimer is hope", test_a_reclaimer_is_hope),
         CASE("bad limits change nothing", test_bad_limits_change_nothing),
         CASE("a lower limit holds at once", test_a_lower_limit_holds_at_once),
