@@ -63,8 +63,8 @@ struct weir_governor {
     uint32_t lowered_percent;          /* by pressure */
     struct weir_reclaimer *reclaimers; /* R3; cheapest first, by next */
     struct weir_reclaimer *reclaimers_last;
-    struct weir_reclaimer *asked;      /* R1 */
-    uint64_t reclaim_round;            /* who failed in it is not asked again in it */
+    struct weir_reclaimer *asked; /* R1 */
+    uint64_t reclaim_round;       /* who failed in it is not asked again in it */
     uint64_t reclaim_pause_ns;
     uint64_t level_change_count;
     uint64_t level_ns[BUDGET_LEVEL_COUNT]; /* but for the present */

@@ -46,7 +46,8 @@
  * the busy table of the thread tells whose it is. The same table lets a buffer
  * whose fetch the region refuses take back what others only hold ahead.
  *
- * Not here: the index and the payload in memory (window.c).
+ * Not here: the index and the payload in memory (window.c); who is asked when the
+ * account has to give memory back (relief.c).
  */
 #include <weir/reorder.h>
 
@@ -55,6 +56,7 @@
 #include "base/clock.h"
 #include "base/heap.h"
 #include "base/list.h"
+#include "reorder/relief.h"
 #include "reorder/window.h"
 
 #include <weir/governor.h>
@@ -184,6 +186,7 @@ struct weir_reorder {
     struct weir_reorder **busy_link; /* what points to us; NULL: not in the table */
     struct weir__list starved;
     struct weir__list ready_due;
+    struct weir__relief_member relief;
 
     struct weir__heap heap;
     uint64_t stall_since_ns; /* 0: no stall now */
@@ -204,6 +207,8 @@ struct weir_reorder {
     uint64_t range_count;
     uint64_t failed_spill_count;
     uint64_t failed_fetch_count;
+    uint64_t reclaim_count;
+    uint64_t reclaim_bytes;
 };
 
 /* O6. By id, so that the context of a fetch can outlive its buffer. */
@@ -952,6 +957,16 @@ static uint64_t reorder_hot_end(const struct weir_reorder *reorder)
     return reorder->next + weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
 }
 
+/* Behind the hot zone; *ret_bytes come free. 0 or why it is not more. */
+static int reorder_spill_free(struct weir_reorder *reorder, uint64_t bytes, uint64_t *ret_bytes)
+{
+    int r = reorder_spill_from(reorder, reorder_hot_end(reorder), bytes, ret_bytes);
+
+    reorder_refund(reorder, *ret_bytes);
+    reorder_tell_slack(reorder);
+    return r;
+}
+
 uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
 {
     uint64_t freed;
@@ -961,10 +976,26 @@ uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
     if (reorder->region == NULL)
         return 0;
     /* What stopped it shows in the figures; what was freed counts. */
-    (void)reorder_spill_from(reorder, reorder_hot_end(reorder), bytes, &freed);
-    reorder_refund(reorder, freed);
-    reorder_tell_slack(reorder);
+    (void)reorder_spill_free(reorder, bytes, &freed);
     return freed;
+}
+
+uint64_t weir__reorder_relieve(struct weir__relief_member *member, uint64_t bytes, int *ret_result)
+{
+    struct weir_reorder *reorder = WEIR_CONTAINER_OF(member, struct weir_reorder, relief);
+    uint64_t charged_bytes = reorder->charged_bytes;
+    uint64_t freed;
+
+    WEIR_ASSERT(reorder_is_mine(reorder));
+
+    *ret_result = 0;
+    if (reorder->memory_bytes == 0)
+        return 0;
+    *ret_result = reorder_spill_free(reorder, bytes, &freed);
+    /* Not all that came free comes back: the working set is paid first. */
+    reorder->reclaim_count += freed > 0;
+    reorder->reclaim_bytes += charged_bytes - reorder->charged_bytes;
+    return charged_bytes - reorder->charged_bytes;
 }
 
 /* A piece of the flush that a verdict asked for. */
@@ -1089,6 +1120,9 @@ int weir_reorder_create(const struct weir_reorder_config *config, struct weir_re
         if (reorder->fetches == NULL)
             goto fail;
     }
+    if (config->account != NULL && config->region != NULL &&
+        weir__relief_join(&reorder->relief, config->account) < 0)
+        goto fail;
     reorder->heap = heap;
     reorder->working_bytes = config->account != NULL ? working_bytes : 0;
     weir__window_init(&reorder->window, &reorder->heap);
@@ -1100,6 +1134,9 @@ int weir_reorder_create(const struct weir_reorder_config *config, struct weir_re
     return 0;
 
 fail:
+    if (reorder != NULL)
+        weir__heap_free(&heap, reorder->fetches,
+                        reorder->fetch_capacity * sizeof(*reorder->fetches));
     weir__heap_free(&heap, reorder, sizeof(*reorder));
     if (config->account != NULL)
         weir_account_refund(config->account, working_bytes);
@@ -1129,6 +1166,7 @@ void weir_reorder_destroy(struct weir_reorder *reorder)
     WEIR_ASSERT(reorder_is_mine(reorder));
     WEIR_CHECK(reorder->popped_count == 0);
 
+    weir__relief_leave(&reorder->relief);
     while (reorder->fetch_count > 0)
         reorder_fetch_drop(reorder, reorder_fetch_at(reorder, reorder->fetch_count - 1));
     reorder->is_take_due = false;
@@ -1840,6 +1878,8 @@ void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_
         .stall_ns = reorder->stall_ns,
         .stall_max_ns = reorder->stall_max_ns,
         .metadata_bytes = reorder->heap.bytes,
+        .reclaim_count = reorder->reclaim_count,
+        .reclaim_bytes = reorder->reclaim_bytes,
     };
 
     WEIR_ASSERT(reorder_is_mine(reorder));
