@@ -36,6 +36,7 @@ struct fixture {
     struct weir_account *giver;
     struct weir_account *taker;
     struct weir_reorder *reorder;
+    struct weir_writebuf_set *set;
     bool has_no_room;
     int woken_count;
     int result;
@@ -82,6 +83,7 @@ static int end(void **state)
     struct fixture *fixture = *state;
 
     weir_reorder_destroy(fixture->reorder);
+    weir_writebuf_destroy(fixture->set);
     weir_account_close(fixture->giver);
     weir_account_close(fixture->taker);
     weir_region_close(fixture->region);
@@ -366,6 +368,176 @@ static void test_many_buffers(void **state)
     weir_account_refund(fixture->taker, 6 * MIB);
 }
 
+/* ---- With a set of write buffers -------------------------------------------------- */
+
+static int sink_begin(void *context, uint64_t id, void **ret_batch)
+{
+    (void)context;
+    (void)id;
+    *ret_batch = NULL;
+    return 0;
+}
+
+static int sink_take(void *context, void *batch, const struct weir_writebuf_record *record)
+{
+    (void)context;
+    (void)batch;
+    (void)record;
+    return 0;
+}
+
+static int sink_commit(void *context, void *batch, uint64_t sequence)
+{
+    (void)batch;
+    (void)sequence;
+    return *(const int *)context;
+}
+
+static void sink_abort(void *context, void *batch)
+{
+    (void)context;
+    (void)batch;
+}
+
+/* A set whose commits answer *@result, with @count records of 4 KiB that nothing flushes. */
+static struct weir_writebuf_set *make_set(struct fixture *fixture, struct weir_region *region,
+                                          int *result, uint64_t count)
+{
+    char value[ITEM_BYTES] = {0};
+    struct weir_writebuf_config config = {
+        .account = fixture->giver,
+        .region = region,
+        .sink =
+            {
+                .begin = sink_begin,
+                .put = sink_take,
+                .remove = sink_take,
+                .commit = sink_commit,
+                .abort = sink_abort,
+                .context = result,
+            },
+        .flushes_max = 1,
+        .trigger_bytes = UINT64_MAX,
+        .trigger_age_ns = UINT64_MAX,
+        .quiet_ns = UINT64_MAX,
+    };
+    struct weir_writebuf_set *set;
+    struct weir_writebuf *buffer;
+
+    assert_int_equal(weir_writebuf_create(&config, &set), 0);
+    fixture->set = set;
+    for (uint64_t i = 0; i < count; i++) {
+        struct weir_writebuf_record record = {
+            .sequence = 1 + i / 4,
+            .value = value,
+            .value_bytes = sizeof(value),
+        };
+
+        assert_int_equal(weir_writebuf_ensure(set, i % 4, &buffer), 0);
+        assert_int_equal(weir_writebuf_append(buffer, &record), 0);
+    }
+    assert_int_equal(weir_writebuf_poll(set, SECOND), 0);
+    return set;
+}
+
+static uint64_t spilled_of(const struct weir_writebuf_set *set)
+{
+    struct weir_writebuf_stats stats;
+
+    weir_writebuf_stats(set, &stats);
+    return stats.block_bytes;
+}
+
+static void test_a_set_flushes(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_waiter waiter = {.wake = on_wake};
+    int result = 0;
+    struct weir_writebuf_set *set = make_set(fixture, NULL, &result, 900);
+
+    waiting = fixture;
+    assert_int_equal(weir_account_wait(fixture->taker, &waiter, 5 * MIB, UINT64_MAX), 0);
+    for (int i = 0; fixture->woken_count == 0; i++) {
+        assert_true(i < 1000);
+        weir_account_poll(fixture->giver);
+        weir_account_poll(fixture->taker);
+        weir_writebuf_poll(set, SECOND + (uint64_t)i);
+    }
+    weir_account_refund(fixture->taker, 5 * MIB);
+}
+
+/* A sink that hangs delays nobody: what can spill does. */
+static void test_a_set_spills(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_waiter waiter = {.wake = on_wake};
+    int result = -EAGAIN;
+    struct weir_writebuf_set *set = make_set(fixture, fixture->region, &result, 900);
+
+    waiting = fixture;
+    assert_int_equal(weir_account_wait(fixture->taker, &waiter, 5 * MIB, UINT64_MAX), 0);
+    for (int i = 0; fixture->woken_count == 0; i++) {
+        assert_true(i < 100);
+        weir_account_poll(fixture->giver);
+        weir_account_poll(fixture->taker);
+    }
+    assert_in_range(spilled_of(set), MIB, 3 * MIB);
+    assert_int_equal(account_of(fixture->giver).broken_count, 0);
+    weir_account_refund(fixture->taker, 5 * MIB);
+}
+
+/* Flushes were promised, and the sink stops: then others are asked. */
+static void test_a_broken_promise(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_waiter waiter = {.wake = on_wake};
+    int result = 0;
+    struct weir_writebuf_set *set = make_set(fixture, NULL, &result, 200);
+    struct weir_writebuf *buffer = weir_writebuf_next(set, NULL);
+    struct weir_governor_stats stats;
+
+    waiting = fixture;
+    weir_writebuf_flush(buffer, NULL, UINT64_MAX);
+    while (weir_writebuf_poll(set, SECOND) > 0)
+        continue;
+    result = -EAGAIN;
+    fixture->reorder = make(fixture, fixture->giver, 0, 900);
+    weir_governor_stats(fixture->governor, &stats);
+    uint64_t wanted = stats.bytes_max - stats.charged_bytes + MIB / 4;
+    assert_int_equal(weir_account_wait(fixture->taker, &waiter, wanted, UINT64_MAX), 0);
+    uint64_t since_ns = weir__clock_ns();
+    while (fixture->woken_count == 0) {
+        weir_account_poll(fixture->giver);
+        weir_account_poll(fixture->taker);
+        weir_writebuf_poll(set, SECOND);
+        assert_true(weir__clock_ns() - since_ns < 10 * SECOND);
+    }
+    assert_int_equal(account_of(fixture->giver).broken_count, 1);
+    assert_true(stats_of(fixture->reorder).reclaim_bytes > 0);
+    weir_account_refund(fixture->taker, wanted);
+}
+
+/* One account, two modules: neither gives all before the other has given some. */
+static void test_both_give(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_waiter waiter = {.wake = on_wake};
+    int result = -EAGAIN;
+    struct weir_writebuf_set *set = make_set(fixture, fixture->region, &result, 500);
+
+    waiting = fixture;
+    fixture->reorder = make(fixture, fixture->giver, 0, 500);
+    assert_int_equal(weir_account_wait(fixture->taker, &waiter, 11 * MIB / 2, UINT64_MAX), 0);
+    for (int i = 0; fixture->woken_count == 0; i++) {
+        assert_true(i < 100);
+        weir_account_poll(fixture->giver);
+        weir_account_poll(fixture->taker);
+    }
+    assert_true(stats_of(fixture->reorder).reclaim_bytes >= MIB);
+    assert_true(spilled_of(set) >= MIB);
+    weir_account_refund(fixture->taker, 11 * MIB / 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -377,6 +549,11 @@ int main(void)
         {"a buffer without room is passed over, and asked again", test_no_room, begin, end, NULL},
         {"a buffer may go while it is asked", test_destroyed_while_asked, begin, end, NULL},
         {"of hundreds of buffers those give that have", test_many_buffers, begin, end, NULL},
+        {"a set that is idle flushes for a waiter", test_a_set_flushes, begin, end, NULL},
+        {"a set whose sink hangs spills for a waiter", test_a_set_spills, begin, end, NULL},
+        {"a flush that was promised and does not come is passed over", test_a_broken_promise, begin,
+         end, NULL},
+        {"a reorder buffer and a set give in turn", test_both_give, begin, end, NULL},
     };
 
     return cmocka_run_group_tests_name("reorder_reclaim", tests, NULL, NULL);
