@@ -63,8 +63,6 @@ enum weir_level {
     WEIR_LEVEL_HARD,
 };
 
-#define WEIR_NODES_MAX 8
-
 /*
  * struct weir_node_config - a NUMA node, where the machine is not asked
  * @bytes_max:  its budget; all together need not be the limit
