@@ -422,7 +422,7 @@ static uint32_t helpers_of_this_thread(pid_t *ret_ids)
         if (file == NULL)
             continue;
         if (fscanf(file, "%31s", name) == 1 && strcmp(name, wanted) == 0 && count < HELPERS_MAX)
-            ret_ids[count++] = (pid_t)atoll(entry->d_name);
+            ret_ids[count++] = (pid_t)strtol(entry->d_name, NULL, 10);
         fclose(file);
     }
     closedir(directory);
