@@ -1373,6 +1373,9 @@ static void only_the_least_must_fit(void **state)
     weir_worker_stats(worker, &stats);
     assert_true(stats.region_charged_bytes > LENT_LEAST);
     assert_true(governor_charged(governor) <= 24 * MIB);
+    struct weir_account_stats account;
+    weir_account_stats(weir_worker_account(worker), &account);
+    assert_int_equal(account.wait_count, 0); /* it is looked at, not tried */
     weir_worker_stop(worker);
     weir_governor_destroy(governor);
 
@@ -1419,6 +1422,10 @@ static void who_waits_gets_what_the_region_has(void **state)
     weir_account_refund(lent->other, 82 * MIB);
     while (weir_governor_stats(lent->governor, &before), before.level != WEIR_LEVEL_CALM)
         lent_turn(lent);
+    uint64_t calm_ns = weir__clock_ns();
+    while (lent_look(lent) == LENT_LEAST)
+        lent_turn(lent);
+    assert_true(weir__clock_ns() - calm_ns > UINT64_C(250000000)); /* not at once */
     while (lent_look(lent) < LENT_WHOLE)
         lent_turn(lent);
     weir_governor_stats(lent->governor, &after);
