@@ -969,12 +969,18 @@ static void the_bound_stays_while_degraded(void **state)
     }
     for (int i = 0; i < 300; i++)
         assert_int_equal(put(job, 60 * KIB), 0);
-    uint64_t held = figures(job).resident_bytes;
-    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD});
+    /* One chunk cannot be written: the others can, and stay all the same. */
+    uint64_t bad = 0;
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range,
+                                .times = SEAM_FOR_GOOD,
+                                .matches = covers,
+                                .context = &bad});
     seam_arm((struct seam_rule){.call = SEAM_ring_fdatasync, .times = SEAM_FOR_GOOD});
     assert_int_equal(weir_region_set_resident(job->region, 8 * MIB), 0);
     while (!figures(job).degraded)
         (void)!weir_region_wait(job->region, 1000000);
+    uint64_t held = figures(job).resident_bytes;
+    assert_true(held > 8 * MIB);
     for (uint64_t since = weir__clock_ns(); weir__clock_ns() - since < UINT64_C(300000000);) {
         (void)!weir_region_wait(job->region, 1000000);
         assert_true(figures(job).resident_bytes_max >= held);
