@@ -427,7 +427,7 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * what was in use of late, and whole chunks that stay free, a reserve left out. A
  * first reservation that was never used stays.
  * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
- * a tick stays below a millisecond.
+ * a tick stays below a millisecond; of checksums 768 KiB while the memory gets less.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails

@@ -34,7 +34,8 @@
 #define BOUND_CLEAN_BYTES_LIMIT (UINT64_C(8) << 20)
 #define BOUND_CLEAN_BYTES_MIN   (UINT64_C(1) << 20)
 #define BOUND_STEP_BYTES        (UINT64_C(256) << 10)
-#define BOUND_DROP_COUNT        8 /* chunks, by one poll */
+#define BOUND_DROP_COUNT        2                     /* chunks, by one poll */
+#define BOUND_SUM_BYTES         (UINT64_C(512) << 10) /* of checksums, beside those of any poll */
 
 /*
  * An eighth for fetched items, a little for the cleaner, the rest for chunks. In
@@ -131,6 +132,7 @@ void weir__bound_advance(struct weir_region *region)
          left > 0 && chunks->resident_count > chunks->resident_max; left--)
         if (!weir__pager_drop(region))
             break;
+    weir__pager_advance(region, BOUND_SUM_BYTES);
     weir__fetches_shrink(region);
     weir__clean_resize(region, weir__bound_split(region, region->bound.applied_bytes).clean_bytes);
     bound_look(region);

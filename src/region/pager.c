@@ -496,6 +496,14 @@ bool weir__pager_is_busy(const struct weir_region *region)
            (revival->is_under_way && !revival->is_verifying);
 }
 
+bool weir__pager_has_sums(const struct weir_region *region)
+{
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager_is_summing(&region->pager.writes[i]))
+            return true;
+    return region->pager.revival.is_verifying;
+}
+
 /* ---- Revival ------------------------------------------------------------ */
 
 void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)

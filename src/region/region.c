@@ -883,7 +883,7 @@ int weir_region_wait(struct weir_region *region, uint64_t timeout_ns)
     WEIR_CHECK(!region->delivers);
 
     bool is_idle = !region->owns_ring || weir__ring_in_flight(region->ring) == 0 ||
-                   !weir__list_is_empty(&region->fetches.told) ||
+                   weir__pager_has_sums(region) || !weir__list_is_empty(&region->fetches.told) ||
                    !weir__list_is_empty(&region->fetches.told_pieces);
     if (is_idle)
         return weir_region_poll(region);

@@ -525,6 +525,9 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget);
 /* Whether a write-back or revival is under way in the ring. */
 bool weir__pager_is_busy(const struct weir_region *region);
 
+/* Whether the next poll has checksums to compute: nothing of the ring's is to be waited for. */
+bool weir__pager_has_sums(const struct weir_region *region);
+
 /* A write-back failed, nobody knows which: all that is in memory is written again. */
 void weir__pager_doubt(struct weir_region *region, int error);
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */

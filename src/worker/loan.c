@@ -11,8 +11,8 @@
  * charged first.
  *
  * Who is asked begins at most what the disk should manage while the governor waits:
- * it asks again when that has come, and a put of the region is kept waiting for no
- * more than that. A promise that was broken makes the next ones cautious.
+ * it asks again when that has come, unless others were faster. A promise that was
+ * broken makes the next ones cautious.
  *
  * A chunk is summed by several polls before it is written, and nothing wakes a worker
  * for that. So on the way down some turns follow each other without a sleep.

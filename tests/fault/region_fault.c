@@ -971,10 +971,8 @@ static void the_bound_stays_while_degraded(void **state)
         assert_int_equal(put(job, 60 * KIB), 0);
     /* One chunk cannot be written: the others can, and stay all the same. */
     uint64_t bad = 0;
-    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range,
-                                .times = SEAM_FOR_GOOD,
-                                .matches = covers,
-                                .context = &bad});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD, .matches = covers, .context = &bad});
     seam_arm((struct seam_rule){.call = SEAM_ring_fdatasync, .times = SEAM_FOR_GOOD});
     assert_int_equal(weir_region_set_resident(job->region, 8 * MIB), 0);
     while (!figures(job).degraded)
