@@ -227,6 +227,16 @@ static uint64_t intake_hot_end(const struct weir_reorder *reorder)
     return reorder->next + weir__min(reorder->hot_items, UINT64_MAX - reorder->next);
 }
 
+/* Behind the hot zone; *ret_bytes come free. 0 or why it is not more. */
+static int intake_spill_free(struct weir_reorder *reorder, uint64_t bytes, uint64_t *ret_bytes)
+{
+    int r = intake_spill_from(reorder, intake_hot_end(reorder), bytes, ret_bytes);
+
+    weir__reorder_refund(reorder, *ret_bytes);
+    weir__reorder_tell_slack(reorder);
+    return r;
+}
+
 uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
 {
     uint64_t freed;
@@ -236,10 +246,26 @@ uint64_t weir_reorder_spill(struct weir_reorder *reorder, uint64_t bytes)
     if (reorder->region == NULL)
         return 0;
     /* What stopped it shows in the figures; what was freed counts. */
-    (void)intake_spill_from(reorder, intake_hot_end(reorder), bytes, &freed);
-    weir__reorder_refund(reorder, freed);
-    weir__reorder_tell_slack(reorder);
+    (void)intake_spill_free(reorder, bytes, &freed);
     return freed;
+}
+
+uint64_t weir__reorder_relieve(struct weir__relief_member *member, uint64_t bytes, int *ret_result)
+{
+    struct weir_reorder *reorder = WEIR_CONTAINER_OF(member, struct weir_reorder, relief);
+    uint64_t charged_bytes = reorder->charged_bytes;
+    uint64_t freed;
+
+    WEIR_ASSERT(weir__reorder_is_mine(reorder));
+
+    *ret_result = 0;
+    if (reorder->memory_bytes == 0)
+        return 0;
+    *ret_result = intake_spill_free(reorder, bytes, &freed);
+    /* Not all that came free comes back: the working set is paid first. */
+    reorder->reclaim_count += freed > 0;
+    reorder->reclaim_bytes += charged_bytes - reorder->charged_bytes;
+    return charged_bytes - reorder->charged_bytes;
 }
 
 /* A piece of the flush that a verdict asked for. */

@@ -47,7 +47,8 @@
  * whose fetch the region refuses take back what others only hold ahead.
  *
  * Not here: who may enter and what leaves for it (intake.c), what is fetched when
- * (ahead.c), the index and the payload in memory (window.c).
+ * (ahead.c), the index and the payload in memory (window.c), who is asked when the
+ * account has to give memory back (relief.c).
  */
 #include <weir/reorder.h>
 
@@ -198,6 +199,11 @@ int weir_reorder_create(const struct weir_reorder_config *config, struct weir_re
     weir__window_init(&reorder->window, &reorder->heap);
     reorder_configure(reorder, config);
     r = weir__ahead_init(reorder);
+    if (r == 0 && config->account != NULL && config->region != NULL) {
+        r = weir__relief_join(&reorder->relief, config->account);
+        if (r < 0)
+            weir__ahead_deinit(reorder);
+    }
     heap = reorder->heap;
     if (r < 0)
         goto fail;
@@ -237,6 +243,7 @@ void weir_reorder_destroy(struct weir_reorder *reorder)
     WEIR_ASSERT(weir__reorder_is_mine(reorder));
     WEIR_CHECK(reorder->popped_count == 0);
 
+    weir__relief_leave(&reorder->relief);
     weir__ahead_deinit(reorder);
     if (reorder->region != NULL)
         weir__intake_drop_partial(reorder);
@@ -497,6 +504,8 @@ void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_
         .stall_ns = reorder->stall_ns,
         .stall_max_ns = reorder->stall_max_ns,
         .metadata_bytes = reorder->heap.bytes,
+        .reclaim_count = reorder->reclaim_count,
+        .reclaim_bytes = reorder->reclaim_bytes,
     };
 
     WEIR_ASSERT(weir__reorder_is_mine(reorder));

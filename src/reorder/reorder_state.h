@@ -14,6 +14,7 @@
 #include "base/check.h"
 #include "base/heap.h"
 #include "base/list.h"
+#include "reorder/relief.h"
 #include "reorder/window.h"
 
 #include <weir/governor.h>
@@ -84,6 +85,7 @@ struct weir_reorder {
     struct weir_reorder **busy_link; /* what points to us; NULL: not in the table */
     struct weir__list starved;
     struct weir__list ready_due;
+    struct weir__relief_member relief;
 
     struct weir__heap heap;
     uint64_t stall_since_ns; /* 0: no stall now */
@@ -104,6 +106,8 @@ struct weir_reorder {
     uint64_t range_count;
     uint64_t failed_spill_count;
     uint64_t failed_fetch_count;
+    uint64_t reclaim_count;
+    uint64_t reclaim_bytes;
 };
 
 /* Not of a popped one that the caller keeps: that is NULL. */
