@@ -16,6 +16,7 @@
 
 #include <weir/governor.h>
 
+#include "base/sys.h"
 #include "governor/ledger.h"
 
 #include "machine.h"
@@ -199,14 +200,50 @@ static void a_machine_of_unknown_size(void **state)
     struct weir_governor_config config = {.percent = 50};
     struct weir_governor *governor = NULL;
 
+    /* Why nobody tells, if somebody would have; else that it is not to be had. */
     (void)state;
     seam_fail_on(SEAM_sys_ram_bytes, 1);
     seam_fail_on(SEAM_sys_read_text, 1);
-    assert_int_equal(weir_governor_create(&config, &governor), -EINVAL);
+    assert_int_equal(weir_governor_machine_bytes(), 0);
+    assert_int_equal(weir_governor_create(&config, &governor), -EACCES);
+    assert_null(governor);
+    seam_lift();
+    seam_fail_on(SEAM_sys_ram_bytes, 1);
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_read_text, .times = SEAM_FOR_GOOD, .error = ENOENT});
+    assert_int_equal(weir_governor_create(&config, &governor), -EOPNOTSUPP);
     assert_null(governor);
     config.bytes_max = GIB;
     assert_int_equal(weir_governor_create(&config, &governor), 0);
     assert_true(seam_fired() > 0);
+    weir_governor_destroy(governor);
+}
+
+static void a_machine_that_tells_in_part(void **state)
+{
+    struct weir_governor_config config = {.percent = 50, .node_count = 1};
+    struct weir_governor_figures all;
+    struct weir_governor *governor = NULL;
+
+    (void)state;
+    seam_fail_on(SEAM_sys_read_text, 1);
+    assert_int_equal(weir_governor_create(&config, &governor), 0);
+    weir_governor_figures(governor, &all, NULL, 0);
+    assert_int_equal(all.outside.error, -EACCES);
+    assert_int_equal(all.outside.limit_bytes, weir__sys_ram_bytes());
+    assert_int_equal(all.governor.bytes_max,
+                     all.outside.limit_bytes / 100 * 50 + all.outside.limit_bytes % 100 * 50 / 100);
+
+    /* A limit that is read later comes down to it, and an error keeps it there. */
+    struct weir_governor_outside outside;
+    seam_lift();
+    weir_governor_look(governor, &outside);
+    assert_int_equal(outside.error, 0);
+    uint64_t bytes_max = outside.limit_bytes;
+    seam_fail_on(SEAM_sys_read_text, 1);
+    weir_governor_look(governor, &outside);
+    assert_int_equal(outside.error, -EACCES);
+    assert_int_equal(outside.limit_bytes, bytes_max);
     weir_governor_destroy(governor);
 }
 
@@ -223,6 +260,7 @@ int main(int argc, char **argv)
         SEAM_TEST_OF("an allocation that fails once leaves nothing", each_use, &heap_once),
         SEAM_TEST_OF("without the heap nothing is left either", each_use, &heap_for_good),
         SEAM_TEST("of a machine of unknown size there is no part", a_machine_of_unknown_size),
+        SEAM_TEST("a machine that tells in part says so", a_machine_that_tells_in_part),
     };
 
     if (argc > 1)
