@@ -170,13 +170,14 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on. Bytes are lengths of items.
+ * Lost items are stale from then on. What could not be read, and has a checksum, is
+ * kept: it is compared when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
     bool existed;                 /* false: it was made, and all below is 0 */
     bool clean_shutdown;          /* the last owner closed it */
     bool after_power_loss;        /* not written under this boot of this kernel: all was verified */
-    int first_error;              /* of the damage: -EBADMSG, -EIO; 0: there is none */
+    int first_error;              /* -EBADMSG: damage; -EIO: not all could be read; 0: none */
     uint64_t kept_slot_count;     /* live now */
     uint64_t kept_bytes;          /* of these */
     uint64_t restored_slot_count; /* of these, freed since the last sync() and there again */

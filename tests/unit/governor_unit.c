@@ -25,6 +25,7 @@
 #include <cmocka.h>
 
 #include "forbid.h"
+#include "machine.h"
 #include "tmpdir.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -2008,37 +2009,6 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
 
 /* ---- The machine's limits ---------------------------------------------------- */
 
-static char tree[PATH_MAX];
-
-static void write_file(const char *name, const char *text)
-{
-    char path[2 * PATH_MAX];
-
-    snprintf(path, sizeof(path), "%s%s", tree, name);
-    for (char *at = path + strlen(tree) + 1; *at != '\0'; at++) {
-        if (*at != '/')
-            continue;
-        *at = '\0';
-        mkdir(path, 0700);
-        *at = '/';
-    }
-
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    assert_true(fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
-}
-
-/* A fresh tree for each case. */
-static void plant(const char *name)
-{
-    const char *directory = harness_tmpdir();
-
-    assert_non_null(directory);
-    assert_true(snprintf(tree, sizeof(tree), "%s/%s", directory, name) < (int)sizeof(tree));
-    assert_int_equal(mkdir(tree, 0700), 0);
-}
-
 /* As told without an error. */
 static uint64_t limit_of(uint64_t ram_bytes)
 {
@@ -2122,19 +2092,6 @@ static struct weir_governor_outside look(void)
 
     weir__governor_look_at(governor, tree, 8 * GIB, &outside);
     return outside;
-}
-
-static void plant_group(const char *name, const char *version)
-{
-    plant(name);
-    write_file("/proc/self/statm", "1000 300 20 1 0 100 0\n");
-    write_file("/proc/pressure/memory", "some avg10=7.30 avg60=0.00 avg300=0.00 total=1\n"
-                                        "full avg10=1.05 avg60=0.00 avg300=0.00 total=1\n");
-    write_file("/proc/self/cgroup", strcmp(version, "v2") == 0 ? "0::/app\n" : "4:memory:/app\n");
-    write_file("/proc/self/mountinfo",
-               strcmp(version, "v2") == 0
-                   ? "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-                   : "35 31 0:32 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n");
 }
 
 static void test_drift_is_a_figure(void **state)

@@ -5,6 +5,8 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/ring.h"
+
+#include "answer.h"
 #include "forbid.h"
 #include "process.h"
 #include "seed.h"
@@ -78,21 +80,6 @@ static uint32_t thread_count(void)
     return count;
 }
 
-struct counted {
-    struct weir_operation operation;
-    uint32_t count;
-    int32_t result;
-};
-
-static void counted_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct counted *counted = WEIR_CONTAINER_OF(operation, struct counted, operation);
-
-    (void)flags;
-    counted->count++;
-    counted->result = result;
-}
-
 static struct weir_worker *attach(const struct weir_worker_config *config)
 {
     struct weir_worker *worker = NULL;
@@ -126,11 +113,11 @@ static void ring_refuses_nonsense(void **state)
 static void more_than_the_queue_holds(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted operations[500];
+    struct answer operations[500];
 
     (void)state;
     for (size_t i = 0; i < 500; i++) {
-        operations[i] = (struct counted){{counted_complete}, 0, 1};
+        operations[i] = (struct answer){{answer_complete}, 1, 0, 0};
         io_uring_prep_nop(weir__ring_sqe(ring, &operations[i].operation));
     }
     assert_int_equal(weir__ring_in_flight(ring), 500);
@@ -147,7 +134,7 @@ static void wake_reaches_a_sleeping_ring(void **state)
 {
     struct weir_ring *sleeper = ring_new();
     struct weir_ring *other = ring_new();
-    struct counted failed = {{counted_complete}, 0, 0};
+    struct answer failed = answer_open();
 
     (void)state;
     weir__ring_wake(other, weir__ring_fd(sleeper), &failed.operation);
@@ -168,7 +155,7 @@ static void wake_reaches_a_sleeping_ring(void **state)
 static void wake_of_nobody_is_told(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted failed = {{counted_complete}, 0, 0};
+    struct answer failed = answer_open();
     int pair[2];
 
     (void)state;
@@ -187,14 +174,14 @@ static void wake_of_nobody_is_told(void **state)
 static void cancel_all_leaves_nothing(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted operations[20];
+    struct answer operations[20];
     char buffers[20][16];
     int pair[2];
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     for (size_t i = 0; i < 20; i++) {
-        operations[i] = (struct counted){{counted_complete}, 0, 0};
+        operations[i] = answer_open();
         io_uring_prep_recv(weir__ring_sqe(ring, &operations[i].operation), pair[0], buffers[i],
                            sizeof(buffers[i]), 0);
     }
@@ -267,7 +254,7 @@ static void attach_refuses_nonsense(void **state)
 static void operation_completes_in_poll(void **state)
 {
     struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
-    struct counted nop = {{counted_complete}, 0, 1};
+    struct answer nop = {{answer_complete}, 1, 0, 0};
 
     (void)state;
     assert_null(weir_worker_region(worker));
@@ -287,7 +274,7 @@ static void poll_submits_before_it_returns(void **state)
     char byte = 0;
     struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
     struct chain chain = {{chain_complete}, weir_worker_ring(worker), 98};
-    struct counted send = {{counted_complete}, 0, 0};
+    struct answer send = answer_open();
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
@@ -374,7 +361,7 @@ static void stop_cancels_what_is_left(void **state)
     int pair[2];
     char buffer[16];
     struct weir_worker *worker = attach(&(struct weir_worker_config){0});
-    struct counted receive = {{counted_complete}, 0, 0};
+    struct answer receive = answer_open();
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
@@ -434,11 +421,11 @@ static uint32_t helpers_of_this_thread(pid_t *ret_ids)
 /* More at once than there may be helpers, each done by one; they linger for some seconds. */
 static void keep_helpers_busy(struct weir_worker *worker)
 {
-    static struct counted nops[200];
+    static struct answer nops[200];
     uint32_t done = 0;
 
     for (uint32_t i = 0; i < 200; i++) {
-        nops[i] = (struct counted){{counted_complete}, 0, 0};
+        nops[i] = answer_open();
         struct io_uring_sqe *sqe = weir_worker_sqe(worker, &nops[i].operation);
         io_uring_prep_nop(sqe);
         sqe->flags |= IOSQE_ASYNC;
@@ -644,7 +631,7 @@ static void messages_do_not_starve_completions(void **state)
 {
     struct weir_mesh *mesh;
     struct endless endless = {{endless_receive}, 0};
-    struct counted nop = {{counted_complete}, 0, 0};
+    struct answer nop = answer_open();
 
     (void)state;
     assert_int_equal(weir_mesh_create(1, 0, &mesh), 0);
@@ -671,7 +658,7 @@ static bool is_readable(int fd, int timeout_ms)
 static void armed_worker_is_readable(void **state)
 {
     struct weir_worker *worker = attach(&(struct weir_worker_config){.tick_ns = LONG_NS});
-    struct counted read = {{counted_complete}, 0, 0};
+    struct answer read = answer_open();
     char byte;
     int ends[2];
 
