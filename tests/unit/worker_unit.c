@@ -1671,6 +1671,43 @@ static void nothing_is_taken_where_it_is_tight(void **state)
     lent_finish(lent);
 }
 
+/* Pins hold up what was asked for, until nobody wants it any more: then puts have it again. */
+static void what_is_not_wanted_any_more_is_kept(void **state)
+{
+    struct lent *lent = lent_start(128 * MIB);
+    struct weir_region *region = weir_worker_region(lent->worker);
+    struct weir_region_stats stats;
+    const void *data;
+
+    (void)state;
+    if (!lent_is_bounded(lent))
+        return;
+    lent_put(lent, 40 * MIB);
+    for (uint32_t i = 0; i < lent->count; i += 32)
+        assert_int_equal(weir_region_pin(region, lent->slots[i], &data, NULL), 0);
+    weir_account_charge_forced(lent->other, 100 * MIB);
+    do {
+        lent_turn(lent);
+        weir_region_stats(region, &stats);
+    } while (stats.resident_wish_bytes >= 40 * MIB);
+    assert_true(lent_look(lent) >= 40 * MIB);
+    weir_account_refund(lent->other, 100 * MIB);
+    uint64_t begin_ns = weir__clock_ns();
+    uint32_t last = lent->count + 64;
+    while (lent->count < last) { /* two chunks, at least, beside those that are pinned */
+        static unsigned char item[64 * 1024];
+        int r = weir_region_put(region, item, sizeof(item), (struct weir_label){0, 0},
+                                &lent->slots[lent->count]);
+        assert_true(r == 0 || r == -EAGAIN);
+        assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+        lent->count += r == 0;
+        lent_turn(lent);
+    }
+    for (uint32_t i = 0; i < last - 64; i += 32)
+        weir_region_unpin(region, lent->slots[i]);
+    lent_finish(lent);
+}
+
 static void books_are_exact_in_all_weathers(void **state)
 {
     struct lent *lent = lent_start(128 * MIB);
@@ -1887,6 +1924,8 @@ int main(void)
         {"who waits gets what the region has, and it takes it back",
          who_waits_gets_what_the_region_has, NULL, NULL, NULL},
         {"nothing is taken back where it is tight", nothing_is_taken_where_it_is_tight, NULL, NULL,
+         NULL},
+        {"what is not wanted any more is kept", what_is_not_wanted_any_more_is_kept, NULL, NULL,
          NULL},
         {"the region's books are exact in all weathers", books_are_exact_in_all_weathers, NULL,
          NULL, NULL},
