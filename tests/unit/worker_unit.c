@@ -419,11 +419,11 @@ static uint32_t helpers_of_this_thread(pid_t *ret_ids)
 /* More at once than there may be helpers, each done by one; they linger for some seconds. */
 static void keep_helpers_busy(struct weir_worker *worker)
 {
-    static struct counted nops[200];
+    static struct answer nops[200];
     uint32_t done = 0;
 
     for (uint32_t i = 0; i < 200; i++) {
-        nops[i] = (struct counted){{counted_complete}, 0, 0};
+        nops[i] = answer_open();
         struct io_uring_sqe *sqe = weir_worker_sqe(worker, &nops[i].operation);
         io_uring_prep_nop(sqe);
         sqe->flags |= IOSQE_ASYNC;
