@@ -16,6 +16,7 @@
 
 #include <weir/governor.h>
 
+#include "base/bits.h"
 #include "governor/ledger.h"
 
 #include "machine.h"
@@ -41,7 +42,7 @@ struct job {
 
 static void woken(struct weir_waiter *waiter, int result)
 {
-    struct job *job = (struct job *)((char *)waiter - offsetof(struct job, waiter));
+    struct job *job = WEIR_CONTAINER_OF(waiter, struct job, waiter);
 
     job->woken++;
     job->result = result;
