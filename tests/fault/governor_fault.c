@@ -16,6 +16,7 @@
 
 #include <weir/governor.h>
 
+#include "base/bits.h"
 #include "base/sys.h"
 #include "governor/ledger.h"
 
@@ -42,7 +43,7 @@ struct job {
 
 static void woken(struct weir_waiter *waiter, int result)
 {
-    struct job *job = (struct job *)((char *)waiter - offsetof(struct job, waiter));
+    struct job *job = WEIR_CONTAINER_OF(waiter, struct job, waiter);
 
     job->woken++;
     job->result = result;
@@ -78,7 +79,7 @@ static int create(struct job *job)
     }
     assert_null(job->governor);
     assert_true(seam_fired() > 0);
-    assert_int_equal(r, -ENOMEM);
+    assert_true(r == -ENOMEM || r == -EACCES || r == -EOPNOTSUPP); /* these: nobody tells */
     return r;
 }
 
@@ -97,20 +98,27 @@ static int open_accounts(struct job *job)
     return r;
 }
 
-/* What it says, it says truly; what it does not, is 0 or the RAM. */
+/* What it says, it says truly; what it does not is an error, and raises nothing. */
 static bool look(struct job *job)
 {
     struct weir_governor_outside outside;
+    uint64_t before = figures(job).bytes_max;
 
     weir__governor_look_at(job->governor, tree, 8 * GIB, &outside);
-    assert_true(outside.limit_bytes == GIB || outside.limit_bytes == 8 * GIB);
     assert_true(outside.usage_bytes == 0 || outside.usage_bytes == 123456);
     assert_true(outside.rss_bytes == 0 ||
                 outside.rss_bytes == 300 * (uint64_t)sysconf(_SC_PAGESIZE));
     assert_true(outside.pressure_some == 0 || outside.pressure_some == 730);
     assert_int_equal(figures(job).charged_bytes, MIB);
-    return outside.limit_bytes == GIB && outside.usage_bytes != 0 && outside.rss_bytes != 0 &&
-           outside.pressure_some != 0;
+    if (outside.error < 0) {
+        assert_true(outside.error == -EACCES || outside.error == -ENOMEM);
+        assert_true(figures(job).bytes_max <= before);
+        return false;
+    }
+    assert_int_equal(outside.limit_bytes, GIB);
+    assert_int_equal(figures(job).bytes_max, LIMIT);
+    assert_true(outside.usage_bytes != 0 && outside.rss_bytes != 0 && outside.pressure_some != 0);
+    return true;
 }
 
 /* All verdicts, and a waiter: nothing of this asks the kernel for what it could refuse. */
@@ -161,8 +169,9 @@ static void run(void *context)
         r = create(&job);
     if (r == 0)
         r = open_accounts(&job);
-    if (r == 0 && !look(&job))
-        assert_true(seam_fired() > 0);
+    for (int i = 0; i < 2 && r == 0; i++) /* what the first has found the second may lose */
+        if (!look(&job))
+            assert_true(seam_fired() > 0);
     if (r == 0)
         charge_all(&job);
     if (r == 0) {
