@@ -595,6 +595,20 @@ bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
 
 /* ---- compact.c ---------------------------------------------------------- */
 
+#define COMPACT_FREE_MIN   (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
+#define COMPACT_FREE_SHARE 48                       /* nor below this part of what is live */
+
+/* Enough is free to be worth it: else compaction would only delay growth, at a high price. */
+static inline bool weir__compact_is_due(const struct weir_region *region)
+{
+    uint64_t free_bytes = region->extents.free_bytes;
+
+    if (free_bytes <= COMPACT_FREE_MIN)
+        return false;
+    uint64_t live_bytes = region->mark_bytes - free_bytes - region->resting_bytes;
+    return free_bytes > COMPACT_FREE_MIN + live_bytes / COMPACT_FREE_SHARE;
+}
+
 /*
  * Make a free extent of @space bytes out of smaller ones, by moving items that
  * are in memory; true: there is one now, or the mark came down by as much.

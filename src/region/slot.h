@@ -9,6 +9,7 @@
  * is taken here is there.
  */
 
+#include "base/check.h"
 #include "base/region_layout.h"
 
 #include <weir/base.h>
@@ -17,7 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SLOT_COUNT_LIMIT ((UINT64_C(1) << 32) - 1)
+#define SLOT_PREFETCH_COUNT 8
+#define SLOT_COUNT_LIMIT    ((UINT64_C(1) << 32) - 1)
 
 struct weir__slots {
     struct weir__entry *entries; /* fixed; entry 0 is never used */
@@ -35,12 +37,6 @@ static inline uint64_t weir__slots_spare(const struct weir__slots *slots)
 {
     return (uint64_t)slots->vacant_count + (slots->ready_count - slots->used_count);
 }
-
-/* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
-uint32_t weir__slots_take(struct weir__slots *slots);
-
-/* Give it back; it is in no list and no index any more. */
-void weir__slots_give(struct weir__slots *slots, uint32_t index);
 
 /* The entry of @slot if it is that item, in state @state; else NULL. */
 static inline struct weir__entry *weir__slots_find(const struct weir__slots *slots,
@@ -111,6 +107,44 @@ static inline void weir__entry_set_previous(struct weir__entry *entry, uint32_t 
 static inline void weir__entry_set_next(struct weir__entry *entry, uint32_t next)
 {
     weir__half_store(&entry->span, 1, next);
+}
+
+/* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
+static inline uint32_t weir__slots_take(struct weir__slots *slots)
+{
+    if (slots->vacant_count > 0) {
+        uint32_t index = slots->vacant[--slots->vacant_count];
+        if (slots->vacant_count >= SLOT_PREFETCH_COUNT) {
+            uint32_t ahead = slots->vacant[slots->vacant_count - SLOT_PREFETCH_COUNT];
+            __builtin_prefetch(&slots->entries[ahead], 1);
+        }
+        WEIR_ASSERT(weir__entry_state(&slots->entries[index]) == EXTENT_VACANT); /* S2 */
+        return index;
+    }
+
+    WEIR_CHECK(slots->used_count < slots->ready_count);
+    uint32_t index = ++slots->used_count;
+    weir__word_store(&slots->entries[index].tag,
+                     weir__entry_tag(slots->generation, 0, EXTENT_VACANT, 0));
+    return index;
+}
+
+/* Give it back; it is in no list and no index any more. */
+static inline void weir__slots_give(struct weir__slots *slots, uint32_t index)
+{
+    struct weir__entry *entry = &slots->entries[index];
+    uint32_t generation = weir__entry_generation(entry);
+
+    WEIR_ASSERT(index != 0 && index <= slots->used_count);
+    WEIR_ASSERT(generation % 2 == 0); /* S1 */
+
+    weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_VACANT, 0));
+    weir__word_store(&entry->place, 0);
+    weir__word_store(&entry->span, 0);
+    weir__word_store(&entry->key, 0);
+    if (generation == slots->generation - 2) /* S3: the next round would repeat old handles */
+        return;
+    slots->vacant[slots->vacant_count++] = index;
 }
 
 #endif
