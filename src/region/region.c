@@ -949,6 +949,7 @@ void weir_region_audit(const struct weir_region *region)
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
+    weir__slots_audit(&region->slots);
     weir__extents_audit(&region->extents);
     weir__space_audit(region);
     weir__growth_audit(region);

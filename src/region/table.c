@@ -61,6 +61,31 @@ static int table_extend(struct weir_region *region, uint64_t offset, uint64_t by
     return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
 }
 
+/*
+ * Words for the bits of entries @from .. @to - 1 (S2), which say of none that it is
+ * vacant; what was there before us is another owner's.
+ */
+static int table_extend_vacant(struct weir_region *region, uint64_t from, uint64_t to)
+{
+    char *base = (char *)region->header;
+    uint64_t bytes = 0;
+
+    from = from == 1 ? 0 : from; /* entry 0 is never used, but its word is */
+    for (uint32_t level = 0; level < SLOT_LEVEL_COUNT; level++) {
+        uint64_t *words = region->slots.levels[level];
+        uint64_t first = weir__slots_words(from, level);
+        uint64_t end = weir__slots_words(to, level);
+        int r = table_extend(region, (uint64_t)((char *)words - base), first * sizeof(*words),
+                             end * sizeof(*words));
+        if (r < 0)
+            return r;
+        memset(words + first, 0, (end - first) * sizeof(*words));
+        bytes += (end - first) * sizeof(*words);
+    }
+    weir__heap_account(&region->heap, (int64_t)bytes);
+    return 0;
+}
+
 bool weir__table_is_ours(const struct weir__header *header)
 {
     if (header->chunk_count_max != LAYOUT_BYTES_LIMIT / LAYOUT_CHUNK_BYTES ||
@@ -85,15 +110,13 @@ static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t t
         r = table_extend(region, header->sum_offset, from * sizeof(uint64_t),
                          to * sizeof(uint64_t));
     if (r == 0)
-        r = table_extend(region, header->vacant_offset, from * sizeof(uint32_t),
-                         to * sizeof(uint32_t));
+        r = table_extend_vacant(region, from, to);
     if (r < 0) /* of a memfd it is memory that there is no more of */
         return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
 
     region->slots.ready_count = (uint32_t)(to - 1);
     weir__heap_account(&region->heap,
-                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
-                                                sizeof(uint32_t))));
+                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t))));
     return 0;
 }
 
@@ -181,12 +204,12 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
     region->slots = (struct weir__slots){
         .entries = (struct weir__entry *)(void *)(base + plan->entry_offset),
         .sums = (uint64_t *)(void *)(base + plan->sum_offset),
-        .vacant = (uint32_t *)(void *)(base + plan->vacant_offset),
         .count_max = (uint32_t)plan->entry_count,
         .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
     };
     if (region->named.report.existed)
         region->slots.generation = region->named.found.generation;
+    weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
     region->chunks.count_max = region->bytes_max / LAYOUT_CHUNK_BYTES;
     weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
