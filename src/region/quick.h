@@ -26,8 +26,6 @@
 
 #include <string.h>
 
-#define QUICK_PREFETCH_MAX 1024 /* of where it goes; an address without memory does no harm */
-
 /* Whether a store to it needs nobody's leave: no chunk is begun and none has to come back. */
 static inline bool weir__quick_may_store(const struct weir_region *region, uint64_t offset,
                                          uint64_t space)
@@ -84,12 +82,10 @@ static inline bool weir__quick_put(struct weir_region *region, const void *data,
     uint64_t offset = hole != 0 ? weir__space_offset(region, hole) : region->mark_bytes;
 
     if (WEIR_UNLIKELY(!weir__quick_may_store(region, offset, space)) ||
-        WEIR_UNLIKELY(weir__slots_spare(&region->slots) < region->spare_min))
+        WEIR_UNLIKELY(weir__slots_spare(&region->slots) < region->spare_ahead))
         return false;
     if (hole == 0 && !region->pager.writes_back && WEIR_UNLIKELY(weir__compact_is_due(region)))
         return false;
-    for (uint64_t i = 0; i < weir__min(space, QUICK_PREFETCH_MAX); i += 64)
-        __builtin_prefetch(region->store.base + offset + i, 1);
 
     uint32_t index = hole == 0 ? weir__quick_bump(region, offset, space)
                                : weir__quick_carve(region, hole, offset, space);

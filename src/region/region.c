@@ -203,7 +203,8 @@ static void region_quiesce(struct weir_region *region)
 
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
-            weir__clean_is_reading(region) || weir__growth_is_under_way(region))) {
+            weir__clean_is_reading(region) || weir__growth_is_under_way(region) ||
+            region->tables.is_under_way)) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         failures = r < 0 ? failures + 1 : 0;
         WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
@@ -464,6 +465,16 @@ static void region_prefetch(const void *data, size_t bytes)
         __builtin_prefetch(at);
 }
 
+/* Entries for later puts; what is under way may have ended. Before anything is decided. */
+static void region_table_ahead(struct weir_region *region)
+{
+    if (WEIR_LIKELY(weir__slots_spare(&region->slots) >= region->spare_ahead))
+        return;
+    if (region->tables.is_under_way && region->owns_ring)
+        (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+    weir__table_ahead(region);
+}
+
 /* As weir_region_put(), where something has to be decided, waited for or begun. */
 WEIR_COLD static int region_put_slowly(struct weir_region *region, const void *data, size_t bytes,
                                        struct weir_label label, struct weir_slot *ret_slot)
@@ -471,8 +482,9 @@ WEIR_COLD static int region_put_slowly(struct weir_region *region, const void *d
     uint64_t space = weir__extent_space(bytes);
     struct region_need need = {.space = space, .alignment = LAYOUT_GRANULE, .touched = space};
     uint32_t index;
-    int r = region_take_or_wait(region, &need, &index);
 
+    region_table_ahead(region);
+    int r = region_take_or_wait(region, &need, &index);
     if (r < 0)
         return r;
     uint64_t offset = weir__space_offset(region, index);
@@ -851,6 +863,7 @@ static int region_tick(struct weir_region *region, int completions)
     weir__pager_advance(region, PAGER_TICK_BYTES);
     weir__growth_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
+    weir__table_ahead(region);
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
 
