@@ -401,6 +401,160 @@ static void helpers_are_bounded(void **state)
     weir_worker_stop(worker);
 }
 
+#define HELPERS_MAX 64
+
+/* The kernel's helpers of the calling thread: their ids; how many. */
+static uint32_t helpers_of_this_thread(pid_t *ret_ids)
+{
+    DIR *directory = opendir("/proc/self/task");
+    char wanted[32];
+    uint32_t count = 0;
+
+    assert_non_null(directory);
+    snprintf(wanted, sizeof(wanted), "iou-wrk-%d", (int)syscall(SYS_gettid));
+    wanted[15] = '\0'; /* no more is kept of a name */
+    for (struct dirent *entry = readdir(directory); entry != NULL; entry = readdir(directory)) {
+        char path[300];
+        char name[32] = "";
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = entry->d_name[0] != '.' ? fopen(path, "re") : NULL;
+        if (file == NULL)
+            continue;
+        if (fscanf(file, "%31s", name) == 1 && strcmp(name, wanted) == 0 && count < HELPERS_MAX)
+            ret_ids[count++] = (pid_t)strtol(entry->d_name, NULL, 10);
+        fclose(file);
+    }
+    closedir(directory);
+    return count;
+}
+
+/* More at once than there may be helpers, each done by one; they linger for some seconds. */
+static void keep_helpers_busy(struct weir_worker *worker)
+{
+    static struct counted nops[200];
+    uint32_t done = 0;
+
+    for (uint32_t i = 0; i < 200; i++) {
+        nops[i] = (struct counted){{counted_complete}, 0, 0};
+        struct io_uring_sqe *sqe = weir_worker_sqe(worker, &nops[i].operation);
+        io_uring_prep_nop(sqe);
+        sqe->flags |= IOSQE_ASYNC;
+    }
+    while (done < 200) {
+        (void)weir_worker_poll(worker, LONG_NS);
+        done = 0;
+        for (uint32_t i = 0; i < 200; i++)
+            done += nops[i].count;
+    }
+}
+
+static void helpers_run_beside(void **state)
+{
+    pid_t helpers[HELPERS_MAX];
+    cpu_set_t allowed;
+    cpu_set_t cpus;
+    uint32_t cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    while (!CPU_ISSET(cpu, &allowed))
+        cpu++;
+
+    /* Pinned: on its node's other cpus, where it has any. */
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.pinned = true, .cpu = cpu});
+    keep_helpers_busy(worker);
+    uint32_t count = helpers_of_this_thread(helpers);
+    assert_in_range(count, 1, 32); /* 16 for files, 16 for all else */
+    for (uint32_t i = 0; i < count; i++) {
+        if (sched_getaffinity(helpers[i], sizeof(cpus), &cpus) < 0)
+            continue; /* gone by now */
+        assert_int_equal(CPU_ISSET(cpu, &cpus) != 0, CPU_COUNT(&allowed) == 1);
+        for (size_t other = 0; other < CPU_SETSIZE; other++)
+            assert_true(!CPU_ISSET(other, &cpus) || CPU_ISSET(other, &allowed));
+    }
+    weir_worker_stop(worker);
+}
+
+/* ---- Where memory lies ---------------------------------------------------- */
+
+static bool has_one_node(void)
+{
+    return access("/sys/devices/system/node/node1", F_OK) != 0;
+}
+
+static void memory_is_told(void **state)
+{
+    static char item[65536];
+    const char *directory = harness_tmpdir();
+    struct weir_governor *governor;
+    struct weir_worker_memory memory;
+    struct weir_region_stats stats;
+
+    (void)state;
+    assert_non_null(directory);
+    memset(item, 1, sizeof(item));
+    assert_int_equal(
+        weir_governor_create(&(struct weir_governor_config){.bytes_max = 256 << 20}, &governor), 0);
+    struct weir_worker *worker = attach(&(struct weir_worker_config){
+        .governor = governor,
+        .region = {.directory = directory, .resident_bytes_max = 32 << 20},
+    });
+    int r = weir_worker_memory(worker, &memory);
+    if (r == -EPERM || r == -EOPNOTSUPP) {
+        print_message("# passed over: move_pages says %s\n", strerror(-r));
+        weir_worker_stop(worker);
+        weir_governor_destroy(governor);
+        return;
+    }
+    assert_int_equal(r, 0);
+    uint64_t before = memory.local_bytes + memory.remote_bytes;
+    assert_true(memory.own.node_bytes[memory.node] >= 2 * 4096); /* itself, its account */
+    for (uint64_t i = 0; i < 256; i++) {
+        struct weir_slot slot;
+        assert_int_equal(weir_region_put(weir_worker_region(worker), item, sizeof(item),
+                                         (struct weir_label){.key = i}, &slot),
+                         0);
+    }
+
+    /* What was put is there, and not much else. */
+    assert_int_equal(weir_worker_memory(worker, &memory), 0);
+    weir_region_stats(weir_worker_region(worker), &stats);
+    assert_in_range(memory.local_bytes + memory.remote_bytes - before, 256 * sizeof(item) - 4096,
+                    256 * sizeof(item) + (1 << 20));
+    assert_in_range(memory.region.node_bytes[memory.node], 256 * sizeof(item),
+                    stats.resident_bytes + stats.metadata_bytes + (4 << 20));
+    assert_int_equal(memory.region.stride, 1);
+    assert_true(memory.region.asked_bytes >= memory.region.node_bytes[memory.node]);
+    if (has_one_node()) {
+        assert_int_equal(memory.node, 0);
+        assert_int_equal(memory.remote_bytes, 0);
+    }
+    weir_worker_stop(worker);
+    weir_governor_destroy(governor);
+}
+
+static void memory_may_not_be_told(void **state)
+{
+    int status = 0;
+    pid_t child = fork();
+
+    (void)state;
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct weir_worker_memory memory = {.node = 99};
+        struct weir_worker *worker = NULL;
+        bool ok = weir_worker_attach(&(struct weir_worker_config){0}, &worker) == 0 &&
+                  harness_forbid(__NR_move_pages) == 0 &&
+                  weir_worker_memory(worker, &memory) == -EPERM && memory.node == 99;
+        weir_worker_stop(worker);
+        _exit(ok ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* ---- Messages, on one thread ---------------------------------------------- */
 
 struct numbered {
@@ -1333,6 +1487,10 @@ int main(void)
         {"an attached thread gets its affinity back", affinity_comes_back, NULL, NULL, NULL},
         {"stop cancels what is left", stop_cancels_what_is_left, NULL, NULL, NULL},
         {"the kernel's helpers are bounded", helpers_are_bounded, NULL, NULL, NULL},
+        {"the kernel's helpers run beside the core", helpers_run_beside, NULL, NULL, NULL},
+        {"where its memory lies is told", memory_is_told, NULL, NULL, NULL},
+        {"where its memory lies may be nobody's business", memory_may_not_be_told, NULL, NULL,
+         NULL},
         {"a message arrives", message_arrives, NULL, NULL, NULL},
         {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
         {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,
