@@ -826,6 +826,51 @@ static void the_books_end_at_zero(void **state)
     finish(&f);
 }
 
+/* Before the next entry needs it, and without a put that made it. */
+static void tables_grow_ahead_of_need(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = 256 * MIB});
+    uint64_t before = figures(&f).metadata_bytes;
+    for (uint64_t i = 0; i < 2600; i++) /* of 4096 at least */
+        put(&f, i, 16);
+    for (int i = 0; i < 1000 && figures(&f).metadata_bytes == before; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_true(figures(&f).metadata_bytes > before);
+    finish(&f);
+}
+
+/* So many that their tables come by large pages, where the kernel has them. */
+static void many_small_items_are_whole(void **state)
+{
+    const uint32_t count = 600000;
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = 64 * MIB});
+    struct weir_slot *slots = test_calloc(count, sizeof(*slots));
+    for (uint64_t i = 0; i < count; i++) {
+        assert_int_equal(
+            weir_region_put(f.region, &i, sizeof(i), (struct weir_label){.key = i}, &slots[i]), 0);
+        if (i % 1000 == 0)
+            assert_true(wait_once(&f) >= 0);
+    }
+    assert_in_range(figures(&f).metadata_bytes, 0, count * 48 + 2 * MIB);
+    weir_region_audit(f.region);
+    for (uint64_t i = 0; i < count; i++) {
+        const void *data;
+        size_t bytes;
+        assert_int_equal(weir_region_at(f.region, slots[i], &data, &bytes), 0);
+        assert_int_equal(bytes, sizeof(i));
+        assert_memory_equal(data, &i, sizeof(i));
+        assert_int_equal(info_of(&f, slots[i]).label.key, i);
+    }
+    test_free(slots);
+    finish(&f);
+}
+
 static int open_under_file_limits(const char *directory)
 {
     static const uint64_t hopeless[] = {0, 1, 4096, 65536};
@@ -3918,6 +3963,8 @@ int main(int argc, char **argv)
         CASE("tmpfs is refused unless asked for, and then every byte counts",
              memory_is_no_place_for_overflow),
         CASE("the books are told what the stats say, and end at zero", the_books_end_at_zero),
+        CASE("tables grow ahead of need", tables_grow_ahead_of_need),
+        CASE("many small items are whole", many_small_items_are_whole),
         CASE("a small RLIMIT_FSIZE is -EDQUOT, never a signal",
              the_largest_file_allowed_is_a_limit),
         CASE("without address space to reserve the mapping may move",
