@@ -9,7 +9,9 @@
  * little of it is left the next step is reserved through the ring, and the chunks
  * next to the mark are faulted in there; how far ahead follows from how fast the
  * mark rises. A put that is faster than that does the same by itself, while the
- * other is under way: to reserve a block twice is to reserve it once.
+ * other is under way: to reserve a block twice is to reserve it once. But it waits
+ * for the lock of the file, and that may be held for as long as the disk takes to
+ * say which blocks are free, so blocks come far ahead.
  *
  * A chunk that has its pages is ready, and in memory. Where memory is counted it is
  * one at most, the one that is begun next, and it is given back if anybody needs
@@ -44,9 +46,10 @@
 #define GROWTH_STEP_BYTES      LAYOUT_CHUNK_BYTES
 #define GROWTH_STEP_FAST_BYTES (2 * LAYOUT_CHUNK_BYTES)
 #define GROWTH_AHEAD_MIN       (LAYOUT_CHUNK_BYTES / 4)
-#define GROWTH_AHEAD_MAX       (4 * LAYOUT_CHUNK_BYTES)
-#define GROWTH_AHEAD_PART      128               /* of the file: no more is held ready */
-#define GROWTH_AHEAD_NS        UINT64_C(5000000) /* what is held ready is filled in that time */
+#define GROWTH_AHEAD_MAX       (16 * LAYOUT_CHUNK_BYTES)
+#define GROWTH_AHEAD_PART      64                 /* of the file: no more is held ready */
+#define GROWTH_AHEAD_NS        UINT64_C(30000000) /* what is held ready is filled in that time */
+#define GROWTH_PAGES_PART      2                  /* of what is held ready: with pages */
 #define GROWTH_RETRY_NS        UINT64_C(100000000)
 #define GROWTH_WINDOW_NS       UINT64_C(100000000)
 #define GROWTH_PACE_NS         UINT64_C(4000000) /* between two steps of giving back */
@@ -61,9 +64,6 @@
 #define GROWTH_RESERVE_CHUNKS  4 /* free chunks that stay reserved, and a part of what is live */
 #define GROWTH_RESERVE_PART    16
 #define GROWTH_READY_MIN       8 /* chunks in memory, of which one may be ready and yet hold nothing */
-
-_Static_assert(GROWTH_RESERVE_CHUNKS *LAYOUT_CHUNK_BYTES >= GROWTH_AHEAD_MAX,
-               "what is reserved ahead is not given back");
 
 /* ---- The cap ------------------------------------------------------------ */
 
@@ -415,8 +415,8 @@ static bool growth_wants_pages(const struct weir_region *region, uint64_t chunk)
 static uint64_t growth_choose_mark(const struct weir_region *region)
 {
     uint64_t chunk = weir__chunk_of(region->mark_bytes);
-    uint64_t end =
-        weir__min(region->mark_bytes + region->growth.ahead_bytes, region->store.file_bytes);
+    uint64_t ahead = weir__max(region->growth.ahead_bytes / GROWTH_PAGES_PART, GROWTH_AHEAD_MIN);
+    uint64_t end = weir__min(region->mark_bytes + ahead, region->store.file_bytes);
 
     for (; chunk * LAYOUT_CHUNK_BYTES < end; chunk++)
         if (growth_wants_pages(region, chunk))
@@ -523,7 +523,9 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
-    if (has_hole && region->chunks.fresh_count * LAYOUT_CHUNK_BYTES >= growth->ahead_bytes)
+    /* More than stays reserved anyway would soon be a hole again. */
+    uint64_t refill = weir__min(growth->ahead_bytes, GROWTH_RESERVE_CHUNKS * LAYOUT_CHUNK_BYTES);
+    if (has_hole && region->chunks.fresh_count * LAYOUT_CHUNK_BYTES >= refill)
         return;
     if (!has_hole && end == file_bytes)
         return;
@@ -621,17 +623,26 @@ static bool growth_cut_holes(struct weir_region *region)
     return true;
 }
 
+/* What stays reserved behind the mark: a small rest, or what is wanted ahead of it while it rises. */
+static uint64_t growth_keep(const struct weir_region *region, uint64_t now_ns)
+{
+    const struct weir__growth *growth = &region->growth;
+    bool rises = now_ns - growth->pace_ns < GROWTH_WINDOW_NS;
+
+    return rises ? weir__max(growth->ahead_bytes, GROWTH_KEEP_BYTES) : GROWTH_KEEP_BYTES;
+}
+
 /*
  * The tail above what the mark reached lately goes, by steps. A first reservation
- * that was never used stays, and so does a small rest.
+ * that was never used stays.
  */
-static bool growth_trim(struct weir_region *region)
+static bool growth_trim(struct weir_region *region, uint64_t now_ns)
 {
     struct weir__growth *growth = &region->growth;
     uint64_t file_bytes = region->store.file_bytes;
     uint64_t peak = weir__max(region->mark_peak, growth->peak_before);
     uint64_t mark = weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES);
-    uint64_t goal = weir__round_up(peak, LAYOUT_CHUNK_BYTES) + GROWTH_KEEP_BYTES;
+    uint64_t goal = weir__round_up(peak + growth_keep(region, now_ns), LAYOUT_CHUNK_BYTES);
     bool ends_in_hole = peak == region->mark_bytes && mark > 0 && mark == region->mark_bytes &&
                         weir__chunk_state(&region->chunks, weir__chunk_of(mark) - 1) == CHUNK_HOLE;
 
@@ -759,7 +770,7 @@ void weir__growth_advance(struct weir_region *region)
         growth->end_bytes != region->store.file_bytes || now_ns - growth->back_ns < GROWTH_PACE_NS)
         return;
     growth->back_ns = now_ns;
-    if (!growth_trim(region) && !growth->cannot_punch)
+    if (!growth_trim(region, now_ns) && !growth->cannot_punch)
         growth_look(region, now_ns);
 }
 
