@@ -28,7 +28,7 @@ struct weir_view;
 /* enum weir_chunk_state - where the 2 MiB of a chunk are */
 enum weir_chunk_state {
     WEIR_CHUNK_NONE,    /* not part of the file */
-    WEIR_CHUNK_FRESH,   /* reserved on disk, nothing in it, no memory */
+    WEIR_CHUNK_FRESH,   /* reserved on disk, nothing in it; no memory, unless it comes next */
     WEIR_CHUNK_DIRTY,   /* in memory, newer than the disk */
     WEIR_CHUNK_WRITING, /* in memory, on its way to the disk */
     WEIR_CHUNK_CLEAN,   /* in memory and on disk */

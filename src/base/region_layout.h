@@ -135,7 +135,8 @@ struct weir__chunk {
     uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
     uint16_t idle;       /* looks in a row that found nothing live in it */
     uint32_t placed;     /* items that are filled in place: it stays as it is */
-    uint32_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
+    uint16_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
+    uint16_t ready;      /* FRESH, not 0: its pages are made, or are being made */
 };
 
 _Static_assert(sizeof(struct weir__chunk) == 56, "seven words");

@@ -130,7 +130,7 @@ void weir__bound_advance(struct weir_region *region)
         return;
     for (uint32_t left = BOUND_DROP_COUNT;
          left > 0 && chunks->resident_count > chunks->resident_max; left--)
-        if (!weir__pager_drop(region))
+        if (!weir__pager_drop(region) && !weir__growth_take_back(region))
             break;
     weir__pager_advance(region, BOUND_SUM_BYTES);
     weir__fetches_shrink(region);

@@ -13,8 +13,9 @@
  * 2 MiB because the kernel drops whole folios only, and the largest are 2 MiB:
  * smaller or unaligned steps leave most of the page cache where it was.
  *
- *   C1  resident_count counts DIRTY, WRITING, CLEAN and FILLING
- *   C2  a chunk is in the queue of its state if that is DIRTY, WRITING or CLEAN
+ *   C1  resident_count counts DIRTY, WRITING, CLEAN, FILLING and what is ready
+ *   C2  a chunk is in the queue of its state if that is DIRTY, WRITING or CLEAN, or
+ *       if it is ready; only what is FRESH is ready
  *   C3  live bytes of a chunk are those of live extents that lie in it
  *   C4  pinned_count counts the chunks that have pins
  *   C5  a chunk in which something is filled in place is DIRTY and pinned until
@@ -224,6 +225,8 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
     WEIR_ASSERT(chunk < chunks->count_max);
     WEIR_ASSERT(state != before);
     WEIR_CHECK(chunks->table[chunk].placed == 0); /* C5 */
+    if (weir__chunk_is_ready(chunks, chunk))
+        weir__chunk_unmake_ready(chunks, chunk);
 
     if (chunk_is_queued(before))
         chunk_queue_remove(chunks, &chunks->queues[before], chunk_state_links, chunk);
@@ -243,6 +246,25 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
         chunk_unlist(chunks, chunk, chunk_kind(before));
         chunk_list(chunks, chunk, chunk_kind(state));
     }
+}
+
+void weir__chunk_make_ready(struct weir__chunks *chunks, uint64_t chunk)
+{
+    WEIR_ASSERT(weir__chunk_state(chunks, chunk) == CHUNK_FRESH);
+    WEIR_ASSERT(!weir__chunk_is_ready(chunks, chunk));
+
+    chunks->table[chunk].ready = 1;
+    chunk_queue_append(chunks, &chunks->queues[CHUNK_FRESH], chunk_state_links, chunk);
+    chunks->resident_count++;
+}
+
+void weir__chunk_unmake_ready(struct weir__chunks *chunks, uint64_t chunk)
+{
+    WEIR_ASSERT(weir__chunk_is_ready(chunks, chunk));
+
+    chunks->table[chunk].ready = 0;
+    chunk_queue_remove(chunks, &chunks->queues[CHUNK_FRESH], chunk_state_links, chunk);
+    chunks->resident_count--;
 }
 
 /* ---- Ranges ------------------------------------------------------------- */
@@ -337,6 +359,15 @@ bool weir__chunks_are_storable(const struct weir__chunks *chunks, uint64_t offse
     return true;
 }
 
+uint64_t weir__chunks_absent(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = weir__chunk_of(offset); i <= chunk_last(offset, space); i++)
+        count += weir__chunk_state(chunks, i) == CHUNK_FRESH && !weir__chunk_is_ready(chunks, i);
+    return count;
+}
+
 uint64_t weir__chunks_fresh_many(const struct weir__chunks *chunks, uint64_t offset, uint64_t space)
 {
     uint64_t count = 0;
@@ -390,6 +421,7 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
     uint64_t pinned = 0;
     uint64_t listed = 0;
     uint64_t placed = 0;
+    uint64_t ready = 0;
 
     for (uint64_t i = 0; i < file_chunks; i++) {
         enum weir__chunk_state state = weir__chunk_state(chunks, i);
@@ -398,7 +430,10 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         if (state == CHUNK_HOLE)
             WEIR_CHECK(weir__chunk_live(chunks, i) == 0); /* C6 */
         counts[state]++;
-        resident += chunk_is_counted(state);
+        resident += chunk_is_counted(state) || weir__chunk_is_ready(chunks, i);
+        ready += weir__chunk_is_ready(chunks, i);
+        if (weir__chunk_is_ready(chunks, i))
+            WEIR_CHECK(state == CHUNK_FRESH); /* C2 */
         pinned += weir__chunk_pins(chunks, i) > 0;
         placed += chunks->table[i].placed > 0;
         if (chunks->table[i].placed > 0) {
@@ -425,9 +460,12 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
         uint64_t queued = 0;
         for (uint32_t i = chunks->queues[state].head; i != 0; i = chunks->table[i - 1].next) {
             WEIR_CHECK(weir__chunk_state(chunks, i - 1) == state); /* C2 */
+            WEIR_CHECK(weir__chunk_is_ready(chunks, i - 1) == (state == CHUNK_FRESH));
             queued++;
         }
         WEIR_CHECK(queued == chunks->queues[state].count);
+        if (state == CHUNK_FRESH)
+            WEIR_CHECK(queued == ready);
         if (chunk_is_queued((enum weir__chunk_state)state))
             WEIR_CHECK(queued == counts[state]);
     }

@@ -16,7 +16,7 @@
 
 enum weir__chunk_state {
     CHUNK_NONE,    /* not part of the file */
-    CHUNK_FRESH,   /* reserved on disk, nothing in it, no memory; may be stored to */
+    CHUNK_FRESH,   /* reserved on disk, nothing stored, no memory unless ready; may be stored to */
     CHUNK_DIRTY,   /* in memory, newer than the disk; may be stored to */
     CHUNK_WRITING, /* in memory, on its way to the disk */
     CHUNK_CLEAN,   /* in memory and on disk */
@@ -60,12 +60,12 @@ struct weir__chunks {
     struct weir__chunk *table;                          /* fixed */
     uint64_t count_max;                                 /* fixed */
     uint64_t resident_max;                              /* fixed; in chunks */
-    uint64_t resident_count;                            /* DIRTY, WRITING, CLEAN, FILLING */
+    uint64_t resident_count;                            /* C1 */
     uint64_t pinned_count;                              /* C4 */
     uint64_t placed_count;                              /* C5 */
     uint64_t fresh_count;                               /* C6 */
     uint64_t hole_count;                                /* C6 */
-    struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* of DIRTY, WRITING, CLEAN */
+    struct weir__chunk_queue queues[CHUNK_STATE_COUNT]; /* C2 */
     struct weir__chunk_fills fills[CHUNK_KIND_COUNT];   /* C7 */
 };
 
@@ -103,6 +103,22 @@ static inline uint32_t weir__chunk_pins(const struct weir__chunks *chunks, uint6
 
 /* Change its state, and with it queue, list and resident count. */
 void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__chunk_state state);
+
+/* It is FRESH, and gets its memory before it is stored to; or that is given up again. */
+void weir__chunk_make_ready(struct weir__chunks *chunks, uint64_t chunk);
+void weir__chunk_unmake_ready(struct weir__chunks *chunks, uint64_t chunk);
+
+static inline bool weir__chunk_is_ready(const struct weir__chunks *chunks, uint64_t chunk)
+{
+    return chunks->table[chunk].ready != 0;
+}
+
+/* How many are in memory and not on disk, as the kernel sees it: what is ready is, too. */
+static inline uint64_t weir__chunks_dirty(const struct weir__chunks *chunks)
+{
+    return (uint64_t)chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count +
+           chunks->queues[CHUNK_FRESH].count;
+}
 
 /* Whether [offset, offset + space) lies in one chunk, as nearly every item does. */
 static inline bool weir__chunk_is_one(uint64_t offset, uint64_t space)
@@ -217,6 +233,9 @@ static inline bool weir__chunks_are_resident(const struct weir__chunks *chunks, 
 }
 
 /* How many chunks of [offset, offset + space) would come into memory by a store. */
+uint64_t weir__chunks_absent(const struct weir__chunks *chunks, uint64_t offset, uint64_t space);
+
+/* How many would be begun by it: those, and what is ready. */
 uint64_t weir__chunks_fresh_many(const struct weir__chunks *chunks, uint64_t offset,
                                  uint64_t space);
 

@@ -456,11 +456,21 @@ static void clean_close_nest(struct weir_region *region)
         weir__space_release(region, nest);
 }
 
+/* What is ready, or else any. */
+static uint64_t clean_choose_nest(const struct weir_region *region)
+{
+    uint32_t i = region->chunks.queues[CHUNK_FRESH].head;
+
+    while (i != 0 && weir__chunk_live(&region->chunks, i - 1) > 0)
+        i = region->chunks.table[i - 1].next;
+    return i != 0 ? i - 1 : weir__chunks_emptiest(&region->chunks, CHUNK_KIND_FRESH, CHUNK_NO);
+}
+
 /* A chunk in which nothing is, for survivors only. */
 static bool clean_open_nest(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
-    uint64_t chunk = weir__chunks_emptiest(&region->chunks, CHUNK_KIND_FRESH, CHUNK_NO);
+    uint64_t chunk = clean_choose_nest(region);
 
     if (region->chunks.resident_max < region->chunks.pinned_count + CLEAN_NEST_MIN)
         return false;
@@ -506,6 +516,7 @@ static int clean_place(struct weir_region *region, uint64_t space, uint64_t alig
     }
 
     if (weir__chunk_state(&region->chunks, cleaner->nest_chunk) == CHUNK_FRESH &&
+        !weir__chunk_is_ready(&region->chunks, cleaner->nest_chunk) &&
         !weir__pager_make_room(region, 1))
         return -EAGAIN;
     int r = weir__table_ready(region, region->spare_min);

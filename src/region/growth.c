@@ -9,7 +9,13 @@
  * little of it is left the next step is reserved through the ring, and the chunks
  * next to the mark are faulted in there; how far ahead follows from how fast the
  * mark rises. A put that is faster than that does the same by itself, while the
- * other is under way: to reserve a block twice is to reserve it once.
+ * other is under way: to reserve a block twice is to reserve it once. But it waits
+ * for the lock of the file, and that may be held for as long as the disk takes to
+ * say which blocks are free, so blocks come far ahead.
+ *
+ * A chunk that has its pages is ready, and in memory. Where memory is counted it is
+ * one at most, the one that is begun next, and it is given back if anybody needs
+ * the memory.
  *
  * Space goes back unasked. The tail above what the mark reached lately is cut by
  * steps: its blocks and pages are freed through the ring, then the empty tail is
@@ -40,9 +46,10 @@
 #define GROWTH_STEP_BYTES      LAYOUT_CHUNK_BYTES
 #define GROWTH_STEP_FAST_BYTES (2 * LAYOUT_CHUNK_BYTES)
 #define GROWTH_AHEAD_MIN       (LAYOUT_CHUNK_BYTES / 4)
-#define GROWTH_AHEAD_MAX       (4 * LAYOUT_CHUNK_BYTES)
-#define GROWTH_AHEAD_PART      128               /* of the file: no more is held ready */
-#define GROWTH_AHEAD_NS        UINT64_C(5000000) /* what is held ready is filled in that time */
+#define GROWTH_AHEAD_MAX       (16 * LAYOUT_CHUNK_BYTES)
+#define GROWTH_AHEAD_PART      64                 /* of the file: no more is held ready */
+#define GROWTH_AHEAD_NS        UINT64_C(30000000) /* what is held ready is filled in that time */
+#define GROWTH_PAGES_PART      2                  /* of what is held ready: with pages */
 #define GROWTH_RETRY_NS        UINT64_C(100000000)
 #define GROWTH_WINDOW_NS       UINT64_C(100000000)
 #define GROWTH_PACE_NS         UINT64_C(4000000) /* between two steps of giving back */
@@ -56,9 +63,7 @@
 #define GROWTH_REFUSED_NS      UINT64_C(2000000000) /* a disk that said so is full for that time */
 #define GROWTH_RESERVE_CHUNKS  4 /* free chunks that stay reserved, and a part of what is live */
 #define GROWTH_RESERVE_PART    16
-
-_Static_assert(GROWTH_RESERVE_CHUNKS *LAYOUT_CHUNK_BYTES >= GROWTH_AHEAD_MAX,
-               "what is reserved ahead is not given back");
+#define GROWTH_READY_MIN       8 /* chunks in memory, of which one may be ready and yet hold nothing */
 
 /* ---- The cap ------------------------------------------------------------ */
 
@@ -343,7 +348,7 @@ static void growth_prefault_complete(struct weir_operation *operation, int32_t r
         WEIR_CONTAINER_OF(operation, struct weir__prefault, operation);
 
     (void)flags;
-    prefault->is_under_way = false;
+    prefault->chunk = CHUNK_NO;
     prefault->region->growth.prefault_count--;
     if (result == -EINVAL) /* before 5.14 */
         prefault->region->growth.cannot_prefault = true;
@@ -372,28 +377,135 @@ static void growth_pace(struct weir_region *region, uint64_t now_ns)
     growth->look_at = (chunk + 1) * LAYOUT_CHUNK_BYTES;
 }
 
-/* With its pages there, the next chunk costs a put no fault; it is in memory from now on. */
-static void growth_prefault(struct weir_region *region)
+/* ---- Pages ahead -------------------------------------------------------- */
+
+bool weir__growth_is_prefaulting(const struct weir_region *region, uint64_t chunk)
+{
+    const struct weir__growth *growth = &region->growth;
+
+    for (uint32_t i = 0; growth->prefault_count > 0 && i < REGION_PREFAULT_COUNT; i++)
+        if (growth->prefaults[i].chunk == chunk)
+            return true;
+    return false;
+}
+
+/* With its pages there @chunk costs a put no fault; it is in memory from now on. */
+static void growth_prefault(struct weir_region *region, uint64_t chunk)
 {
     struct weir__growth *growth = &region->growth;
-    uint64_t chunk = weir__chunk_of(region->mark_bytes);
-    uint64_t end = weir__min(region->mark_bytes + growth->ahead_bytes, region->store.file_bytes);
+    struct weir__prefault *prefault = growth->prefaults;
 
-    for (; chunk * LAYOUT_CHUNK_BYTES < end; chunk++) {
-        if (weir__chunk_state(&region->chunks, chunk) != CHUNK_FRESH)
-            continue;
-        if (growth->prefault_count == REGION_PREFAULT_COUNT)
+    WEIR_ASSERT(growth->prefault_count < REGION_PREFAULT_COUNT);
+    while (prefault->chunk != CHUNK_NO)
+        prefault++;
+    weir__chunk_make_ready(&region->chunks, chunk);
+    prefault->chunk = chunk;
+    growth->prefault_count++;
+    weir__ring_madvise(region->ring, &prefault->operation, weir__store_address(region, chunk),
+                       (uint32_t)LAYOUT_CHUNK_BYTES, MADV_POPULATE_WRITE);
+}
+
+static bool growth_wants_pages(const struct weir_region *region, uint64_t chunk)
+{
+    return weir__chunk_state(&region->chunks, chunk) == CHUNK_FRESH &&
+           !weir__chunk_is_ready(&region->chunks, chunk);
+}
+
+/* The next chunk that the mark reaches soon; CHUNK_NO: its pages are there. */
+static uint64_t growth_choose_mark(const struct weir_region *region)
+{
+    uint64_t chunk = weir__chunk_of(region->mark_bytes);
+    uint64_t ahead = weir__max(region->growth.ahead_bytes / GROWTH_PAGES_PART, GROWTH_AHEAD_MIN);
+    uint64_t end = weir__min(region->mark_bytes + ahead, region->store.file_bytes);
+
+    for (; chunk * LAYOUT_CHUNK_BYTES < end; chunk++)
+        if (growth_wants_pages(region, chunk))
+            return chunk;
+    return CHUNK_NO;
+}
+
+/*
+ * A free chunk under the mark, for the mark does not rise before that is filled: the
+ * one that a put would begin for which there is room nowhere else. CHUNK_NO: none.
+ */
+static uint64_t growth_choose_free(const struct weir_region *region)
+{
+    uint32_t index = weir__extents_find(&region->extents, LAYOUT_CHUNK_BYTES);
+    const struct weir__entry *entry = weir__region_entry(region, index);
+
+    if (index == 0)
+        return CHUNK_NO;
+    uint64_t end = weir__entry_offset(entry) + weir__entry_space(entry);
+    uint64_t chunk = weir__chunk_of(weir__round_up(weir__entry_offset(entry), LAYOUT_CHUNK_BYTES));
+    for (; (chunk + 1) * LAYOUT_CHUNK_BYTES <= end; chunk++)
+        if (growth_wants_pages(region, chunk))
+            return chunk;
+    return CHUNK_NO;
+}
+
+bool weir__growth_take_back(struct weir_region *region)
+{
+    uint32_t i = region->chunks.queues[CHUNK_FRESH].head;
+
+    while (i != 0 && weir__growth_is_prefaulting(region, i - 1))
+        i = region->chunks.table[i - 1].next;
+    if (i == 0)
+        return false;
+    if (weir__store_zero(region, i - 1) == 0) {
+        weir__chunk_unmake_ready(&region->chunks, i - 1);
+        return true;
+    }
+    weir__chunk_turn(&region->chunks, i - 1, CHUNK_DIRTY); /* then it must be written to go */
+    return false;
+}
+
+static bool growth_is_above_mark(const struct weir_region *region, uint64_t chunk)
+{
+    return chunk * LAYOUT_CHUNK_BYTES >= region->mark_bytes;
+}
+
+/*
+ * Whether @chunk may be ready where memory is counted: one at a time, and not where
+ * that is much of the memory that is there for all. What was made ready above the
+ * mark is not needed soon when chunks came free under it.
+ */
+static bool growth_may_be_ready(struct weir_region *region, uint64_t chunk)
+{
+    const struct weir__chunks *chunks = &region->chunks;
+    uint32_t other = chunks->queues[CHUNK_FRESH].head;
+
+    if (region->growth.prefault_count > 0 ||
+        chunks->resident_max < chunks->pinned_count + GROWTH_READY_MIN)
+        return false;
+    if (other != 0 && (!growth_is_above_mark(region, other - 1) ||
+                       growth_is_above_mark(region, chunk) || !weir__growth_take_back(region)))
+        return false;
+    return weir__pager_has_room(region);
+}
+
+/* Pages for what is stored to next: under the mark while there is a free chunk, else above it. */
+static void growth_pages_ahead(struct weir_region *region)
+{
+    struct weir__growth *growth = &region->growth;
+    bool writes_back = region->pager.writes_back;
+
+    while (growth->prefault_count < REGION_PREFAULT_COUNT) {
+        uint64_t chunk = writes_back ? growth_choose_free(region) : CHUNK_NO;
+        if (chunk == CHUNK_NO)
+            chunk = growth_choose_mark(region);
+        if (chunk == CHUNK_NO || (writes_back && !growth_may_be_ready(region, chunk)))
             return;
-        struct weir__prefault *prefault = growth->prefaults;
-        while (prefault->is_under_way)
-            prefault++;
-        weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
-        prefault->is_under_way = true;
-        growth->prefault_count++;
-        weir__ring_madvise(region->ring, &prefault->operation, weir__store_address(region, chunk),
-                           (uint32_t)LAYOUT_CHUNK_BYTES, MADV_POPULATE_WRITE);
+        growth_prefault(region, chunk);
     }
 }
+
+void weir__growth_doubt(struct weir_region *region)
+{
+    while (region->chunks.queues[CHUNK_FRESH].count > 0)
+        weir__chunk_turn(&region->chunks, region->chunks.queues[CHUNK_FRESH].head - 1, CHUNK_DIRTY);
+}
+
+/* ---- Blocks ahead ------------------------------------------------------- */
 
 /* The next step, if little is left and nobody says no: only a put that needs it hears why not. */
 static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
@@ -411,7 +523,9 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
         return;
     uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
-    if (has_hole && region->chunks.fresh_count * LAYOUT_CHUNK_BYTES >= growth->ahead_bytes)
+    /* More than stays reserved anyway would soon be a hole again. */
+    uint64_t refill = weir__min(growth->ahead_bytes, GROWTH_RESERVE_CHUNKS * LAYOUT_CHUNK_BYTES);
+    if (has_hole && region->chunks.fresh_count * LAYOUT_CHUNK_BYTES >= refill)
         return;
     if (!has_hole && end == file_bytes)
         return;
@@ -442,10 +556,8 @@ void weir__growth_ahead(struct weir_region *region)
     if (region->mark_bytes == 0 || region->store.reserved_bytes == 0)
         return;
     growth_extend_ahead(region, now_ns);
-    /* A region that writes back has its memory counted out. */
-    if (!region->pager.writes_back && !growth->cannot_prefault &&
-        !weir__ring_is_synchronous(region->ring))
-        growth_prefault(region);
+    if (!growth->cannot_prefault && !weir__ring_is_synchronous(region->ring))
+        growth_pages_ahead(region);
 }
 
 /* ---- Back to the file system -------------------------------------------- */
@@ -511,17 +623,26 @@ static bool growth_cut_holes(struct weir_region *region)
     return true;
 }
 
+/* What stays reserved behind the mark: a small rest, or what is wanted ahead of it while it rises. */
+static uint64_t growth_keep(const struct weir_region *region, uint64_t now_ns)
+{
+    const struct weir__growth *growth = &region->growth;
+    bool rises = now_ns - growth->pace_ns < GROWTH_WINDOW_NS;
+
+    return rises ? weir__max(growth->ahead_bytes, GROWTH_KEEP_BYTES) : GROWTH_KEEP_BYTES;
+}
+
 /*
  * The tail above what the mark reached lately goes, by steps. A first reservation
- * that was never used stays, and so does a small rest.
+ * that was never used stays.
  */
-static bool growth_trim(struct weir_region *region)
+static bool growth_trim(struct weir_region *region, uint64_t now_ns)
 {
     struct weir__growth *growth = &region->growth;
     uint64_t file_bytes = region->store.file_bytes;
     uint64_t peak = weir__max(region->mark_peak, growth->peak_before);
     uint64_t mark = weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES);
-    uint64_t goal = weir__round_up(peak, LAYOUT_CHUNK_BYTES) + GROWTH_KEEP_BYTES;
+    uint64_t goal = weir__round_up(peak + growth_keep(region, now_ns), LAYOUT_CHUNK_BYTES);
     bool ends_in_hole = peak == region->mark_bytes && mark > 0 && mark == region->mark_bytes &&
                         weir__chunk_state(&region->chunks, weir__chunk_of(mark) - 1) == CHUNK_HOLE;
 
@@ -649,7 +770,7 @@ void weir__growth_advance(struct weir_region *region)
         growth->end_bytes != region->store.file_bytes || now_ns - growth->back_ns < GROWTH_PACE_NS)
         return;
     growth->back_ns = now_ns;
-    if (!growth_trim(region) && !growth->cannot_punch)
+    if (!growth_trim(region, now_ns) && !growth->cannot_punch)
         growth_look(region, now_ns);
 }
 
@@ -716,6 +837,7 @@ int weir__growth_open(struct weir_region *region, const struct weir_region_confi
         growth->prefaults[i] = (struct weir__prefault){
             .operation = {growth_prefault_complete},
             .region = region,
+            .chunk = CHUNK_NO,
         };
 
     int r = region->named.report.existed ? growth_adopt(region, region->named.kept_bytes) : 0;

@@ -17,6 +17,8 @@
  *   T2  no store goes to a chunk that is WRITING, CLEAN, COLD or FILLING
  *   T3  while suspect_count > 0 nothing is dropped
  *   T4  a chunk in which an item is filled in place is neither written nor renewed
+ *   T5  nor is one written or given up whose pages are being made ahead of need: the
+ *       kernel would make them anew, and nobody would know
  */
 #include "region/region_state.h"
 
@@ -72,10 +74,16 @@ bool weir__pager_drop(struct weir_region *region)
     return false;
 }
 
+bool weir__pager_has_room(const struct weir_region *region)
+{
+    return region->pager.suspect_count == 0 &&
+           region->chunks.resident_count < region->chunks.resident_max;
+}
+
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
 {
     while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
-        if (!weir__pager_drop(region)) {
+        if (!weir__pager_drop(region) && !weir__growth_take_back(region)) {
             region->pager.wanted = true;
             region->pager.refused = true;
             return false;
@@ -154,6 +162,7 @@ void weir__pager_doubt(struct weir_region *region, int error)
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i].doubted = pager->writes[i].ticket != 0;
     /* The kernel may have tried to write these by itself, and told only now. */
+    weir__growth_doubt(region);
     for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
          i = region->chunks.table[i - 1].next) {
         if (region->chunks.table[i - 1].placed > 0) /* T4 */
@@ -266,7 +275,8 @@ static uint64_t pager_write(struct weir_region *region, struct weir__write *writ
  */
 static bool pager_may_write(const struct weir_region *region, uint64_t chunk)
 {
-    if (region->chunks.table[chunk].placed > 0) /* T4 */
+    if (region->chunks.table[chunk].placed > 0 || /* T4 */
+        weir__growth_is_prefaulting(region, chunk) /* T5 */)
         return false;
     if (pager_is_suspect(region, chunk))
         return true;
@@ -285,7 +295,8 @@ static uint64_t pager_choose_mark(const struct weir_region *region)
 
     if (!region->pager.refused || region->mark_bytes % LAYOUT_CHUNK_BYTES == 0 ||
         weir__chunk_state(&region->chunks, chunk) != CHUNK_DIRTY ||
-        weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0)
+        weir__chunk_pins(&region->chunks, chunk) > 0 || region->chunks.table[chunk].open > 0 ||
+        weir__growth_is_prefaulting(region, chunk)) /* T5 */
         return CHUNK_NO;
     return chunk;
 }
@@ -396,8 +407,9 @@ static bool pager_should_write(const struct weir_region *region)
     if (pager->suspect_count > 0)
         return weir__clock_ns() >= pager->retry_ns;
     uint64_t ahead = weir__max(region->chunks.resident_max / PAGER_AHEAD_PART, 1);
-    return pager->wanted ||
-           region->chunks.queues[CHUNK_DIRTY].count + ahead > region->chunks.resident_max;
+    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count +
+                                    region->chunks.queues[CHUNK_FRESH].count + ahead >
+                                region->chunks.resident_max;
 }
 
 /* More is dirty than may be in memory from now on: it is written half full as it may be. */
@@ -406,7 +418,8 @@ static bool pager_is_over(const struct weir_region *region)
     const struct weir__chunks *chunks = &region->chunks;
 
     return chunks->resident_count > chunks->resident_max + chunks->queues[CHUNK_WRITING].count +
-                                        chunks->queues[CHUNK_CLEAN].count;
+                                        chunks->queues[CHUNK_CLEAN].count +
+                                        chunks->queues[CHUNK_FRESH].count;
 }
 
 /* ---- Coming back --------------------------------------------------------- */

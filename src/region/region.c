@@ -247,16 +247,18 @@ int weir_region_fd(const struct weir_region *region)
 /* Memory for what a store to [offset, offset + space) would bring in. */
 static int region_admit(struct weir_region *region, uint64_t offset, uint64_t space)
 {
-    uint64_t fresh = weir__chunks_fresh(&region->chunks, offset, space);
+    uint64_t absent = weir__chunks_fresh(&region->chunks, offset, space) > 0
+                          ? weir__chunks_absent(&region->chunks, offset, space)
+                          : 0;
 
-    if (fresh == 0 || weir__pager_make_room(region, fresh))
+    if (absent == 0 || weir__pager_make_room(region, absent))
         return 0;
     return region->pager.suspect_count > 0 ? region->pager.error : -EAGAIN;
 }
 
 /*
- * Bytes were stored; if that brought chunks into memory, older ones may have to
- * be written, and if the mark began another chunk, the next may have to be made
+ * Bytes were stored; if that began chunks, older ones may have to be
+ * written, and if the mark began another chunk, the next may have to be made
  * ready. Not before the bytes are there: what is sealed is stored to no more.
  * What takes long is done a piece at a time, as bytes are put.
  */
@@ -271,10 +273,9 @@ WEIR_COLD static void region_look(struct weir_region *region, bool has_begun)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
 }
 
-static inline void region_stored(struct weir_region *region, uint64_t space,
-                                 uint64_t resident_before)
+static inline void region_stored(struct weir_region *region, uint64_t space, uint64_t fresh_before)
 {
-    bool has_begun = region->chunks.resident_count != resident_before;
+    bool has_begun = region->chunks.fresh_count != fresh_before;
 
     if (region->pager.writes_back)
         region->step_bytes += space;
@@ -293,6 +294,36 @@ static bool region_may_place(const struct weir_region *region, uint64_t offset, 
 }
 
 /*
+ * As good as @index, which begins a chunk: one that begins a chunk that is ready. 0 for
+ * the mark, where that is: it rises once too often, and from then on a chunk is free
+ * under it early enough.
+ */
+static uint32_t region_fit_ready(const struct weir_region *region, const struct region_need *need,
+                                 uint32_t index)
+{
+    const struct weir__chunks *chunks = &region->chunks;
+    uint64_t offset = weir__space_place(region, index, need->alignment);
+
+    if (need->is_placed || weir__chunks_absent(chunks, offset, need->space) == 0)
+        return index;
+    for (uint32_t i = chunks->queues[CHUNK_FRESH].head; i != 0; i = chunks->table[i - 1].next) {
+        uint32_t ready = chunks->table[i - 1].first;
+        const struct weir__entry *entry = weir__region_entry(region, ready);
+        if (ready == 0 || weir__entry_state(entry) != EXTENT_FREE)
+            continue;
+        offset = weir__space_place(region, ready, need->alignment);
+        if (offset + need->space <= weir__entry_offset(entry) + weir__entry_space(entry) &&
+            weir__chunks_absent(chunks, offset, need->space) == 0)
+            return ready;
+    }
+    offset = weir__space_place(region, 0, need->alignment);
+    if (chunks->queues[CHUNK_FRESH].count > 0 && offset + need->space <= region->store.file_bytes &&
+        weir__chunks_absent(chunks, offset, need->space) == 0)
+        return 0;
+    return index;
+}
+
+/*
  * The best fit among what is in memory; but before a chunk that has no memory is
  * begun the mark's own is filled, so that little memory is not spread over many
  * chunks that are all half full when they must be written. 0: at the mark.
@@ -307,9 +338,9 @@ static uint32_t region_fit(const struct weir_region *region, const struct region
     if (need->is_placed && !region_may_place(region, offset, need->space))
         return 0;
     uint64_t left = -weir__space_place(region, 0, need->alignment) % LAYOUT_CHUNK_BYTES;
-    if (left < need->space)
+    if (weir__chunks_fresh(&region->chunks, offset, need->space) == 0)
         return index;
-    return weir__chunks_fresh(&region->chunks, offset, need->space) > 0 ? 0 : index;
+    return left < need->space ? region_fit_ready(region, need, index) : 0;
 }
 
 /* Whether a put at @index, or at the mark for 0, begins another chunk or more. */
@@ -490,12 +521,12 @@ WEIR_COLD static int region_put_slowly(struct weir_region *region, const void *d
     if (r < 0)
         return r;
     uint64_t offset = weir__space_offset(region, index);
-    uint64_t resident = region->chunks.resident_count;
+    uint64_t fresh = region->chunks.fresh_count;
     weir__chunks_touch(&region->chunks, offset, space);
     if (bytes > 0)
         memcpy(region->store.base + offset, data, bytes);
     *ret_slot = weir__space_name(region, index, offset, bytes, label, EXTENT_LIVE);
-    region_stored(region, space, resident);
+    region_stored(region, space, fresh);
     return 0;
 }
 
@@ -510,7 +541,7 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
     region_prefetch(data, bytes);
     if (WEIR_UNLIKELY(!weir__quick_put(region, data, bytes, label, ret_slot)))
         return region_put_slowly(region, data, bytes, label, ret_slot);
-    region_stored(region, weir__extent_space(bytes), region->chunks.resident_count);
+    region_stored(region, weir__extent_space(bytes), region->chunks.fresh_count);
     return 0;
 }
 
@@ -570,7 +601,7 @@ int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t 
 
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t offset = weir__entry_offset(entry);
-    uint64_t resident = region->chunks.resident_count;
+    uint64_t fresh = region->chunks.fresh_count;
     weir__chunks_touch(&region->chunks, offset, space);
     weir__chunks_place(&region->chunks, offset, space);
     weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
@@ -579,7 +610,7 @@ int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t 
                                  EXTENT_PLACED);
     weir__word_store(&entry->tag, weir__tag_align(weir__word_load(&entry->tag), need.alignment));
     *ret_data = region->store.base + offset;
-    region_stored(region, space, resident);
+    region_stored(region, space, fresh);
     return 0;
 }
 
@@ -605,7 +636,7 @@ static int region_admit_part(struct weir_region *region, uint64_t offset, uint64
 static int region_write_part(struct weir_region *region, struct weir_slot slot, uint64_t at,
                              const char *data, uint64_t bytes)
 {
-    uint64_t resident;
+    uint64_t fresh;
     struct region_patience patience = {0, 0};
     int r = region_admit_part(region, at, bytes);
 
@@ -613,11 +644,11 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
         r = region_admit_part(region, at, bytes);
     if (r < 0)
         return r;
-    resident = region->chunks.resident_count;
+    fresh = region->chunks.fresh_count;
     weir__chunks_touch(&region->chunks, at, bytes);
     memcpy(region->store.base + at, data, bytes);
     weir__build_wrote(region, slot, data, bytes);
-    region_stored(region, bytes, resident);
+    region_stored(region, bytes, fresh);
     return 0;
 }
 
@@ -926,9 +957,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .free_bytes = region->extents.free_bytes + region->resting_bytes,
         .resident_bytes = chunks->resident_count * LAYOUT_CHUNK_BYTES + region->fetches.bytes +
                           weir__clean_bytes(region),
-        .dirty_bytes =
-            (uint64_t)(chunks->queues[CHUNK_DIRTY].count + chunks->queues[CHUNK_WRITING].count) *
-            LAYOUT_CHUNK_BYTES,
+        .dirty_bytes = weir__chunks_dirty(chunks) * LAYOUT_CHUNK_BYTES,
         .fetched_bytes = region->fetches.bytes + weir__clean_bytes(region),
         .pinned_bytes = weir__word_load(&figures->pinned_bytes),
         .metadata_bytes = region->heap.bytes,

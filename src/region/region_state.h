@@ -102,11 +102,11 @@ enum weir__growth_kind {
     GROWTH_REFILL, /* and reserved again */
 };
 
-/* A chunk beyond the mark whose pages are made. */
+/* A chunk that is made ready: its pages are being made. */
 struct weir__prefault {
     struct weir_operation operation;
     struct weir_region *region;
-    bool is_under_way;
+    uint64_t chunk; /* CHUNK_NO: none */
 };
 
 struct weir__growth {
@@ -505,6 +505,15 @@ void weir__growth_ahead(struct weir_region *region);
 /* One tick: ahead, and back to the file system. */
 void weir__growth_advance(struct weir_region *region);
 
+/* Memory that was made ready is wanted for something else; false: none can be had now. */
+bool weir__growth_take_back(struct weir_region *region);
+
+/* Nothing is ready any more: it is as dirty as what was stored to. */
+void weir__growth_doubt(struct weir_region *region);
+
+/* Whether pages of @chunk are being made: it is neither written nor given up meanwhile. */
+bool weir__growth_is_prefaulting(const struct weir_region *region, uint64_t chunk);
+
 bool weir__growth_is_under_way(const struct weir_region *region);
 
 /* Whether blocks are being freed: other changes of the file's blocks would wait for it. */
@@ -529,6 +538,9 @@ bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
 
 /* A clean chunk leaves the memory; false: none may, now. */
 bool weir__pager_drop(struct weir_region *region);
+
+/* Whether there is room for one more, and nothing in doubt. */
+bool weir__pager_has_room(const struct weir_region *region);
 
 /* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
 void weir__pager_empty(struct weir_region *region, uint64_t chunk);

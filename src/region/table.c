@@ -541,9 +541,7 @@ void weir__table_publish_figures(struct weir_region *region)
     weir__word_store(&figures->mark_bytes, region->mark_bytes);
     weir__word_store(&figures->free_bytes, region->extents.free_bytes + region->resting_bytes);
     weir__word_store(&figures->resident_bytes, chunks->resident_count * LAYOUT_CHUNK_BYTES);
-    weir__word_store(&figures->dirty_bytes, (uint64_t)(chunks->queues[CHUNK_DIRTY].count +
-                                                       chunks->queues[CHUNK_WRITING].count) *
-                                                LAYOUT_CHUNK_BYTES);
+    weir__word_store(&figures->dirty_bytes, weir__chunks_dirty(chunks) * LAYOUT_CHUNK_BYTES);
     weir__word_store(&figures->metadata_bytes, region->heap.bytes);
     weir__word_store(&figures->free_extent_count,
                      region->extents.free_count + region->resting_count);

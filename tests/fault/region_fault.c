@@ -472,9 +472,9 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
 struct life {
     void (*pass)(struct model *model);
     uint64_t bytes_max;
+    uint64_t resident_bytes_max;
     bool ring_is_shared;
-    bool ends_under_fault;       /* it is closed before the fault is lifted */
-    uint64_t resident_bytes_max; /* 0: 8 MiB, and never less */
+    bool ends_under_fault; /* it is closed before the fault is lifted */
 };
 
 static void life_puts(struct model *model, int count, uint64_t size_max)
@@ -725,6 +725,17 @@ static void life_ebbs(struct model *model)
     } while (stats.resident_bytes_max > stats.resident_wish_bytes);
 }
 
+/* With so much memory that pages are made ahead of need, in use all of it. */
+static void pass_roomy(struct model *model)
+{
+    life_puts(model, 100, 60000);
+    life_fill(model);
+    life_build(model);
+    life_frees(model, 2);
+    life_puts(model, 200, 60000);
+    life_ask(model);
+}
+
 /* The file is cut, and holes must be brought back. */
 static void pass_full(struct model *model)
 {
@@ -742,7 +753,7 @@ static void live(void *context)
         .directory = harness_tmpdir(),
         .bytes_initial = 2 * MIB,
         .bytes_max = life->bytes_max,
-        .resident_bytes_max = life->resident_bytes_max > 0 ? life->resident_bytes_max : 8 * MIB,
+        .resident_bytes_max = life->resident_bytes_max,
         .resident_bytes_min = 8 * MIB,
     };
     struct model *model = calloc(1, sizeof(*model));
@@ -785,14 +796,16 @@ static void pass_opened(struct model *model)
     model_poll(model);
 }
 
-static const struct life opened = {pass_opened, 16 * MIB, false, false, 0};
-static const struct life cold = {pass_cold, 64 * MIB, false, false, 0};
-static const struct life cold_shared = {pass_cold, 64 * MIB, true, false, 0};
-static const struct life cold_to_the_end = {pass_cold, 64 * MIB, false, true, 0};
-static const struct life full = {pass_full, 28 * MIB, false, false, 0};
-static const struct life ebb = {pass_ebb, 64 * MIB, false, false, 24 * MIB};
-static const struct life ebb_shared = {pass_ebb, 64 * MIB, true, false, 24 * MIB};
-static const struct life ebb_to_the_end = {pass_ebb, 64 * MIB, false, true, 24 * MIB};
+static const struct life opened = {pass_opened, 16 * MIB, 8 * MIB, false, false};
+static const struct life cold = {pass_cold, 64 * MIB, 8 * MIB, false, false};
+static const struct life cold_shared = {pass_cold, 64 * MIB, 8 * MIB, true, false};
+static const struct life cold_to_the_end = {pass_cold, 64 * MIB, 8 * MIB, false, true};
+static const struct life roomy = {pass_roomy, 96 * MIB, 20 * MIB, false, false};
+static const struct life roomy_to_the_end = {pass_roomy, 96 * MIB, 20 * MIB, false, true};
+static const struct life full = {pass_full, 28 * MIB, 8 * MIB, false, false};
+static const struct life ebb = {pass_ebb, 64 * MIB, 24 * MIB, false, false};
+static const struct life ebb_shared = {pass_ebb, 64 * MIB, 24 * MIB, true, false};
+static const struct life ebb_to_the_end = {pass_ebb, 64 * MIB, 24 * MIB, false, true};
 
 /* A life, what goes wrong in it, and how far apart are the uses that a short run tries. */
 struct ordeal {
@@ -1162,6 +1175,16 @@ int main(int argc, char **argv)
              .call = SEAM_ANY_OPERATION),
         EACH("at bytes_max operations that fail are told", 47, full, .call = SEAM_ANY_OPERATION,
              FOR_GOOD),
+        EACH("with pages made ahead a call that fails once harms nothing", 97, roomy,
+             .call = SEAM_ANY_CALL),
+        EACH("with pages made ahead calls that fail are told", 97, roomy, .call = SEAM_ANY_CALL,
+             FOR_GOOD),
+        EACH("with pages made ahead an operation that fails once harms nothing", 11, roomy,
+             .call = SEAM_ANY_OPERATION),
+        EACH("with pages made ahead operations that fail are told", 17, roomy,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("a region is closed while pages are made", 7, roomy_to_the_end,
+             .call = SEAM_ring_madvise, .how = SEAM_DELAY, .reaps = 50, FOR_GOOD),
         EACH("a short read is no item", 23, cold, .call = SEAM_ring_read, .how = SEAM_CUT),
         EACH("short reads are no items", 41, cold, .call = SEAM_ring_read, .how = SEAM_CUT,
              FOR_GOOD),
