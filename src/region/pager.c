@@ -72,9 +72,42 @@ static bool pager_drop_one(struct weir_region *region)
     return false;
 }
 
+/*
+ * What fetches do not use is lent: the more may be dirty the more dies unwritten.
+ * Not while much is pinned, for what is pinned cannot be had back.
+ */
+uint64_t weir__pager_chunks_max(const struct weir_region *region)
+{
+    uint64_t own = region->chunks.resident_max;
+
+    if (!region->pager.writes_back || region->chunks.pinned_count > own / 2)
+        return own;
+    uint64_t others = region->cleaner.buffer_bytes + weir__fetches_recent(region);
+    return weir__max(own, (region->resident_bytes_max - others) / LAYOUT_CHUNK_BYTES);
+}
+
+/* Beside @bytes no more is in memory than may be. */
+static bool pager_leaves(const struct weir_region *region, uint64_t bytes)
+{
+    return !region->pager.writes_back || region->chunks.resident_count * LAYOUT_CHUNK_BYTES +
+                                                 region->fetches.bytes + weir__clean_bytes(region) +
+                                                 bytes <=
+                                             region->resident_bytes_max;
+}
+
+bool weir__pager_yield(struct weir_region *region, uint64_t bytes)
+{
+    while (!pager_leaves(region, bytes))
+        if (!pager_drop_one(region)) {
+            region->pager.wanted = true;
+            return false;
+        }
+    return true;
+}
+
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
 {
-    while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
+    while (region->chunks.resident_count + chunk_count > weir__pager_chunks_max(region)) {
         if (!pager_drop_one(region)) {
             region->pager.wanted = true;
             region->pager.refused = true;
@@ -395,9 +428,9 @@ static bool pager_should_write(const struct weir_region *region)
 
     if (pager->suspect_count > 0)
         return weir__clock_ns() >= pager->retry_ns;
-    uint64_t ahead = weir__max(region->chunks.resident_max / PAGER_AHEAD_PART, 1);
-    return pager->wanted ||
-           region->chunks.queues[CHUNK_DIRTY].count + ahead > region->chunks.resident_max;
+    uint64_t chunks_max = weir__pager_chunks_max(region);
+    uint64_t ahead = weir__max(chunks_max / PAGER_AHEAD_PART, 1);
+    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count + ahead > chunks_max;
 }
 
 /* ---- Coming back --------------------------------------------------------- */
@@ -474,7 +507,7 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
 
     if (pager->revival.is_verifying)
         pager_verify(region, budget);
-    if (region->chunks.resident_count >= region->chunks.resident_max)
+    if (region->chunks.resident_count >= weir__pager_chunks_max(region))
         pager_drop_one(region);
 }
 
