@@ -32,7 +32,9 @@
 #define PAGER_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
 #define PAGER_HOLE_TRIES 8
 #define PAGER_LOOK_MAX   64 /* chunks in the wrong state that a choice passes over */
-#define PAGER_AHEAD_PART 8  /* of the chunks in memory, that are not to be dirty */
+#define PAGER_LEND_BYTES                                                                           \
+ (8 * LAYOUT_CHUNK_BYTES)  /* so long before the file is as long as it gets */
+#define PAGER_AHEAD_PART 8 /* of the chunks in memory, that are not to be dirty */
 
 /* ---- Dropping ----------------------------------------------------------- */
 
@@ -73,14 +75,16 @@ static bool pager_drop_one(struct weir_region *region)
 }
 
 /*
- * What fetches do not use is lent: the more may be dirty the more dies unwritten.
- * Not while much is pinned, for what is pinned cannot be had back.
+ * What fetches do not use is lent while chunks are cleaned: the more may be dirty
+ * the more dies unwritten, and each byte written then costs another one moved. Not
+ * while much is pinned, for what is pinned cannot be had back.
  */
 uint64_t weir__pager_chunks_max(const struct weir_region *region)
 {
     uint64_t own = region->chunks.resident_max;
 
-    if (!region->pager.writes_back || region->chunks.pinned_count > own / 2)
+    if (!region->pager.writes_back || region->chunks.pinned_count > own / 2 ||
+        weir__clean_may_grow(region, PAGER_LEND_BYTES))
         return own;
     uint64_t others = region->cleaner.buffer_bytes + weir__fetches_recent(region);
     return weir__max(own, (region->resident_bytes_max - others) / LAYOUT_CHUNK_BYTES);
@@ -420,7 +424,8 @@ static struct weir__write *pager_idle_write(struct weir__pager *pager)
 
 /*
  * Later is better: what dies in memory need never be written. But room for a few
- * chunks is kept ahead, for a write takes its time.
+ * chunks is kept ahead, for a write takes its time. With memory lent half of that
+ * will do, also for who waits: puts begin chunks no faster than others are emptied.
  */
 static bool pager_should_write(const struct weir_region *region)
 {
@@ -430,7 +435,12 @@ static bool pager_should_write(const struct weir_region *region)
         return weir__clock_ns() >= pager->retry_ns;
     uint64_t chunks_max = weir__pager_chunks_max(region);
     uint64_t ahead = weir__max(chunks_max / PAGER_AHEAD_PART, 1);
-    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count + ahead > chunks_max;
+    bool is_wanted = pager->wanted;
+    if (chunks_max > region->chunks.resident_max) {
+        ahead = (ahead + 1) / 2;
+        is_wanted = is_wanted && region->chunks.queues[CHUNK_WRITING].count < ahead;
+    }
+    return is_wanted || region->chunks.queues[CHUNK_DIRTY].count + ahead > chunks_max;
 }
 
 /* ---- Coming back --------------------------------------------------------- */
