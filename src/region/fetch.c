@@ -510,11 +510,13 @@ static bool fetch_has_memory(struct weir_region *region, uint64_t bytes)
 static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
     struct weir__fetches *fetches = &region->fetches;
+    uint64_t for_piece = fetches->step_bytes - weir__min(fetches->piece_bytes, fetches->step_bytes);
     uint64_t held_max = fetches->bytes_max - (is_piece ? 0 : fetches->step_bytes);
+    uint64_t need = bytes + (is_piece ? 0 : for_piece);
 
     while (fetches->bytes + bytes > fetches->bytes_max ||
            fetches->bytes - fetches->piece_bytes + bytes > held_max ||
-           !fetch_has_memory(region, bytes)) {
+           !fetch_has_memory(region, need)) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
