@@ -349,7 +349,10 @@ typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
  * checksum.
  *
  * Reads start as buffers come free, so many slots can be asked for at once; what
- * is pinned holds its buffer.
+ * is pinned holds its buffer. Memory of fetches that none has used for a while is
+ * lent to what is dirty, and comes back once that is written: as long as writes
+ * fail, or pins hold it, an item that needs more than resident_bytes_max / 32 may
+ * have to wait.
  *
  * Return: 0: each slot will be called back once; -EINVAL; -EFBIG: an item is
  *         larger than stats.fetch_bytes_max, also if it is in memory now

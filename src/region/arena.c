@@ -9,10 +9,10 @@
  * on them would have to be taken back before each free. So there is one mapping
  * that is advised once. What was fetched lingers until the room is needed, so
  * nearly all of it is in use nearly always and no page is given back before
- * close. Where pins leave no gap that is long enough a buffer gets a mapping of
- * its own; meanwhile the gaps give their memory up, so that all together stays
- * within what was asked for at open. The same is done when the limit is lowered, as
- * long as buffers lie behind it.
+ * somebody else is to have the memory. Where pins leave no gap that is long
+ * enough a buffer gets a mapping of its own; meanwhile the gaps give their memory
+ * up, so that all together stays within what was asked for at open. The same is
+ * done when the limit is lowered, as long as buffers lie behind it.
  *
  *   A1  a page is taken by one buffer at most; all pages before @from are taken
  */
@@ -82,8 +82,7 @@ static void arena_mark(struct weir__arena *arena, uint64_t page, uint64_t count,
     }
 }
 
-/* The memory of all gaps goes; the addresses stay. */
-static void arena_give_back(struct weir__arena *arena)
+void weir__arena_give_back(struct weir__arena *arena)
 {
     for (uint64_t page = arena_next(arena, 0, false); page < arena->count;) {
         uint64_t end = arena_next(arena, page, true);
@@ -137,7 +136,7 @@ void weir__arena_limit(struct weir__arena *arena, uint64_t bytes)
         page = arena_next(arena, end, true);
     }
     if (is_less)
-        arena_give_back(arena);
+        weir__arena_give_back(arena);
 }
 
 void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes)
@@ -157,7 +156,7 @@ void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes)
         }
         page = arena_next(arena, end, false);
     }
-    arena_give_back(arena);
+    weir__arena_give_back(arena);
     void *data = arena_map(count * ARENA_PAGE_BYTES);
     arena->own_count += data != NULL;
     return data;

@@ -36,6 +36,9 @@ void weir__arena_limit(struct weir__arena *arena, uint64_t bytes);
 /* Aligned to a page, not zeroed; NULL when the kernel refuses. @bytes > 0. */
 void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes);
 
+/* The memory of all gaps goes; the addresses stay. */
+void weir__arena_give_back(struct weir__arena *arena);
+
 /* @bytes as it was asked for. */
 void weir__arena_free(struct weir__arena *arena, void *data, uint64_t bytes);
 

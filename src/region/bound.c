@@ -145,6 +145,12 @@ void weir__bound_audit(const struct weir_region *region)
 
     if (own->wish_bytes == UINT64_MAX)
         return;
+    if (weir__bound_is_fixed(region)) { /* what a part does not use may be lent */
+        WEIR_CHECK(region->chunks.resident_count * LAYOUT_CHUNK_BYTES +
+                       weir__fetches_bound(region) + weir__clean_bytes(region) <=
+                   own->bound_bytes);
+        return;
+    }
     WEIR_CHECK(own->applied_bytes <= own->wish_bytes);
     WEIR_CHECK(own->wish_bytes <= own->bound_bytes);
     WEIR_CHECK(bound_sum(region, split) <= own->bound_bytes); /* B1 */

@@ -48,6 +48,7 @@
 #define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
 #define CLEAN_LOW_BYTES   (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
 #define CLEAN_KEEP_BYTES  (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_NEST_WASTE  (LAYOUT_CHUNK_BYTES / 8) /* of it, where an item does not fit any more */
 #define CLEAN_FALLS       16                       /* ticks with fewer items than before */
 #define CLEAN_QUIET_NS    UINT64_C(200000000)      /* after the last of many frees */
 #define CLEAN_FULL_NS     UINT64_C(100000000)      /* after the file could not grow */
@@ -77,9 +78,9 @@ static uint64_t clean_fresh(const struct weir_region *region)
     return region->chunks.fresh_count * LAYOUT_CHUNK_BYTES;
 }
 
-bool weir__clean_may_grow(const struct weir_region *region)
+bool weir__clean_may_grow(const struct weir_region *region, uint64_t bytes)
 {
-    uint64_t end = clean_file(region) + LAYOUT_CHUNK_BYTES;
+    uint64_t end = clean_file(region) + bytes;
 
     if (!region->pager.writes_back)
         return true;
@@ -116,7 +117,7 @@ static bool clean_is_due(struct weir_region *region)
         return false;
     if (is_quiet && resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
         return true;
-    return !weir__clean_may_grow(region) &&
+    return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
            clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
@@ -143,17 +144,33 @@ static bool clean_grow(struct weir_region *region)
     return r == 0;
 }
 
+/*
+ * Whether what is left of the nest takes all of the chunk that is being emptied: then
+ * that needs no other. A few items may be too long for the rest of the nest.
+ */
+static bool clean_has_nest(const struct weir_region *region)
+{
+    const struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t chunk = cleaner->windows[cleaner->first].chunk;
+
+    return cleaner->nest != 0 && chunk != CHUNK_NO &&
+           weir__chunk_state(&region->chunks, cleaner->nest_chunk) == CHUNK_DIRTY &&
+           weir__entry_space(weir__region_entry(region, cleaner->nest)) >=
+               weir__chunk_live(&region->chunks, chunk) + CLEAN_NEST_WASTE;
+}
+
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t keep = clean_has_nest(region) ? 0 : CLEAN_KEEP_BYTES;
 
     if (clean_file(region) <= clean_goal(region))
         cleaner->borrowed_bytes = 0;
     if (clean_fresh(region) >
-        CLEAN_KEEP_BYTES + cleaner->borrowed_bytes + weir__round_down(space, LAYOUT_CHUNK_BYTES))
+        keep + cleaner->borrowed_bytes + weir__round_down(space, LAYOUT_CHUNK_BYTES))
         return true;
-    bool may_grow =
-        weir__clean_may_grow(region) || (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region));
+    bool may_grow = weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) ||
+                    (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region));
     if (may_grow && clean_grow(region))
         return true;
     return !weir__clean_advance(region, true, CLEAN_PUT_BYTES);
@@ -647,7 +664,7 @@ static bool clean_has_buffer(struct weir_region *region)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
-    if (cleaner->buffer == NULL)
+    if (cleaner->buffer == NULL && weir__pager_yield(region, cleaner->buffer_bytes))
         cleaner->buffer = weir__arena_alloc(&cleaner->arena, cleaner->buffer_bytes);
     return cleaner->buffer != NULL;
 }
@@ -724,6 +741,13 @@ static bool clean_is_moving(const struct weir_region *region)
            (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0);
 }
 
+static void clean_free_buffer(struct weir__cleaner *cleaner)
+{
+    if (cleaner->buffer != NULL)
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
+    cleaner->buffer = NULL;
+}
+
 /* No chunk is being emptied, and little rests: what the cleaner holds goes. */
 static void clean_retire(struct weir_region *region)
 {
@@ -735,9 +759,29 @@ static void clean_retire(struct weir_region *region)
         if (cleaner->windows[i].chunk != CHUNK_NO)
             return;
     clean_close_nest(region);
-    if (cleaner->buffer != NULL)
-        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
-    cleaner->buffer = NULL;
+    clean_free_buffer(cleaner);
+}
+
+bool weir__clean_is_idle(const struct weir_region *region)
+{
+    return region->pager.suspect_count > 0 || clean_is_cramped(region);
+}
+
+bool weir__clean_yield(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
+        struct weir__window *window = &cleaner->windows[i];
+        if (window->is_reading)
+            window->is_void = true;
+        else if (window->chunk != CHUNK_NO)
+            clean_end(window);
+    }
+    if (weir__clean_is_reading(region))
+        return false;
+    clean_free_buffer(cleaner);
+    return true;
 }
 
 bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget)
@@ -752,7 +796,7 @@ bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budge
     clean_move_read(region, budget);
     if (cleaner->is_stuck)
         weir__pager_advance(region, PAGER_PUT_BYTES);
-    if (region->pager.suspect_count > 0 || clean_is_cramped(region))
+    if (weir__clean_is_idle(region))
         return false;
     for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
         if (clean_may_start(region, &cleaner->windows[i]) && (urgent || clean_is_due(region)))
@@ -826,7 +870,5 @@ void weir__clean_deinit(struct weir_region *region)
     struct weir__cleaner *cleaner = &region->cleaner;
 
     WEIR_CHECK(!weir__clean_is_reading(region));
-    if (cleaner->buffer != NULL)
-        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
-    cleaner->buffer = NULL;
+    clean_free_buffer(cleaner);
 }

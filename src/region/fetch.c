@@ -23,11 +23,14 @@
  *   F2  a hold is idle (in the list) exactly when its read is done and nobody
  *       pins or keeps it
  *   F3  a request is answered once, from poll; until then its hold is kept
+ *   F4  peak_bytes is the most that bytes was in this window, or bytes_max if there
+ *       was not enough: so much is not lent to chunks
  */
 #include "region/region_state.h"
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/random.h"
 #include "base/sys.h"
 
@@ -43,6 +46,7 @@
 #define FETCH_SLOT_COUNT   1024
 #define FETCH_READING_MAX  128 /* under way at once: a ring of any kind takes them, a disk is busy */
 #define FETCH_AGAIN_MAX    8
+#define FETCH_WINDOW_NS    UINT64_C(1000000000)  /* what was used in the last two is not lent */
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
 _Static_assert(FETCH_ALIGNMENT == ARENA_PAGE_BYTES, "buffers begin and end where reads may");
@@ -160,6 +164,7 @@ static void fetch_add_bytes(struct weir_region *region, const struct fetch_read 
                             int64_t bytes)
 {
     region->fetches.bytes += (uint64_t)bytes;
+    region->fetches.peak_bytes = weir__max(region->fetches.peak_bytes, region->fetches.bytes);
     if (read->piece != NULL)
         region->fetches.piece_bytes += (uint64_t)bytes;
     weir__word_store(&weir__region_figures(region)->fetched_bytes, region->fetches.bytes);
@@ -485,6 +490,23 @@ static bool fetch_may_submit(const struct weir__fetches *fetches, const struct f
            (read->piece != NULL && fetches->piece_bytes == 0);
 }
 
+/*
+ * Whether there is memory for @bytes. What is lent comes back: at once what is on
+ * disk, else it is written first, and all of it, so that one wait is enough. Where
+ * that does not help, for writes fail or all is pinned, the cleaner stands still and
+ * has a buffer that it does not need.
+ */
+static bool fetch_has_memory(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    if (weir__pager_yield(region, bytes))
+        return true;
+    fetches->peak_bytes = fetches->bytes_max;
+    return weir__clean_is_idle(region) && weir__clean_yield(region) &&
+           weir__pager_yield(region, bytes);
+}
+
 /* Bytes in buffers of holds. */
 static uint64_t fetch_held(const struct weir__fetches *fetches)
 {
@@ -496,11 +518,14 @@ static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_
 {
     struct weir__fetches *fetches = &region->fetches;
     uint64_t held_max = fetches->bytes_max - fetches->step_bytes;
+    uint64_t for_piece = fetches->step_bytes - weir__min(fetches->piece_bytes, fetches->step_bytes);
+    uint64_t need = bytes + (is_piece ? 0 : for_piece);
 
-    while (is_piece ? fetches->bytes + bytes >
-                          weir__max(fetches->bytes_max, fetch_held(fetches) + fetches->step_bytes)
-                    : fetches->bytes + bytes > fetches->bytes_max ||
-                          fetch_held(fetches) + bytes > held_max) {
+    while ((is_piece ? fetches->bytes + bytes >
+                           weir__max(fetches->bytes_max, fetch_held(fetches) + fetches->step_bytes)
+                     : fetches->bytes + bytes > fetches->bytes_max ||
+                           fetch_held(fetches) + bytes > held_max) ||
+           !fetch_has_memory(region, need)) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
@@ -747,12 +772,30 @@ static bool fetch_tell_one(struct weir_region *region, struct fetch_request *req
     return true;
 }
 
+/* What was not used for a window or two is lent to chunks, its memory as well. */
+static void fetch_watch(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+    uint64_t now_ns = weir__clock_coarse_ns();
+
+    if (weir__fetches_recent(region) == 0 || now_ns - fetches->window_ns < FETCH_WINDOW_NS)
+        return;
+    uint64_t recent = weir__fetches_recent(region);
+    fetches->window_ns = now_ns;
+    fetches->peak_before = fetches->peak_bytes;
+    fetches->peak_bytes = fetches->bytes;
+    if (region->pager.writes_back && weir__bound_is_fixed(region) &&
+        weir__fetches_recent(region) < recent)
+        weir__arena_give_back(&fetches->arena);
+}
+
 int weir__fetches_advance(struct weir_region *region)
 {
     struct weir__fetches *fetches = &region->fetches;
     struct weir__list round;
     int count = 0;
 
+    fetch_watch(region);
     /* What a callback asks for is told in the next round. */
     weir__list_init(&round);
     while (!weir__list_is_empty(&fetches->told)) {

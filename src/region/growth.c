@@ -177,10 +177,15 @@ static int growth_extend(struct weir_region *region, uint64_t end)
     return r == -EDQUOT ? -ENOSPC : r; /* a quota of the file system is its limit, not ours */
 }
 
-static uint64_t growth_step(const struct weir_region *region)
+/* Where the next step behind @end ends; it is not for a step ahead that chunks are cleaned. */
+static uint64_t growth_step_end(const struct weir_region *region, uint64_t end)
 {
-    return region->growth.ahead_bytes > GROWTH_STEP_BYTES ? GROWTH_STEP_FAST_BYTES
-                                                          : GROWTH_STEP_BYTES;
+    bool is_fast = region->growth.ahead_bytes > GROWTH_STEP_BYTES;
+    uint64_t step = is_fast ? GROWTH_STEP_FAST_BYTES : GROWTH_STEP_BYTES;
+
+    while (step > 0 && !weir__clean_may_grow(region, end + step - region->store.file_bytes))
+        step -= LAYOUT_CHUNK_BYTES;
+    return end + step;
 }
 
 int weir__growth_reach(struct weir_region *region, uint64_t end)
@@ -199,7 +204,7 @@ int weir__growth_reach(struct weir_region *region, uint64_t end)
         return -EAGAIN; /* there, at this moment, blocks are given back */
 
     /* A step ahead where there is room for it, else what fits. */
-    uint64_t step = growth->kind == GROWTH_EXTEND ? growth->to : end + growth_step(region);
+    uint64_t step = growth->kind == GROWTH_EXTEND ? growth->to : growth_step_end(region, need);
     step = weir__min(weir__round_up(weir__max(step, end), LAYOUT_CHUNK_BYTES), region->bytes_max);
     int r = growth_extend(region, step);
     if ((r == -ENOSPC || r == -EDQUOT) && need < step)
@@ -519,9 +524,9 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
 
     if (growth->kind != GROWTH_NONE || now_ns < growth->retry_ns ||
         file_bytes - region->mark_bytes >= room || growth->end_bytes != file_bytes ||
-        !weir__clean_may_grow(region))
+        !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES))
         return;
-    uint64_t end = weir__min(file_bytes + growth_step(region), region->bytes_max);
+    uint64_t end = weir__min(growth_step_end(region, file_bytes), region->bytes_max);
     bool has_hole = growth_find_holes(region, 1, &from);
     /* More than stays reserved anyway would soon be a hole again. */
     uint64_t refill = weir__min(growth->ahead_bytes, GROWTH_RESERVE_CHUNKS * LAYOUT_CHUNK_BYTES);

@@ -34,7 +34,9 @@
 #define PAGER_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
 #define PAGER_HOLE_TRIES 8
 #define PAGER_LOOK_MAX   64 /* chunks in the wrong state that a choice passes over */
-#define PAGER_AHEAD_PART 8  /* of the chunks in memory, that are not to be dirty */
+#define PAGER_LEND_BYTES                                                                           \
+ (8 * LAYOUT_CHUNK_BYTES)  /* so long before the file is as long as it gets */
+#define PAGER_AHEAD_PART 8 /* of the chunks in memory, that are not to be dirty */
 
 /* ---- Dropping ----------------------------------------------------------- */
 
@@ -74,15 +76,57 @@ bool weir__pager_drop(struct weir_region *region)
     return false;
 }
 
+/* Not where the sum may change: there each part must come down by itself. */
+static bool pager_may_lend(const struct weir_region *region)
+{
+    return region->pager.writes_back && weir__bound_is_fixed(region);
+}
+
+/*
+ * What fetches do not use is lent while chunks are cleaned: the more may be dirty
+ * the more dies unwritten, and each byte written then costs another one moved. Not
+ * while much is pinned, for what is pinned cannot be had back.
+ */
+uint64_t weir__pager_chunks_max(const struct weir_region *region)
+{
+    uint64_t own = region->chunks.resident_max;
+
+    if (!pager_may_lend(region) || region->chunks.pinned_count > own / 2 ||
+        weir__clean_may_grow(region, PAGER_LEND_BYTES))
+        return own;
+    uint64_t others = region->cleaner.buffer_bytes + weir__fetches_recent(region);
+    return weir__max(own, (region->resident_bytes_max - others) / LAYOUT_CHUNK_BYTES);
+}
+
+/* Beside @bytes no more is in memory than may be. */
+static bool pager_leaves(const struct weir_region *region, uint64_t bytes)
+{
+    uint64_t chunk_bytes = region->chunks.resident_count * LAYOUT_CHUNK_BYTES;
+
+    return !pager_may_lend(region) ||
+           chunk_bytes + region->fetches.bytes + weir__clean_bytes(region) + bytes <=
+               region->resident_bytes_max;
+}
+
+bool weir__pager_yield(struct weir_region *region, uint64_t bytes)
+{
+    while (!pager_leaves(region, bytes))
+        if (!weir__pager_drop(region) && !weir__growth_take_back(region)) {
+            region->pager.wanted = true;
+            return false;
+        }
+    return true;
+}
+
 bool weir__pager_has_room(const struct weir_region *region)
 {
     return region->pager.suspect_count == 0 &&
-           region->chunks.resident_count < region->chunks.resident_max;
+           region->chunks.resident_count < weir__pager_chunks_max(region);
 }
 
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
 {
-    while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
+    while (region->chunks.resident_count + chunk_count > weir__pager_chunks_max(region)) {
         if (!weir__pager_drop(region) && !weir__growth_take_back(region)) {
             region->pager.wanted = true;
             region->pager.refused = true;
@@ -398,7 +442,8 @@ static struct weir__write *pager_idle_write(struct weir__pager *pager)
 
 /*
  * Later is better: what dies in memory need never be written. But room for a few
- * chunks is kept ahead, for a write takes its time.
+ * chunks is kept ahead, for a write takes its time. With memory lent half of that
+ * will do, also for who waits: puts begin chunks no faster than others are emptied.
  */
 static bool pager_should_write(const struct weir_region *region)
 {
@@ -406,10 +451,16 @@ static bool pager_should_write(const struct weir_region *region)
 
     if (pager->suspect_count > 0)
         return weir__clock_ns() >= pager->retry_ns;
-    uint64_t ahead = weir__max(region->chunks.resident_max / PAGER_AHEAD_PART, 1);
-    return pager->wanted || region->chunks.queues[CHUNK_DIRTY].count +
-                                    region->chunks.queues[CHUNK_FRESH].count + ahead >
-                                region->chunks.resident_max;
+    uint64_t chunks_max = weir__pager_chunks_max(region);
+    uint64_t ahead = weir__max(chunks_max / PAGER_AHEAD_PART, 1);
+    bool is_wanted = pager->wanted;
+    if (chunks_max > region->chunks.resident_max) {
+        ahead = (ahead + 1) / 2;
+        is_wanted = is_wanted && region->chunks.queues[CHUNK_WRITING].count < ahead;
+    }
+    uint64_t stored =
+        region->chunks.queues[CHUNK_DIRTY].count + region->chunks.queues[CHUNK_FRESH].count;
+    return is_wanted || stored + ahead > chunks_max;
 }
 
 /* More is dirty than may be in memory from now on: it is written half full as it may be. */
@@ -497,7 +548,7 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
 
     if (pager->revival.is_verifying)
         pager_verify(region, budget);
-    if (region->chunks.resident_count >= region->chunks.resident_max)
+    if (region->chunks.resident_count >= weir__pager_chunks_max(region))
         weir__pager_drop(region);
 }
 

@@ -182,6 +182,9 @@ struct weir__fetches {
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
     uint64_t piece_bytes;      /* of these, of pieces */
+    uint64_t peak_bytes;       /* F4 */
+    uint64_t peak_before;      /* the same of the window before */
+    uint64_t window_ns;        /* when the window began */
     struct weir__list pending; /* reads that wait for a buffer, in order */
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
@@ -533,6 +536,12 @@ static inline uint64_t weir__growth_resting(const struct weir_region *region)
 
 void weir__pager_init(struct weir_region *region);
 
+/* So many chunks may be in memory: also what fetches have not used of late. */
+uint64_t weir__pager_chunks_max(const struct weir_region *region);
+
+/* @bytes have room beside the chunks in memory, of which some may go; false: not now. */
+bool weir__pager_yield(struct weir_region *region, uint64_t bytes);
+
 /* Make room in memory for @chunk_count more chunks; false: not now. */
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
 
@@ -576,6 +585,12 @@ void weir__bound_init(struct weir_region *region, uint64_t bytes_max, uint64_t b
 /* How @bytes of memory are parted. */
 struct weir__bound_split weir__bound_split(const struct weir_region *region, uint64_t bytes);
 
+/* Whether there is but one sum: then one part may use what another does not. */
+static inline bool weir__bound_is_fixed(const struct weir_region *region)
+{
+    return region->bound.bytes_min == region->resident_bytes_max;
+}
+
 /* One tick of the way down. */
 void weir__bound_advance(struct weir_region *region);
 void weir__bound_audit(const struct weir_region *region);
@@ -585,6 +600,14 @@ void weir__bound_audit(const struct weir_region *region);
 /* @bytes_min: of @bytes_max, what weir__fetches_resize() always leaves. */
 void weir__fetches_init(struct weir_region *region, uint64_t bytes_max, uint64_t bytes_min);
 void weir__fetches_deinit(struct weir_region *region);
+
+/* What of their memory they have used of late: the rest is lent to chunks. */
+static inline uint64_t weir__fetches_recent(const struct weir_region *region)
+{
+    const struct weir__fetches *fetches = &region->fetches;
+
+    return fetches->peak_bytes > fetches->peak_before ? fetches->peak_bytes : fetches->peak_before;
+}
 
 /* Not more than weir__fetches_init() said. What is there stays: weir__fetches_shrink(). */
 void weir__fetches_resize(struct weir_region *region, uint64_t bytes_max);
@@ -664,14 +687,20 @@ void weir__clean_resize(struct weir_region *region, uint64_t bytes);
 /* Bytes of memory that are held for it. */
 uint64_t weir__clean_bytes(const struct weir_region *region);
 
+/* Whether nothing is cleaned at the moment: writes fail, or nearly all is pinned. */
+bool weir__clean_is_idle(const struct weir_region *region);
+
+/* The buffer goes, for somebody who needs the memory more; false: something is read into it. */
+bool weir__clean_yield(struct weir_region *region);
+
 /* @entry is no longer held where it is: its chunk may be cleaned. */
 void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
 
 /* @chunk is no longer on disk only: what was read of it means nothing. */
 void weir__clean_forget(struct weir_region *region, uint64_t chunk);
 
-/* Whether the file may get longer without anything being cleaned. */
-bool weir__clean_may_grow(const struct weir_region *region);
+/* Whether the file may get longer by @bytes without anything being cleaned. */
+bool weir__clean_may_grow(const struct weir_region *region, uint64_t bytes);
 
 /* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);

@@ -143,8 +143,11 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
 {
     struct weir__arena *arena = &region->fetches.arena;
     char *address = weir__store_address(region, chunk);
-    char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
     bool is_fresh = false;
+
+    /* For the copy, that memory stays within its limit; cleaning stands still now. */
+    (void)weir__clean_yield(region);
+    char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
 
     /* What a sync confirmed must not leave the disk for a moment. */
     if (copy != NULL && !weir__sync_has_confirmed(region, chunk)) {

@@ -23,6 +23,7 @@
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "base/random.h"
 
 #include "forbid.h"
 #include "model.h"
@@ -209,6 +210,17 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
 
 /* ---- Writing -------------------------------------------------------------- */
 
+/* Until all that failed has been written; tries have their time. */
+static void recover(struct job *job)
+{
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        int r = weir_region_wait(job->region, 1000000);
+        assert_true(r >= 0 || r == -EIO);
+    }
+    weir_region_audit(job->region);
+}
+
 static void a_suspect_chunk_at_the_mark(void **state)
 {
     struct job *job = start_bounded(
@@ -230,12 +242,7 @@ static void a_suspect_chunk_at_the_mark(void **state)
     weir_region_audit(job->region);
 
     seam_lift();
-    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
-        assert_true(weir__clock_ns() - since < UINT64_C(10000000000)); /* tries have their time */
-        r = weir_region_wait(job->region, 1000000);
-        assert_true(r >= 0 || r == -EIO);
-    }
-    weir_region_audit(job->region);
+    recover(job);
     while (job->count < 500) {
         r = put(job, 60 * KIB);
         assert_true(r == 0 || r == -EAGAIN);
@@ -457,6 +464,51 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
     assert_true(is_answered);
     while (pin_count > 0)
         weir_region_unpin(job->region, pinned[--pin_count]);
+    free(item);
+    finish(job);
+}
+
+/* While nothing can be written no memory comes free: what the cleaner has must do. */
+static void a_fetch_while_no_write_succeeds(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 16 * MIB});
+    struct weir_slot large;
+    uint64_t random = 21;
+    bool is_answered = false;
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return; /* nothing goes cold here */
+    }
+    uint64_t bytes = figures(job).fetch_bytes_max;
+    unsigned char *item = calloc(1, bytes);
+    assert_int_equal(weir_region_put(job->region, item, bytes, (struct weir_label){0, 2}, &large),
+                     0);
+    while (job->count < 1024)
+        assert_int_equal(put(job, 48 * KIB), 0);
+    while (figures(job).moved_bytes == 0 || figures(job).fetched_bytes == 0) {
+        size_t i = weir__random_below(&random, 1024);
+        assert_int_equal(weir_region_free(job->region, job->slots[i]), 0);
+        job->slots[i] = job->slots[--job->count];
+        assert_int_equal(put(job, 48 * KIB), 0);
+        assert_true(weir_region_poll(job->region) >= 0);
+    }
+    seam_fail_on(SEAM_ring_sync_range, 1);
+    seam_fail_on(SEAM_ring_fdatasync, 1);
+    while (put(job, 60 * KIB) == 0)
+        continue;
+    assert_true(figures(job).degraded);
+    assert_true(figures(job).resident_bytes - figures(job).fetched_bytes > 12 * MIB);
+    assert_int_equal(weir_region_fetch(job->region, &large, 1, fetch_answered, &is_answered), 0);
+    for (int tries = 0; tries < 1000 && !is_answered; tries++)
+        (void)!weir_region_wait(job->region, 1000000);
+    assert_true(is_answered);
+    assert_true(figures(job).degraded);
+    assert_true(figures(job).resident_bytes <= 16 * MIB);
+    seam_lift();
+    recover(job);
     free(item);
     finish(job);
 }
@@ -870,17 +922,6 @@ static void a_growth_that_cannot_be_undone(void **state)
     finish(job);
 }
 
-/* Until all that failed has been written; tries have their time. */
-static void recover(struct job *job)
-{
-    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
-        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
-        int r = weir_region_wait(job->region, 1000000);
-        assert_true(r >= 0 || r == -EIO);
-    }
-    weir_region_audit(job->region);
-}
-
 /* An item goes on where a chunk was written already, and has to be once more. */
 static void a_suspect_chunk_under_construction(void **state)
 {
@@ -1233,6 +1274,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a full disk that cannot zero loses no chunks", a_full_disk_that_cannot_zero),
         SEAM_TEST("a fetch comes beside a cleaner without room",
                   a_fetch_beside_a_cleaner_without_room),
+        SEAM_TEST("a fetch comes while no write succeeds", a_fetch_while_no_write_succeeds),
     };
 
     for (; argc > 1 && argv[1][0] == '-'; argc--, argv++) {

@@ -367,6 +367,7 @@ static int fetch_start(struct fixture *f, struct fetches *fetches)
     int r = weir_region_fetch(f->region, slots, fetches->count, fetch_done, fetches);
     memset(slots, 0xee, sizeof(slots)); /* they need not outlive the call */
     assert_int_equal(fetches->called, 0);
+    assert_true(figures(f).resident_bytes <= figures(f).resident_bytes_max);
     return r;
 }
 
@@ -2397,6 +2398,101 @@ static void the_kernel_agrees_while_it_is_cleaned(void **state)
     finish(&f);
 }
 
+/* Items that come and go at random, so that chunks are cleaned. */
+struct crowd {
+    struct weir_slot slots[1024];
+    uint64_t count;
+    uint64_t random;
+};
+
+static void crowd_put(struct fixture *f, struct crowd *crowd)
+{
+    size_t i = crowd->count < 1024 ? crowd->count : weir__random_below(&crowd->random, 1024);
+
+    if (crowd->count >= 1024)
+        assert_int_equal(weir_region_free(f->region, crowd->slots[i]), 0);
+    crowd->slots[i] = put(f, ++crowd->count, 48 * KIB);
+    assert_true(figures(f).resident_bytes <= figures(f).resident_bytes_max);
+}
+
+/* Until chunks have what is set aside for fetches, too, and the cleaner its buffer. */
+static void crowd_put_until_lent(struct fixture *f, struct crowd *crowd)
+{
+    struct timespec since;
+    struct weir_region_stats stats;
+
+    clock_gettime(CLOCK_MONOTONIC, &since);
+    do {
+        crowd_put(f, crowd);
+        assert_true(poll_once(f) >= 0);
+        stats = figures(f);
+        assert_false(patience_is_over(&since));
+    } while (crowd->count < 1024 || stats.moved_bytes == 0 || stats.fetched_bytes == 0 ||
+             stats.resident_bytes - stats.fetched_bytes <= stats.resident_bytes_max / 16 * 13);
+}
+
+/* What is set aside for fetches is for chunks while there are none, and for fetches when there are. */
+static void memory_that_no_fetch_uses_is_lent(void **state)
+{
+    struct fixture f;
+    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_max = 256 * MIB, .resident_bytes_max = 16 * MIB});
+    if (!is_bounded(&f))
+        return;
+    struct weir_slot large = put(&f, 0, figures(&f).fetch_bytes_max);
+    crowd_put_until_lent(&f, crowd);
+    assert_bound_holds(&f);
+
+    fetch_one(&f, large, 0);
+    struct weir_region_stats stats = figures(&f);
+    assert_true(stats.fetched_bytes >= stats.fetch_bytes_max);
+    for (int i = 0; i < 512; i++) { /* and puts do not take it away again */
+        crowd_put(&f, crowd);
+        assert_true(poll_once(&f) >= 0);
+    }
+    assert_here(&f, large, stats.fetch_bytes_max);
+    assert_bound_holds(&f);
+
+    assert_int_equal(weir_region_free(f.region, large), 0); /* with it its buffer goes */
+    crowd_put_until_lent(&f, crowd);
+    assert_bound_holds(&f);
+    finish(&f);
+    test_free(crowd);
+}
+
+/* What is pinned cannot be had back: a fetch comes all the same, with what the cleaner has. */
+static void a_fetch_beside_pins_everywhere(void **state)
+{
+    struct fixture f;
+    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
+    bool is_pinned[1024];
+    const void *data;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_max = 256 * MIB, .resident_bytes_max = 16 * MIB});
+    if (!is_bounded(&f))
+        return;
+    struct weir_slot large = put(&f, 0, figures(&f).fetch_bytes_max);
+    crowd_put_until_lent(&f, crowd);
+    assert_false(info_of(&f, large).resident);
+    for (size_t i = 0; i < 1024; i++) {
+        is_pinned[i] = info_of(&f, crowd->slots[i]).resident;
+        if (is_pinned[i])
+            assert_int_equal(weir_region_pin(f.region, crowd->slots[i], &data, NULL), 0);
+    }
+    fetch_one(&f, large, 0);
+    struct weir_region_stats stats = figures(&f);
+    assert_true(stats.resident_bytes <= stats.resident_bytes_max);
+    assert_true(stats.resident_bytes - stats.fetched_bytes > 13 * MIB); /* nothing was given up */
+    for (size_t i = 0; i < 1024; i++)
+        if (is_pinned[i])
+            weir_region_unpin(f.region, crowd->slots[i]);
+    finish(&f);
+    test_free(crowd);
+}
+
 /* Cleaning takes its time: a poll moves so much and no more, and so does a put that waits for nothing. */
 static void a_tick_moves_a_bounded_number_of_bytes(void **state)
 {
@@ -4023,6 +4119,8 @@ int main(int argc, char **argv)
         CASE("with eight times the memory the kernel agrees with the bound",
              eight_times_the_memory_stays_bounded),
         CASE("what has no place is not read again", what_has_no_place_is_not_read_again),
+        CASE("memory that no fetch uses is lent", memory_that_no_fetch_uses_is_lent),
+        CASE("a fetch beside pins everywhere", a_fetch_beside_pins_everywhere),
         CASE("the kernel agrees with the bound while it is cleaned",
              the_kernel_agrees_while_it_is_cleaned),
         CASE("a tick moves a bounded number of bytes", a_tick_moves_a_bounded_number_of_bytes),
