@@ -1393,8 +1393,7 @@ static void connection_end(struct connection *connection)
 /* Nothing is under way, and nothing comes of itself. */
 static bool connection_is_idle(const struct connection *connection)
 {
-    return connection->in_flight == 0 && !connection->pace.is_paused &&
-           output_is_empty(&connection->output) &&
+    return connection->in_flight == 0 && output_is_empty(&connection->output) &&
            (connection->first_reply == NULL || !connection->first_reply->is_answered);
 }
 
