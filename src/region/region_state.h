@@ -66,7 +66,7 @@ struct weir__write {
     uint64_t chunk;         /* CHUNK_NO: none */
     uint64_t ticket;        /* 0: not under way */
     uint64_t begun_ns;
-    bool doubted;           /* another one failed meanwhile: its success proves nothing */
+    bool doubted; /* another one failed meanwhile: its success proves nothing */
 };
 
 /* A chunk on its way back, to be stored to. */
