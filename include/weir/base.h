@@ -110,6 +110,25 @@ struct weir_disk_cap {
     void *context;
 };
 
+#define WEIR_NODES_MAX 8
+
+/*
+ * struct weir_placement - on which NUMA nodes some memory lies, as the kernel says
+ * @node_bytes:    in memory, by the number of the node
+ * @beyond_bytes:  on nodes from WEIR_NODES_MAX on
+ * @asked_bytes:   that were asked for; what is not among the above is not in memory,
+ *                 or not in the tables of this process
+ * @stride:        1: each page was asked for; else each so-manieth of a range, standing
+ *                 for those that follow it
+ */
+struct weir_placement {
+    uint64_t node_bytes[WEIR_NODES_MAX];
+    uint64_t beyond_bytes;
+    uint64_t asked_bytes;
+    uint64_t stride;
+    uint64_t reserved[8];
+};
+
 /*
  * struct weir_ring - an io_uring, its completions routed to their operations
  *

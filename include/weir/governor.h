@@ -63,8 +63,6 @@ enum weir_level {
     WEIR_LEVEL_HARD,
 };
 
-#define WEIR_NODES_MAX 8
-
 /*
  * struct weir_node_config - a NUMA node, where the machine is not asked
  * @bytes_max:  its budget; all together need not be the limit
@@ -120,7 +118,11 @@ struct weir_governor_config {
  * weir_governor_create() - one limit for all accounts of this process
  * @config:  NULL: all defaults
  *
- * Return: 0, -EINVAL, -ENOMEM.
+ * Where a percentage is asked for, weir_governor_figures() has what it was taken of, and
+ * in outside.error whether part of that could not be read.
+ *
+ * Return: 0, -EINVAL, -ENOMEM; where nobody tells what a percentage would be of: why its
+ *         files could not be read, or -EOPNOTSUPP.
  */
 WEIR_API WEIR_MUST_CHECK int weir_governor_create(const struct weir_governor_config *config,
                                                   struct weir_governor **ret_governor);
@@ -140,7 +142,7 @@ WEIR_API void weir_governor_destroy(struct weir_governor *governor);
  *
  * Thread: any.
  *
- * Return: 0; -EINVAL: as at create; -EDQUOT: the reserves of all accounts are more
+ * Return: 0; -EINVAL and others: as at create; -EDQUOT: the reserves of all accounts are more
  *         than the limit. What is refused has changed nothing.
  */
 WEIR_API WEIR_MUST_CHECK int weir_governor_set_limits(struct weir_governor *governor,
@@ -149,24 +151,28 @@ WEIR_API WEIR_MUST_CHECK int weir_governor_set_limits(struct weir_governor *gove
 /*
  * weir_governor_machine_bytes() - the smallest of cgroup limit (v2, v1) and RAM
  *
- * What percentages are taken of. Thread: any.
+ * What percentages are taken of. 0: the machine does not say. Thread: any.
  */
 WEIR_API uint64_t weir_governor_machine_bytes(void);
 
 /*
  * struct weir_governor_outside - what the machine says, and how far our books are from it
+ * @error:  0, or what went wrong with the first file that is there: -EBADMSG: it was not
+ *          understood; -EFBIG: it was longer than expected; else what open(2) or read(2)
+ *          say. A file that is not there says nothing, and is no error.
  *
- * 0: it does not say.
+ * 0: it does not say, for whatever reason.
  */
 struct weir_governor_outside {
-    uint64_t limit_bytes;   /* as weir_governor_machine_bytes() */
+    uint64_t limit_bytes;   /* as weir_governor_machine_bytes(); with an error it never rises */
     uint64_t usage_bytes;   /* of our cgroup: others in it and the page cache included */
     uint64_t rss_bytes;     /* of this process */
     int64_t drift_bytes;    /* rss_bytes - what is charged */
     uint32_t pressure_some; /* PSI of our cgroup or the machine, hundredths of a per cent */
     uint32_t pressure_full;
     uint32_t lowered_percent; /* what pressure takes off the limit now */
-    uint64_t look_ns;         /* when */
+    uint64_t look_ns;         /* when; 0: not yet */
+    int error;
     uint64_t reserved[8];
 };
 
@@ -177,6 +183,7 @@ struct weir_governor_outside {
  * A limit that was given in per cent follows the machine's: a cgroup whose limit is
  * lowered lowers ours. Pressure does where the config says so. Both as by
  * weir_governor_set_limits(), but never below the reserves; the budgets of nodes stay.
+ * A look with an error raises nothing: what could not be read may be lower.
  *
  * Cost:    reads some files of /proc and /sys: a fifth of a millisecond and more. Once
  *          a second is enough.
@@ -371,8 +378,12 @@ WEIR_API int weir_account_poll(struct weir_account *account);
  * @context:  yours
  *
  * Starts as zeros but for these. One reclaimer is asked at a time, when the level
- * is above calm or somebody waits. What comes back is measured; who breaks a
- * promise, or does not poll in time, is passed over for the next in cost.
+ * is above calm or somebody waits; of the same cost they take turns. What comes back is
+ * measured; who promises nothing, breaks a promise, or does not poll in time, is passed
+ * over for the next in cost.
+ *
+ * A reorder buffer and a set of write buffers have reclaimers of their own on their
+ * account: weir/reorder.h and weir/writebuf.h say what they give.
  */
 struct weir_reclaimer {
     const char *name;
@@ -389,6 +400,7 @@ struct weir_reclaimer {
     /* The governor's from add to remove */
     struct weir_account *account;
     struct weir_reclaimer *next;
+    struct weir_reclaimer *previous;
     uint64_t wanted_bytes;
     uint64_t promised_bytes;
     uint64_t before_bytes;
@@ -397,6 +409,12 @@ struct weir_reclaimer {
     uint32_t state;
 };
 
+/*
+ * weir_account_add_reclaimer() - @account can free something
+ *
+ * Cost:    a walk over the reclaimers of this governor that cost more; to remove
+ *          one: O(1).
+ */
 WEIR_API void weir_account_add_reclaimer(struct weir_account *account,
                                          struct weir_reclaimer *reclaimer);
 
@@ -438,6 +456,9 @@ struct weir_account_stats {
     uint64_t oldest_waiter_ns; /* how long it has waited; 0: none */
     uint64_t oldest_waiter_bytes;
     enum weir_wait_reason reason; /* of the oldest */
+    uint64_t asked_count;         /* of its reclaimers, as the next two */
+    uint64_t came_bytes;
+    uint64_t broken_count;
     uint64_t reserved[8];
 };
 

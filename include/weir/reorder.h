@@ -17,6 +17,10 @@
  * Memory is bounded whatever the gap: an item far ahead costs what it holds and
  * a bounded index, not the distance. An item is written at most once.
  *
+ * When memory is short elsewhere, the account of the buffer is asked to give some
+ * back, in weir_account_poll(): then its buffers spill, furthest first, without a
+ * push. The hot zone and what is popped stay.
+ *
  * Items are bytes, which are copied in, or objects of the caller, which are
  * encoded only if they spill. One buffer may have both.
  *
@@ -51,8 +55,8 @@ struct weir_reorder;
  *            released, or the buffer is destroyed
  * @context:  passed to all four
  *
- * Called from calls of this buffer; must not call the buffer, the region or the
- * account. All four are needed; none: there are no objects.
+ * Called from calls of this buffer and from weir_account_poll(); must not call the
+ * buffer, the region or the account. All four are needed; none: there are no objects.
  */
 struct weir_reorder_codec {
     size_t (*measure)(void *context, const void *object);
@@ -66,7 +70,10 @@ struct weir_reorder_codec {
  * struct weir_reorder_config - how a reorder buffer is made
  * @account:           charged with payload and tables; NULL: unbounded by bytes.
  *                     Its has_room is asked before anything spills, but for the head.
- * @region:            where to spill; NULL: never spills
+ * @region:            where to spill; NULL: never spills. With an account, that has
+ *                     a reclaimer "reorder" of cost 100 as long as it has such
+ *                     buffers: one for all of them, which are asked in turn, and
+ *                     which gives at most 1 MiB at once.
  * @first_sequence:    the first to be delivered
  * @window_items_max:  how far ahead of next a sequence may be; 0: 2^32
  * @window_bytes_max:  payload held, in memory and spilled, the head apart; 0: no limit
@@ -245,6 +252,8 @@ struct weir_reorder_stats {
     uint64_t stall_ns;    /* how long in all, the present one included */
     uint64_t stall_max_ns;
     uint64_t metadata_bytes;
+    uint64_t reclaim_count; /* times that it has spilled because its account was asked */
+    uint64_t reclaim_bytes; /* what the account got back by that */
     uint64_t reserved[8];
 };
 

@@ -45,7 +45,7 @@ enum weir_chunk_state {
  * @ret_fds:  the descriptors of their tables, as numbers in that process
  *
  * Return: how many there are (more than @fd_count: not all were stored), or what
- *         opendir(3) says of /proc/PID/fd: -EACCES, -ENOENT.
+ *         opendir(3) and readlink(2) say of /proc/PID/fd: -EACCES, -ENOENT.
  */
 WEIR_API int weir_view_scan(pid_t pid, int *ret_fds, size_t fd_count);
 
@@ -100,7 +100,12 @@ struct weir_view_summary {
     uint64_t reserved[8];
 };
 
-/* weir_view_summary() - a snapshot; single figures are exact, their sum may be a moment apart */
+/*
+ * weir_view_summary() - a snapshot
+ *
+ * Single figures are exact, their sum may be a moment apart. Of tables that cannot
+ * be read they are zero.
+ */
 WEIR_API void weir_view_summary(const struct weir_view *view,
                                 struct weir_view_summary *ret_summary);
 
@@ -122,7 +127,8 @@ struct weir_view_extent {
  * weir_view_extent() - what entry @index is
  *
  * Return: 0, -ENOENT: the entry is not in use, -EAGAIN: it changes all the time,
- *         -EBADMSG: it makes no sense (also for 0 and past entry_count: -EINVAL).
+ *         -EBADMSG: it makes no sense (also for 0 and past entry_count: -EINVAL),
+ *         or, of a named region, what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_extent(const struct weir_view *view, uint32_t index,
                                               struct weir_view_extent *ret_extent);
@@ -134,7 +140,12 @@ struct weir_view_chunk {
     uint32_t pinned_count;
 };
 
-/* weir_view_chunk() - 0, -EINVAL past chunk_count, or -EBADMSG: no such state */
+/*
+ * weir_view_chunk() - what is known of chunk @index
+ *
+ * Return: 0, -EINVAL past chunk_count, -EBADMSG: no such state, or, of a named
+ *         region, what pread(2) says.
+ */
 WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint64_t index,
                                              struct weir_view_chunk *ret_chunk);
 

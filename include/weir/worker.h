@@ -256,6 +256,32 @@ struct weir_worker_stats {
     uint64_t reserved[8];
 };
 
+/*
+ * struct weir_worker_memory - where a worker's memory lies
+ * @node:          of the cpu it runs on: config.cpu, or of the moment if it is not
+ *                 pinned
+ * @local_bytes:   in memory on @node
+ * @remote_bytes:  in memory elsewhere
+ * @region:        of these, the region's; @own: its ring, its account and itself. The
+ *                 queues of the mesh lie with those who write them.
+ */
+struct weir_worker_memory {
+    uint32_t node;
+    uint64_t local_bytes;
+    uint64_t remote_bytes;
+    struct weir_placement region;
+    struct weir_placement own;
+    uint64_t reserved[8];
+};
+
+/*
+ * weir_worker_memory() - local and remote bytes, as the kernel sees them
+ *
+ * Return and cost: as weir_region_placement().
+ */
+WEIR_API int weir_worker_memory(const struct weir_worker *worker,
+                                struct weir_worker_memory *ret_memory);
+
 /* weir_worker_stats() - a snapshot; Thread: any */
 WEIR_API void weir_worker_stats(const struct weir_worker *worker,
                                 struct weir_worker_stats *ret_stats);

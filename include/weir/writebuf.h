@@ -26,7 +26,8 @@
  * be refused: the working set is charged at create.
  *
  * Nothing runs by itself: weir_writebuf_poll() does the work in small steps and
- * is told the time. Poll the region as well.
+ * is told the time. Poll the region as well, and the account: when memory is short
+ * elsewhere, that is where the set is asked to give some back.
  *
  * Units    bytes, nanoseconds of the clock that poll is given
  * Thread   the thread that made the set, and no other
@@ -100,7 +101,12 @@ struct weir_writebuf_sink {
 
 /*
  * struct weir_writebuf_config - how a set is made
- * @account:            charged with records, working set and tables; NULL: nobody
+ * @account:            charged with records, working set and tables; NULL: nobody.
+ *                      It has two reclaimers as long as there is the set: "writebuf
+ *                      flush", of cost 50, has the next poll begin flushes, and
+ *                      promises them where the sink was fast enough lately; with a
+ *                      region "writebuf spill", of cost 100, spills as
+ *                      weir_writebuf_spill() does, at most 1 MiB at once.
  * @region:             where to spill; NULL: never spills
  * @sink:               copied
  * @record_bytes_max:   key and value of the largest record; 0: 256 KiB

@@ -145,6 +145,21 @@ uint32_t weir__ring_in_flight(const struct weir_ring *ring)
     return ring->in_flight;
 }
 
+size_t weir__ring_ranges(const struct weir_ring *ring,
+                         struct weir__range ret_ranges[WEIR_RING_RANGES])
+{
+    const struct io_uring_sq *sq = &ring->uring.sq;
+    const struct io_uring_cq *cq = &ring->uring.cq;
+
+    ret_ranges[0] = (struct weir__range){ring, sizeof(*ring)};
+    if (ring->synchronous)
+        return 1;
+    ret_ranges[1] = (struct weir__range){sq->sqes, *sq->kring_entries * sizeof(*sq->sqes)};
+    ret_ranges[2] = (struct weir__range){sq->ring_ptr, sq->ring_sz};
+    ret_ranges[3] = (struct weir__range){cq->ring_ptr, cq->ring_sz};
+    return cq->ring_ptr != sq->ring_ptr ? 4 : 3;
+}
+
 uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring)
 {
     if (ring->synchronous)

@@ -11,6 +11,8 @@
  * callers need no second path.
  */
 
+#include "base/placement.h"
+
 #include <weir/base.h>
 
 #include <sched.h>
@@ -37,6 +39,11 @@ bool weir__ring_is_deferred(const struct weir_ring *ring);
 
 /* Operations started and not yet completed for good. */
 uint32_t weir__ring_in_flight(const struct weir_ring *ring);
+
+/* What of it is memory of ours or shared with us; how many. */
+#define WEIR_RING_RANGES 4
+size_t weir__ring_ranges(const struct weir_ring *ring,
+                         struct weir__range ret_ranges[WEIR_RING_RANGES]);
 
 /* An estimate of what the kernel holds for the queues. */
 uint64_t weir__ring_kernel_bytes(const struct weir_ring *ring);

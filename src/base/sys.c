@@ -481,6 +481,13 @@ void weir__sys_barrier(void)
     WEIR_CHECK(r == 0);
 }
 
+int weir__sys_page_nodes(void **pages, size_t count, int *ret_nodes)
+{
+    long r = syscall(SYS_move_pages, 0, count, pages, NULL, ret_nodes, 0);
+
+    return r < 0 ? -errno : 0;
+}
+
 uint64_t weir__sys_page_bytes(void)
 {
     return (uint64_t)sysconf(_SC_PAGESIZE);

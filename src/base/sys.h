@@ -115,6 +115,9 @@ struct weir__usage {
 
 void weir__sys_thread_usage(struct weir__usage *ret_usage);
 
+/* On which node each page is, or a negative errno: -ENOENT: nowhere now. Moves nothing. */
+int weir__sys_page_nodes(void **pages, size_t count, int *ret_nodes);
+
 /* Bytes of RAM in this machine, and of a page. */
 uint64_t weir__sys_ram_bytes(void);
 uint64_t weir__sys_page_bytes(void);

@@ -31,16 +31,37 @@
 
 uint64_t weir_governor_machine_bytes(void)
 {
-    return weir__limits_bytes("", weir__sys_ram_bytes());
+    int error;
+
+    return weir__limits_bytes("", weir__sys_ram_bytes(), &error);
 }
 
+/* What percentages in @config are of; 0 or why nobody tells. */
+static int governor_read_machine(const struct weir_governor_config *config, uint64_t *ret_bytes,
+                                 int *ret_error)
+{
+    *ret_bytes = 0;
+    *ret_error = 0;
+    if (config != NULL && config->bytes_max != 0)
+        return 0;
+    *ret_bytes = weir__limits_bytes("", weir__sys_ram_bytes(), ret_error);
+    if (*ret_bytes != 0)
+        return 0;
+    return *ret_error < 0 ? *ret_error : -EOPNOTSUPP;
+}
+
+/* *ret_error, unless there is one already: nodes do not matter because they cannot be read. */
 static int governor_read_nodes(const struct weir_governor_config *config,
-                               const struct weir__budget *budget, struct weir__nodes *ret_nodes)
+                               const struct weir__budget *budget, struct weir__nodes *ret_nodes,
+                               int *ret_error)
 {
     struct weir__topology topology = {.count = 1};
+    int r = 0;
 
     if (config == NULL || config->node_count == 0)
-        weir__topology_read("", &topology);
+        r = weir__topology_read("", &topology);
+    if (*ret_error == 0)
+        *ret_error = r;
     return weir__nodes_init(ret_nodes, config, &topology, budget);
 }
 
@@ -57,14 +78,17 @@ static void governor_keep_config(struct weir_governor *governor,
 int weir_governor_create(const struct weir_governor_config *config,
                          struct weir_governor **ret_governor)
 {
-    bool needs_machine = config == NULL || config->bytes_max == 0;
     struct weir__heap heap = {0};
     struct weir__budget budget;
     struct weir__nodes nodes;
-    int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
+    uint64_t machine_bytes;
+    int error;
+    int r = governor_read_machine(config, &machine_bytes, &error);
 
     if (r == 0)
-        r = governor_read_nodes(config, &budget, &nodes);
+        r = weir__budget_init(&budget, config, machine_bytes);
+    if (r == 0)
+        r = governor_read_nodes(config, &budget, &nodes, &error);
     if (r < 0)
         return r;
 
@@ -77,6 +101,8 @@ int weir_governor_create(const struct weir_governor_config *config,
     governor->heap = heap;
     weir__budget_publish(&governor->budget, &budget);
     governor->nodes = nodes;
+    governor->outside.error = error;
+    governor->outside.limit_bytes = machine_bytes;
     governor_keep_config(governor, config);
     atomic_init(&governor->episode, 1);
     atomic_init(&governor->reclaim_look_ns, UINT64_MAX);
@@ -108,16 +134,20 @@ static uint64_t governor_reserve_bytes(const struct weir_governor *governor)
 int weir_governor_set_limits(struct weir_governor *governor,
                              const struct weir_governor_config *config)
 {
-    bool needs_machine = config == NULL || config->bytes_max == 0;
     struct weir__budget budget;
     struct weir__nodes nodes;
-    int r = weir__budget_init(&budget, config, needs_machine ? weir_governor_machine_bytes() : 0);
+    uint64_t machine_bytes;
+    int error;
+    int r = governor_read_machine(config, &machine_bytes, &error);
+
+    if (r == 0)
+        r = weir__budget_init(&budget, config, machine_bytes);
 
     bool has_nodes = governor->nodes.count > 0 || (config != NULL && config->node_count > 1);
 
     nodes.count = 0;
     if (r == 0 && has_nodes)
-        r = governor_read_nodes(config, &budget, &nodes);
+        r = governor_read_nodes(config, &budget, &nodes, &error);
     if (r == 0 && nodes.count != governor->nodes.count)
         r = -EINVAL;
     if (r < 0)
@@ -128,6 +158,10 @@ int weir_governor_set_limits(struct weir_governor *governor,
         r = -EDQUOT;
     if (r == 0) {
         governor_keep_config(governor, config);
+        if (machine_bytes != 0) {
+            governor->outside.limit_bytes = machine_bytes;
+            governor->outside.error = error;
+        }
         weir__governor_change_budget(governor, &budget, &nodes);
     }
     weir__governor_tell_and_unlock(governor);
@@ -147,9 +181,20 @@ static uint32_t outside_lowered(const struct weir_governor *governor,
         return 0;
     if (outside->pressure_some >= threshold)
         return (uint32_t)weir__min(lowered + OUTSIDE_LOWER_POINTS, OUTSIDE_LOWERED_MAX);
-    if (outside->pressure_some < threshold / 2)
+    if (outside->pressure_some < threshold / 2 && outside->error == 0)
         return lowered - (uint32_t)weir__min(lowered, OUTSIDE_RAISE_POINTS);
     return lowered;
+}
+
+/* Under the lock: what cannot be read may be lower than what was; never believe it is higher. */
+static uint64_t outside_limit(const struct weir_governor *governor,
+                              const struct weir__outside *outside)
+{
+    uint64_t known_bytes = governor->outside.limit_bytes;
+
+    if (outside->error == 0 || known_bytes == 0)
+        return outside->limit_bytes;
+    return outside->limit_bytes != 0 ? weir__min(outside->limit_bytes, known_bytes) : known_bytes;
 }
 
 /* Under the lock: the limit follows the machine and its pressure. */
@@ -180,6 +225,7 @@ void weir__governor_look_at(struct weir_governor *governor, const char *root, ui
     weir__limits_look(root, ram_bytes, &outside);
 
     weir__governor_lock(governor);
+    outside.limit_bytes = outside_limit(governor, &outside);
     governor_follow(governor, &outside);
 
     uint64_t use_bytes = weir__word_bytes(weir__relaxed(&governor->word));
@@ -190,11 +236,12 @@ void weir__governor_look_at(struct weir_governor *governor, const char *root, ui
         .limit_bytes = outside.limit_bytes,
         .usage_bytes = outside.usage_bytes,
         .rss_bytes = outside.rss_bytes,
-        .drift_bytes = (int64_t)(outside.rss_bytes - use_bytes),
+        .drift_bytes = outside.rss_bytes != 0 ? (int64_t)(outside.rss_bytes - use_bytes) : 0,
         .pressure_some = outside.pressure_some,
         .pressure_full = outside.pressure_full,
         .lowered_percent = governor->lowered_percent,
         .look_ns = weir__clock_ns(),
+        .error = outside.error,
     };
     if (ret_outside != NULL)
         *ret_outside = governor->outside;
@@ -397,6 +444,9 @@ static void account_stats(const struct weir_account *account, struct weir_accoun
         .refused_count = account->refused_count,
         .timeout_count = account->timeout_count,
         .waited_ns = account->waited_ns,
+        .asked_count = account->asked_count,
+        .came_bytes = account->came_bytes,
+        .broken_count = account->broken_count,
         .oldest_waiter_ns = waiter_age(account->lane.first),
         .oldest_waiter_bytes = account->lane.first != NULL ? account->lane.first->bytes : 0,
         .reason = account_reason(account, account->lane.first),

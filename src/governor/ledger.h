@@ -61,9 +61,10 @@ struct weir_governor {
     struct weir_governor_config config; /* as last told */
     struct weir_governor_outside outside;
     uint32_t lowered_percent;          /* by pressure */
-    struct weir_reclaimer *reclaimers; /* cheapest first, by next */
-    struct weir_reclaimer *asked;      /* R1 */
-    uint64_t reclaim_round;            /* who failed in it is not asked again in it */
+    struct weir_reclaimer *reclaimers; /* R3; cheapest first, by next */
+    struct weir_reclaimer *reclaimers_last;
+    struct weir_reclaimer *asked; /* R1 */
+    uint64_t reclaim_round;       /* who failed in it is not asked again in it */
     uint64_t reclaim_pause_ns;
     uint64_t level_change_count;
     uint64_t level_ns[BUDGET_LEVEL_COUNT]; /* but for the present */
@@ -127,6 +128,9 @@ struct weir_account {
     struct weir_waiter *done_last;
     uint32_t telling_count; /* G6; threads that tell its owner now */
     uint32_t reclaimer_count;
+    uint64_t asked_count; /* of its reclaimers, as the next two */
+    uint64_t came_bytes;
+    uint64_t broken_count;
     uint64_t refused_count;
     uint64_t timeout_count;
     uint64_t waited_ns;

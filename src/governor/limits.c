@@ -14,7 +14,10 @@
  * v2's memory.high counts as a limit too: above it the kernel makes the process
  * sleep in every allocation, which is what weir is to prevent.
  *
- * Whatever cannot be read or parsed is no limit: RAM remains.
+ * A file that is not there is no limit: RAM remains. One that is there and cannot be
+ * read, or holds something else than it should, is none either, but it is told: the
+ * first such error, -EBADMSG for what is not understood. A number too large for 64
+ * bits is understood: more than any machine has.
  */
 #include "governor/limits.h"
 
@@ -22,6 +25,7 @@
 #include "base/heap.h"
 #include "base/sys.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -32,8 +36,29 @@
 #define LIMITS_FILE_BYTES 8192
 #define LIMITS_DEPTH_MAX  128
 
+/* What is wrong with a file that should be there; the first is kept. */
+static void limits_note(struct weir__outside *outside, int error)
+{
+    if (outside->error == 0)
+        outside->error = error;
+}
+
+/* Whether @text was read. A file that is not there says nothing; PSI may be switched off. */
+static bool limits_read_text(const char *path, char *text, size_t text_bytes,
+                             struct weir__outside *outside)
+{
+    int r = weir__sys_read_text(path, text, text_bytes);
+
+    if (r < 0 && r != -ENOENT && r != -ENOTDIR && r != -EOPNOTSUPP)
+        limits_note(outside, r);
+    if (r == 0 && strlen(text) == text_bytes - 1)
+        limits_note(outside, -EFBIG);
+    return r == 0;
+}
+
 /* One of the two trees: where it is mounted, what of it, and where in it we are. */
 struct limits_tree {
+    struct weir__outside *outside;
     bool is_v2;
     bool has_group;
     bool has_mount;
@@ -56,12 +81,14 @@ static bool limits_has_word(const char *list, const char *word)
     return false;
 }
 
-static bool limits_copy(char *to, size_t to_bytes, const char *from)
+static bool limits_copy(struct limits_tree *tree, char *to, size_t to_bytes, const char *from)
 {
     size_t length = strlen(from);
 
-    if (length >= to_bytes)
+    if (length >= to_bytes) {
+        limits_note(tree->outside, -EFBIG);
         return false;
+    }
     memcpy(to, from, length + 1);
     return true;
 }
@@ -97,7 +124,7 @@ static void limits_take_group(struct limits_tree *tree, char *line)
     bool is_ours = tree->is_v2 ? strcmp(line, "0") == 0 && *controllers == '\0'
                                : limits_has_word(controllers, "memory");
     if (is_ours)
-        tree->has_group = limits_copy(tree->group, sizeof(tree->group), path);
+        tree->has_group = limits_copy(tree, tree->group, sizeof(tree->group), path);
 }
 
 /* A line of mountinfo: id parent device root mount options [tags] - type source super */
@@ -129,8 +156,8 @@ static void limits_take_mount(struct limits_tree *tree, char *line)
 
     limits_unescape(fields[3]);
     limits_unescape(fields[4]);
-    tree->has_mount = limits_copy(tree->mount_root, sizeof(tree->mount_root), fields[3]) &&
-                      limits_copy(tree->mount, sizeof(tree->mount), fields[4]);
+    tree->has_mount = limits_copy(tree, tree->mount_root, sizeof(tree->mount_root), fields[3]) &&
+                      limits_copy(tree, tree->mount, sizeof(tree->mount), fields[4]);
 }
 
 static void limits_each_line(struct limits_tree *tree, char *text,
@@ -142,38 +169,58 @@ static void limits_each_line(struct limits_tree *tree, char *text,
         take(tree, line);
 }
 
-/* A number alone in its file; "max" and what is no number are no limit. */
-static uint64_t limits_read_number(const char *text)
+/* Digits up to the end of the line. strtoull alone takes blanks, signs and nothing at all. */
+static int limits_parse(const char *text, uint64_t *ret_number)
 {
+    char *end = NULL;
+
     if (text[0] < '0' || text[0] > '9')
-        return UINT64_MAX;
-    return strtoull(text, NULL, 10);
+        return -EBADMSG;
+    *ret_number = strtoull(text, &end, 10); /* UINT64_MAX: too large for it */
+    return *end == '\n' || *end == '\0' ? 0 : -EBADMSG;
 }
 
-static uint64_t limits_read_file(const char *directory, const char *name, const char *key)
+static bool limits_is_max(const char *text)
+{
+    return strcmp(text, "max\n") == 0 || strcmp(text, "max") == 0;
+}
+
+/* The number in a file, alone or behind @key; UINT64_MAX: "max", or it does not say. */
+static uint64_t limits_read_file(const struct limits_tree *tree, const char *directory,
+                                 const char *name, const char *key)
 {
     char path[PATH_MAX];
     char text[LIMITS_FILE_BYTES];
+    const char *found = text;
+    uint64_t number = UINT64_MAX;
     int length = snprintf(path, sizeof(path), "%s/%s", directory, name);
 
-    if (length < 0 || (size_t)length >= sizeof(path) ||
-        weir__sys_read_text(path, text, sizeof(text)) < 0)
+    if (length < 0 || (size_t)length >= sizeof(path)) {
+        limits_note(tree->outside, -EFBIG);
         return UINT64_MAX;
-    if (key == NULL)
-        return limits_read_number(text);
-
-    const char *found = strstr(text, key);
-
-    return found != NULL ? limits_read_number(found + strlen(key)) : UINT64_MAX;
+    }
+    if (!limits_read_text(path, text, sizeof(text), tree->outside))
+        return UINT64_MAX;
+    if (key != NULL)
+        found = strstr(text, key);
+    if (found == NULL || limits_is_max(text))
+        return UINT64_MAX;
+    int r = limits_parse(found + (key != NULL ? strlen(key) : 0), &number);
+    if (r < 0) {
+        limits_note(tree->outside, r);
+        return UINT64_MAX;
+    }
+    return number;
 }
 
 static uint64_t limits_of_directory(const struct limits_tree *tree, const char *directory)
 {
     if (tree->is_v2)
-        return weir__min(limits_read_file(directory, "memory.max", NULL),
-                         limits_read_file(directory, "memory.high", NULL));
-    return weir__min(limits_read_file(directory, "memory.limit_in_bytes", NULL),
-                     limits_read_file(directory, "memory.stat", "hierarchical_memory_limit "));
+        return weir__min(limits_read_file(tree, directory, "memory.max", NULL),
+                         limits_read_file(tree, directory, "memory.high", NULL));
+    return weir__min(
+        limits_read_file(tree, directory, "memory.limit_in_bytes", NULL),
+        limits_read_file(tree, directory, "memory.stat", "hierarchical_memory_limit "));
 }
 
 /* Where our group lies below the mount; the mount itself when it is not to be seen. */
@@ -192,38 +239,42 @@ static const char *limits_below_mount(const struct limits_tree *tree)
 }
 
 /* "some avg10=1.23 avg60=..." and the same for full: hundredths of a per cent. */
-static uint32_t limits_pressure(const char *text, const char *kind)
+static int limits_pressure(const char *text, const char *kind, uint32_t *ret_hundredths)
 {
     const char *line = strstr(text, kind);
     const char *number = line != NULL ? strstr(line, "avg10=") : NULL;
-
-    if (number == NULL)
-        return 0;
-
     char *end = NULL;
-    uint64_t hundredths = strtoull(number + strlen("avg10="), &end, 10) * 100;
+
+    number = number != NULL ? number + strlen("avg10=") : "";
+    if (number[0] < '0' || number[0] > '9')
+        return -EBADMSG;
+
+    uint64_t hundredths = weir__min(strtoull(number, &end, 10), 100) * 100;
 
     if (end[0] == '.' && end[1] >= '0' && end[1] <= '9' && end[2] >= '0' && end[2] <= '9')
         hundredths += (uint64_t)(end[1] - '0') * 10 + (uint64_t)(end[2] - '0');
-    return (uint32_t)weir__min(hundredths, 10000);
+    *ret_hundredths = (uint32_t)weir__min(hundredths, 10000);
+    return 0;
 }
 
 static void limits_take_pressure(const char *path, struct weir__outside *outside)
 {
     char text[LIMITS_FILE_BYTES];
 
-    if (weir__sys_read_text(path, text, sizeof(text)) < 0)
+    if (!limits_read_text(path, text, sizeof(text), outside))
         return;
-    outside->pressure_some = limits_pressure(text, "some ");
-    outside->pressure_full = limits_pressure(text, "full ");
+    outside->pressure_full = 0;
+    if (limits_pressure(text, "some ", &outside->pressure_some) < 0)
+        limits_note(outside, -EBADMSG);
+    (void)limits_pressure(text, "full ", &outside->pressure_full); /* not everywhere */
 }
 
 /* Of our own group: what it uses, and how much it suffers. */
-static void limits_take_usage(const struct limits_tree *tree, const char *directory,
-                              struct weir__outside *outside)
+static void limits_take_usage(const struct limits_tree *tree, const char *directory)
 {
+    struct weir__outside *outside = tree->outside;
     const char *name = tree->is_v2 ? "memory.current" : "memory.usage_in_bytes";
-    uint64_t usage = limits_read_file(directory, name, NULL);
+    uint64_t usage = limits_read_file(tree, directory, name, NULL);
     char path[PATH_MAX];
 
     if (usage != UINT64_MAX)
@@ -233,8 +284,7 @@ static void limits_take_usage(const struct limits_tree *tree, const char *direct
         limits_take_pressure(path, outside);
 }
 
-static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root,
-                               struct weir__outside *outside)
+static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root)
 {
     char directory[PATH_MAX];
     uint64_t bytes = UINT64_MAX;
@@ -243,15 +293,19 @@ static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root,
         return bytes;
 
     int length = snprintf(directory, sizeof(directory), "%s%s", root, tree->mount);
-    if (length < 0 || (size_t)length >= sizeof(directory))
+    if (length < 0 || (size_t)length >= sizeof(directory)) {
+        limits_note(tree->outside, -EFBIG);
         return bytes;
+    }
 
     size_t top = (size_t)length;
     length = snprintf(directory + top, sizeof(directory) - top, "%s", limits_below_mount(tree));
-    if (length < 0 || (size_t)length >= sizeof(directory) - top)
+    if (length < 0 || (size_t)length >= sizeof(directory) - top) {
+        limits_note(tree->outside, -EFBIG);
         directory[top] = '\0';
+    }
 
-    limits_take_usage(tree, directory, outside);
+    limits_take_usage(tree, directory);
     for (int depth = 0; depth < LIMITS_DEPTH_MAX; depth++) {
         bytes = weir__min(bytes, limits_of_directory(tree, directory));
 
@@ -263,13 +317,14 @@ static uint64_t limits_of_tree(const struct limits_tree *tree, const char *root,
     return bytes;
 }
 
-static bool limits_read_list(const char *root, const char *name, char *text, size_t text_bytes)
+static bool limits_read_list(const char *root, const char *name, char *text, size_t text_bytes,
+                             struct weir__outside *outside)
 {
     char path[PATH_MAX];
     int length = snprintf(path, sizeof(path), "%s%s", root, name);
 
     return length > 0 && (size_t)length < sizeof(path) &&
-           weir__sys_read_text(path, text, text_bytes) == 0;
+           limits_read_text(path, text, text_bytes, outside);
 }
 
 static uint64_t limits_walk(const char *root, uint64_t ram_bytes, struct weir__outside *outside)
@@ -279,41 +334,56 @@ static uint64_t limits_walk(const char *root, uint64_t ram_bytes, struct weir__o
     char *text = weir__heap_alloc(&heap, LIMITS_TEXT_BYTES);
     struct limits_tree *tree = weir__heap_alloc(&heap, sizeof(*tree));
 
+    if (text == NULL || tree == NULL)
+        limits_note(outside, -ENOMEM);
     for (int version = 1; text != NULL && tree != NULL && version <= 2; version++) {
-        *tree = (struct limits_tree){.is_v2 = version == 2};
-        if (limits_read_list(root, "/proc/self/cgroup", text, LIMITS_TEXT_BYTES))
+        *tree = (struct limits_tree){.outside = outside, .is_v2 = version == 2};
+        if (limits_read_list(root, "/proc/self/cgroup", text, LIMITS_TEXT_BYTES, outside))
             limits_each_line(tree, text, limits_take_group);
-        if (limits_read_list(root, "/proc/self/mountinfo", text, LIMITS_TEXT_BYTES))
+        if (limits_read_list(root, "/proc/self/mountinfo", text, LIMITS_TEXT_BYTES, outside))
             limits_each_line(tree, text, limits_take_mount);
-        bytes = weir__min(bytes, limits_of_tree(tree, root, outside));
+        bytes = weir__min(bytes, limits_of_tree(tree, root));
     }
     weir__heap_free(&heap, tree, sizeof(*tree));
     weir__heap_free(&heap, text, LIMITS_TEXT_BYTES);
+    return bytes != UINT64_MAX ? bytes : 0;
+}
+
+uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes, int *ret_error)
+{
+    struct weir__outside outside = {0};
+    uint64_t bytes = limits_walk(root, ram_bytes, &outside);
+
+    *ret_error = outside.error;
     return bytes;
 }
 
-uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes)
+/* Pages: of the address space, then those in memory. */
+static uint64_t limits_rss(const char *text, struct weir__outside *outside)
 {
-    struct weir__outside outside = {0};
+    const char *second = strchr(text, ' ');
+    char *end = NULL;
+    uint64_t pages = second != NULL ? strtoull(second, &end, 10) : 0;
 
-    return limits_walk(root, ram_bytes, &outside);
+    if (pages == 0 || pages > UINT64_MAX / weir__sys_page_bytes()) {
+        limits_note(outside, -EBADMSG);
+        return 0;
+    }
+    return pages * weir__sys_page_bytes();
 }
 
 void weir__limits_look(const char *root, uint64_t ram_bytes, struct weir__outside *ret_outside)
 {
     struct weir__outside outside = {0};
     char text[LIMITS_FILE_BYTES];
+    char path[PATH_MAX];
+    int length = snprintf(path, sizeof(path), "%s/proc/pressure/memory", root);
 
     /* The machine's pressure first: a group of its own replaces it. */
-    if (limits_read_list(root, "/proc/pressure/memory", text, sizeof(text))) {
-        outside.pressure_some = limits_pressure(text, "some ");
-        outside.pressure_full = limits_pressure(text, "full ");
-    }
+    if (length > 0 && (size_t)length < sizeof(path))
+        limits_take_pressure(path, &outside);
     outside.limit_bytes = limits_walk(root, ram_bytes, &outside);
-    if (limits_read_list(root, "/proc/self/statm", text, sizeof(text))) {
-        char *end = NULL;
-        (void)strtoull(text, &end, 10);
-        outside.rss_bytes = strtoull(end, NULL, 10) * weir__sys_page_bytes();
-    }
+    if (limits_read_list(root, "/proc/self/statm", text, sizeof(text), &outside))
+        outside.rss_bytes = limits_rss(text, &outside);
     *ret_outside = outside;
 }

@@ -8,6 +8,7 @@
 
 /* What the machine says about us; 0: it does not say. */
 struct weir__outside {
+    int error;            /* the first file that was there and could not be read or understood */
     uint64_t limit_bytes; /* as weir__limits_bytes() */
     uint64_t usage_bytes; /* of our own cgroup, page cache included */
     uint64_t rss_bytes;
@@ -20,9 +21,10 @@ void weir__limits_look(const char *root, uint64_t ram_bytes, struct weir__outsid
 
 /*
  * The smallest of @ram_bytes and of the memory limits of this process's cgroups
- * (v2 and v1) and of all cgroups above them. @root stands before every path:
- * "" is the machine, tests give a tree of their own.
+ * (v2 and v1) and of all cgroups above them; 0: nobody tells. @root stands before
+ * every path: "" is the machine, tests give a tree of their own. *ret_error: as in
+ * struct weir__outside.
  */
-uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes);
+uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes, int *ret_error);
 
 #endif

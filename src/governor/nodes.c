@@ -38,6 +38,8 @@
 #define NODES_DISTANCE_OTHER 20
 #define NODES_BORROW_PERCENT 50
 #define NODES_TEXT_BYTES     4096
+#define NODES_BYTES_MAX      (UINT64_C(1) << 56) /* eight of them are no overflow */
+#define NODES_DISTANCE_MAX   1000000
 
 /* ---- What the machine says ------------------------------------------------------ */
 
@@ -65,35 +67,64 @@ static int nodes_note_name(void *context, const char *name)
     return 0;
 }
 
-static bool nodes_read(const char *root, uint32_t index, const char *name, char *text)
+static int nodes_read(const char *root, uint32_t index, const char *name, char *text)
 {
     char path[256];
     int length =
         snprintf(path, sizeof(path), "%s/sys/devices/system/node/node%u/%s", root, index, name);
 
-    return length > 0 && (size_t)length < sizeof(path) &&
-           weir__sys_read_text(path, text, NODES_TEXT_BYTES) == 0;
+    if (length < 0 || (size_t)length >= sizeof(path))
+        return -EFBIG;
+    return weir__sys_read_text(path, text, NODES_TEXT_BYTES);
 }
 
-static void topology_read_node(const char *root, uint32_t index, struct weir__topology *topology)
+/* "Node 0 MemTotal:  1024 kB" */
+static int nodes_parse_memory(const char *text, uint64_t *ret_bytes)
+{
+    const char *total = strstr(text, "MemTotal:");
+    char *end = NULL;
+
+    if (total == NULL)
+        return -EBADMSG;
+
+    uint64_t kib = strtoull(total + strlen("MemTotal:"), &end, 10);
+
+    if (end == total + strlen("MemTotal:") || kib > NODES_BYTES_MAX >> 10)
+        return -EBADMSG;
+    *ret_bytes = kib << 10;
+    return 0;
+}
+
+/* One number for each node that is there, in order; ours have no gaps, or we gave up. */
+static int nodes_parse_distances(const char *text, uint32_t count, uint32_t *ret_distances)
+{
+    for (uint32_t other = 0; other < count; other++) {
+        char *end = NULL;
+        unsigned long distance = strtoul(text, &end, 10);
+
+        if (end == text || distance > NODES_DISTANCE_MAX)
+            return -EBADMSG;
+        ret_distances[other] = (uint32_t)distance;
+        text = end;
+    }
+    return 0;
+}
+
+static int topology_read_node(const char *root, uint32_t index, struct weir__topology *topology)
 {
     char text[NODES_TEXT_BYTES];
-    const char *total = NULL;
+    int r = nodes_read(root, index, "meminfo", text);
 
-    if (nodes_read(root, index, "meminfo", text))
-        total = strstr(text, "MemTotal:");
-    if (total != NULL)
-        topology->memory_bytes[index] = strtoull(total + strlen("MemTotal:"), NULL, 10) << 10;
-    if (!nodes_read(root, index, "distance", text))
-        return;
-
-    /* One number for each node that is there, in order; ours have no gaps, or we gave up. */
-    char *at = text;
-    for (uint32_t other = 0; other < topology->count; other++)
-        topology->distances[index][other] = (uint32_t)strtoul(at, &at, 10);
+    if (r == 0)
+        r = nodes_parse_memory(text, &topology->memory_bytes[index]);
+    if (r == 0)
+        r = nodes_read(root, index, "distance", text);
+    if (r == 0)
+        r = nodes_parse_distances(text, topology->count, topology->distances[index]);
+    return r;
 }
 
-void weir__topology_read(const char *root, struct weir__topology *ret_topology)
+int weir__topology_read(const char *root, struct weir__topology *ret_topology)
 {
     struct nodes_names names = {0};
     struct weir__topology topology = {0};
@@ -103,17 +134,21 @@ void weir__topology_read(const char *root, struct weir__topology *ret_topology)
     *ret_topology = (struct weir__topology){.count = 1};
     if (length < 0 || (size_t)length >= sizeof(path) ||
         weir__sys_list(path, nodes_note_name, &names) < 0 || names.too_many)
-        return;
+        return 0;
 
     for (uint32_t i = 0; i < WEIR_NODES_MAX && names.present[i]; i++)
         topology.count = i + 1;
     for (uint32_t i = topology.count; i < WEIR_NODES_MAX; i++)
         if (names.present[i])
-            return;
-    for (uint32_t i = 0; i < topology.count; i++)
-        topology_read_node(root, i, &topology);
+            return 0;
+    for (uint32_t i = 0; i < topology.count && topology.count > 1; i++) {
+        int r = topology_read_node(root, i, &topology);
+        if (r < 0)
+            return r;
+    }
     if (topology.count > 1)
         *ret_topology = topology;
+    return 0;
 }
 
 uint32_t weir__nodes_here(const struct weir__nodes *nodes)

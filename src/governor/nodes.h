@@ -44,8 +44,11 @@ struct weir__nodes {
     struct weir__node nodes[WEIR_NODES_MAX];
 };
 
-/* @root stands before every path: "" is the machine. No nodes are told as one. */
-void weir__topology_read(const char *root, struct weir__topology *ret_topology);
+/*
+ * @root stands before every path: "" is the machine. No nodes are told as one. 0; or what
+ * is wrong with a file of a node: then they are told as one, too.
+ */
+int weir__topology_read(const char *root, struct weir__topology *ret_topology);
 
 /* From @config, or where it says nothing from @topology. 0, or -EINVAL. */
 int weir__nodes_init(struct weir__nodes *nodes, const struct weir_governor_config *config,

@@ -13,12 +13,14 @@
  * weir_account_poll() on its own thread, under no lock, and no core waits for
  * another. What it promises is measured by what its account gives back. Who promises
  * nothing, breaks a promise or is not there in time is passed over until a pause
- * after the end of the round; who keeps one may be asked again at once.
+ * after the end of the round; who keeps one may be asked again at once, but after
+ * those that cost the same.
  *
  *   R1  at most one reclaimer is asked at any moment; it is in the list
  *   R2  a callback is made without the lock, for an account that cannot be closed
  *       meanwhile, for closing is for the same thread
- *   R3  need is looked at whenever a level rises, a waiter is queued, an answer comes
+ *   R3  the list is sorted by cost; of the same cost, who was asked last is last
+ *   R4  need is looked at whenever a level rises, a waiter is queued, an answer comes
  *       and, while there is any, with polls a millisecond apart
  */
 #include <weir/governor.h>
@@ -60,15 +62,19 @@ static uint64_t reclaim_returned(const struct weir_account *account)
 static void reclaim_finish(struct weir_governor *governor, struct weir_reclaimer *reclaimer,
                            uint64_t came_bytes)
 {
+    struct weir_account *account = reclaimer->account;
     bool kept = reclaimer->promised_bytes > 0 && came_bytes >= reclaimer->promised_bytes;
 
     if (!kept)
         reclaimer->round = governor->reclaim_round;
-    if (!kept && (reclaimer->promised_bytes > 0 || reclaimer->state == RECLAIM_ASKED))
+    if (!kept && (reclaimer->promised_bytes > 0 || reclaimer->state == RECLAIM_ASKED)) {
         reclaimer->broken_count++;
+        account->broken_count++;
+    }
     reclaimer->came_bytes += came_bytes;
+    account->came_bytes += came_bytes;
     reclaimer->state = RECLAIM_IDLE;
-    atomic_store_explicit(&reclaimer->account->is_asked, 0, memory_order_relaxed);
+    atomic_store_explicit(&account->is_asked, 0, memory_order_relaxed);
     governor->asked = NULL; /* R1 */
 }
 
@@ -101,12 +107,37 @@ static struct weir_reclaimer *reclaim_pick(const struct weir_governor *governor)
     return reclaimer;
 }
 
+/* R3. From the end: most are added behind all others. */
+static void reclaim_insert(struct weir_governor *governor, struct weir_reclaimer *reclaimer)
+{
+    struct weir_reclaimer *previous = governor->reclaimers_last;
+
+    while (previous != NULL && previous->cost > reclaimer->cost)
+        previous = previous->previous;
+    reclaimer->previous = previous;
+    reclaimer->next = previous != NULL ? previous->next : governor->reclaimers;
+    *(previous != NULL ? &previous->next : &governor->reclaimers) = reclaimer;
+    *(reclaimer->next != NULL ? &reclaimer->next->previous : &governor->reclaimers_last) =
+        reclaimer;
+}
+
+static void reclaim_take_out(struct weir_governor *governor, struct weir_reclaimer *reclaimer)
+{
+    struct weir_reclaimer *previous = reclaimer->previous;
+    struct weir_reclaimer *next = reclaimer->next;
+
+    *(previous != NULL ? &previous->next : &governor->reclaimers) = next;
+    *(next != NULL ? &next->previous : &governor->reclaimers_last) = previous;
+}
+
 static void reclaim_ask(struct weir_governor *governor, struct weir_reclaimer *reclaimer,
                         uint64_t bytes, uint64_t now_ns)
 {
     struct weir_account *account = reclaimer->account;
 
-    governor->asked = reclaimer; /* R1 */
+    reclaim_take_out(governor, reclaimer);
+    reclaim_insert(governor, reclaimer); /* R3 */
+    governor->asked = reclaimer;         /* R1 */
     reclaimer->state = RECLAIM_ASKED;
     reclaimer->wanted_bytes = bytes;
     reclaimer->promised_bytes = 0;
@@ -114,6 +145,7 @@ static void reclaim_ask(struct weir_governor *governor, struct weir_reclaimer *r
     reclaimer->deadline_ns = now_ns + RECLAIM_ANSWER_NS;
     reclaimer->asked_bytes += bytes;
     reclaimer->asked_count++;
+    account->asked_count++;
     atomic_store_explicit(&account->is_asked, 1, memory_order_release);
     account->notify_is_owed = true;
     weir__list_remove(&account->untold_link);
@@ -198,18 +230,14 @@ void weir__account_poll_reclaim(struct weir_account *account)
 void weir_account_add_reclaimer(struct weir_account *account, struct weir_reclaimer *reclaimer)
 {
     struct weir_governor *governor = account->governor;
-    struct weir_reclaimer **place = &governor->reclaimers;
 
     WEIR_ASSERT(weir__account_is_mine(account));
     WEIR_CHECK(reclaimer->reclaim != NULL);
     weir__governor_lock(governor);
-    while (*place != NULL && (*place)->cost <= reclaimer->cost)
-        place = &(*place)->next;
     reclaimer->account = account;
     reclaimer->state = RECLAIM_IDLE;
     reclaimer->round = 0;
-    reclaimer->next = *place;
-    *place = reclaimer;
+    reclaim_insert(governor, reclaimer);
     account->reclaimer_count++;
     weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);
@@ -218,17 +246,15 @@ void weir_account_add_reclaimer(struct weir_account *account, struct weir_reclai
 void weir_account_remove_reclaimer(struct weir_account *account, struct weir_reclaimer *reclaimer)
 {
     struct weir_governor *governor = account->governor;
-    struct weir_reclaimer **place = &governor->reclaimers;
 
     WEIR_ASSERT(weir__account_is_mine(account));
     weir__governor_lock(governor);
-    while (*place != NULL && *place != reclaimer)
-        place = &(*place)->next;
-    WEIR_CHECK(*place == reclaimer);
+    WEIR_CHECK(reclaimer->account == account);
     WEIR_CHECK(reclaimer->state != RECLAIM_CALLED);
     if (governor->asked == reclaimer)
         reclaim_finish(governor, reclaimer, 0);
-    *place = reclaimer->next;
+    reclaim_take_out(governor, reclaimer);
+    reclaimer->account = NULL;
     account->reclaimer_count--;
     weir__governor_reclaim(governor);
     weir__governor_tell_and_unlock(governor);

@@ -21,7 +21,8 @@
  * After a power loss the tables are a mixture of moments, and so are the bytes:
  * each item is compared with its checksum, and one without is not believed (what
  * sync confirmed has one). After a kill only what has none yet gets one, for a
- * cold item must have it.
+ * cold item must have it. What has one and cannot be read now is kept: it is compared
+ * when it can.
  *
  * A process that dies here changed nothing that the next would read otherwise.
  *
@@ -233,10 +234,14 @@ static void recover_doubt_overlaps(struct weir_region *region)
     }
 }
 
-/* An empty item has the checksum of any other, and a freed one is nobody's loss. */
+/*
+ * An empty item has the checksum of any other, a freed one is nobody's loss, and of
+ * one that could not be read nobody knows.
+ */
 static bool recover_is_weak(const struct weir_region *region, const struct weir__found *item)
 {
-    return item->is_freed || weir__entry_bytes(weir__region_entry(region, item->index)) == 0;
+    return item->is_freed || item->is_unread ||
+           weir__entry_bytes(weir__region_entry(region, item->index)) == 0;
 }
 
 /*
@@ -323,7 +328,11 @@ static void recover_verify_all(struct weir_region *region, char *buffer)
                                     POSIX_FADV_DONTNEED);
             dropped = end;
         }
-        if (r == 0)
+        /* A disk that does not answer now says nothing of what is there. */
+        item.is_unread = r < 0 && r != -EBADMSG && region->slots.sums[item.index] != 0;
+        if (item.is_unread)
+            recover_note(region, r);
+        if (r == 0 || item.is_unread)
             named->items[kept++] = item;
         else
             recover_drop(region, &item, r);

@@ -215,6 +215,7 @@ struct weir__found {
     uint32_t index;
     bool is_freed;   /* freed since the last sync: not an item, but its space is taken */
     bool is_doubted; /* its bytes are compared with its checksum */
+    bool is_unread;  /* they could not be */
 };
 
 /* What only a named region has; of an anonymous one all is zero or -1. */

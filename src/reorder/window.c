@@ -15,12 +15,17 @@
  * level.
  *
  * A leaf begins with room for 4 items, kept packed in order, and grows to 16,
- * then to 64, which are found by position; where leaves fill it begins with 64. Payloads of one leaf share packs:
- * allocations that are filled from the front, and given back when the last
- * payload in them goes. Neighbours in sequence leave together, whether they are
- * delivered or spilled furthest first, so packs come free whole; and since a
- * sequence enters memory at most once, but for one that was taken, no leaf ever
- * fills the holes of a pack. An object has no pack, only its place in the leaf.
+ * then to 64, which are found by position; where leaves fill it begins with 64.
+ * Payloads of one leaf share packs: allocations that are filled from the front,
+ * and given back when the last payload in them goes. Neighbours in sequence leave
+ * together, whether they are delivered or spilled furthest first, so packs come
+ * free whole; and since a sequence enters memory at most once, but for one that was
+ * taken, no leaf ever fills the holes of a pack. An object has no pack, only its
+ * place in the leaf.
+ *
+ * What the push of a small item waits for is its source. How many sources are on
+ * their way at once is how many instructions lie between them, so add and remove
+ * have the usual case first, in a line, and all others out of it.
  *
  *   W1  a leaf has an item, an inner node at least two children
  *   W2  a node's bit is set exactly if that part of it has such an item
@@ -37,13 +42,14 @@
 #include <errno.h>
 #include <string.h>
 
-#define WINDOW_FAN         64u
-#define WINDOW_LEVEL_BITS  6u
-#define WINDOW_DEPTH_MAX   11u /* 64 bits in steps of 6 */
-#define WINDOW_OFFSET_BITS 24u
-#define WINDOW_BYTES_LIMIT (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
-#define WINDOW_ALIGN       UINT64_C(8)
-#define WINDOW_IS_OBJECT   UINT64_C(1) /* no place in a pack, for those are aligned */
+#define WINDOW_FAN          64u
+#define WINDOW_LEVEL_BITS   6u
+#define WINDOW_DEPTH_MAX    11u /* 64 bits in steps of 6 */
+#define WINDOW_OFFSET_BITS  24u
+#define WINDOW_OFFSET_LIMIT (UINT64_C(1) << WINDOW_OFFSET_BITS)
+#define WINDOW_BYTES_LIMIT  (UINT64_C(1) << (64 - WINDOW_OFFSET_BITS))
+#define WINDOW_ALIGN        UINT64_C(8)
+#define WINDOW_IS_OBJECT    UINT64_C(1) /* no place in a pack, for those are aligned */
 
 /* Packs double with what their leaf has taken, up to this; a larger payload has its own. */
 #define PACK_BYTES_MAX UINT64_C(16384)
@@ -60,7 +66,7 @@
 
 _Static_assert(1u << WINDOW_LEVEL_BITS == WINDOW_FAN, "a level is one bit of a word each");
 _Static_assert(WINDOW_DEPTH_MAX *WINDOW_LEVEL_BITS >= 64, "the tree is deep enough");
-_Static_assert(PACK_BYTES_MAX < UINT64_C(1) << WINDOW_OFFSET_BITS, "places in a pack fit");
+_Static_assert(PACK_BYTES_MAX < WINDOW_OFFSET_LIMIT, "places in a pack fit");
 
 struct weir__pack {
     union {
@@ -133,6 +139,11 @@ static bool node_has(const struct weir__window_node *node, enum weir__window_mar
     return (node->marks[mark] >> index & 1) != 0;
 }
 
+static uint32_t leaf_index(uint64_t sequence)
+{
+    return (uint32_t)sequence & (WINDOW_FAN - 1);
+}
+
 static uint64_t window_prefix(uint64_t sequence, uint32_t shift)
 {
     uint32_t width = shift + WINDOW_LEVEL_BITS;
@@ -150,6 +161,11 @@ static struct window_inner *node_inner(struct weir__window_node *node)
 {
     WEIR_ASSERT(node->shift != 0);
     return WEIR_CONTAINER_OF(node, struct window_inner, node);
+}
+
+static bool leaf_covers(const struct weir__window_leaf *leaf, uint64_t sequence)
+{
+    return (leaf->node.prefix ^ sequence) < WINDOW_FAN;
 }
 
 static size_t leaf_bytes(uint32_t capacity)
@@ -178,26 +194,33 @@ static bool item_is_object(const struct window_item *item)
     return (item->measure & WINDOW_IS_OBJECT) != 0;
 }
 
-static void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
-                      struct weir__window_view *ret_view)
+static void *item_data(const struct window_item *item)
+{
+    return (char *)(item->pack + 1) + (item->measure & (WINDOW_OFFSET_LIMIT - 1));
+}
+
+/* Field by field: what was cleared first in wide stores, then set in narrow ones, reads slowly. */
+static inline void leaf_view(const struct weir__window_leaf *leaf, uint32_t index,
+                             struct weir__window_view *ret_view)
 {
     const struct window_item *item = &leaf->items[leaf_position(leaf, index)];
+    enum weir__window_kind kind = leaf_kind(leaf, index);
+    bool is_object = item_is_object(item);
 
-    *ret_view = (struct weir__window_view){
-        .kind = leaf_kind(leaf, index),
-        .bytes = item->measure >> WINDOW_OFFSET_BITS,
-        .is_object = item_is_object(item),
-    };
-    if (ret_view->kind == WINDOW_MEMORY && ret_view->is_object) {
-        ret_view->kind = WINDOW_OBJECT;
+    ret_view->bytes = item->measure >> WINDOW_OFFSET_BITS;
+    ret_view->is_object = is_object;
+    ret_view->slot = kind == WINDOW_REGION ? item->slot : (struct weir_slot){0};
+    ret_view->object = NULL;
+    ret_view->data = NULL;
+    ret_view->pack = NULL;
+    if (kind == WINDOW_MEMORY && is_object) {
+        kind = WINDOW_OBJECT;
         ret_view->object = item->object;
-    } else if (ret_view->kind == WINDOW_MEMORY) {
+    } else if (kind == WINDOW_MEMORY) {
         ret_view->pack = item->pack;
-        ret_view->data =
-            (char *)(item->pack + 1) + (item->measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
-    } else if (ret_view->kind == WINDOW_REGION) {
-        ret_view->slot = item->slot;
+        ret_view->data = item_data(item);
     }
+    ret_view->kind = kind;
 }
 
 /* ---- Packs ------------------------------------------------------------------ */
@@ -377,22 +400,23 @@ static void inner_link(struct window_inner *inner, struct weir__window_node *chi
 
 /* ---- Ways down -------------------------------------------------------------- */
 
-/* The leaf that covers @sequence, or NULL. */
-static struct weir__window_leaf *window_leaf(struct weir__window *window, uint64_t sequence,
-                                             struct weir__window_leaf **hint)
+/*
+ * The leaf that covers @sequence, or NULL. A wrong turn at a node that does not
+ * cover it ends at a leaf that does not either, and only that is looked at.
+ */
+static inline struct weir__window_leaf *window_leaf(struct weir__window *window, uint64_t sequence,
+                                                    struct weir__window_leaf **hint)
 {
     struct weir__window_node *node = window->root;
 
-    if (*hint != NULL && node_covers(&(*hint)->node, sequence))
+    if (*hint != NULL && leaf_covers(*hint, sequence))
         return *hint;
-    while (node != NULL && node_covers(node, sequence)) {
-        if (node->shift == 0) {
-            *hint = node_leaf(node);
-            return *hint;
-        }
+    while (node != NULL && node->shift != 0)
         node = node_inner(node)->children[node_index(node, sequence)];
-    }
-    return NULL;
+    if (node == NULL || !leaf_covers(node_leaf(node), sequence))
+        return NULL;
+    *hint = node_leaf(node);
+    return *hint;
 }
 
 /*
@@ -496,19 +520,32 @@ bool weir__window_contains(struct weir__window *window, uint64_t sequence)
 {
     const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
 
-    return leaf != NULL &&
-           node_has(&leaf->node, WINDOW_MARK_ANY, (uint32_t)(sequence & (WINDOW_FAN - 1)));
+    return leaf != NULL && node_has(&leaf->node, WINDOW_MARK_ANY, leaf_index(sequence));
 }
 
 bool weir__window_get(struct weir__window *window, uint64_t sequence,
                       struct weir__window_view *ret_view)
 {
     const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint32_t index = (uint32_t)(sequence & (WINDOW_FAN - 1));
+    uint32_t index = leaf_index(sequence);
 
     if (leaf == NULL || !node_has(&leaf->node, WINDOW_MARK_ANY, index))
         return false;
     leaf_view(leaf, index, ret_view);
+    return true;
+}
+
+bool weir__window_touch(struct weir__window *window, uint64_t sequence)
+{
+    const struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
+    uint32_t index = leaf_index(sequence);
+
+    if (leaf == NULL || !node_has(&leaf->node, WINDOW_MARK_ANY, index))
+        return false;
+    /* Leaves that do not fill are no place where much is delivered in a row. */
+    if (leaf->node.capacity == WINDOW_FAN && node_has(&leaf->node, WINDOW_MARK_MEMORY, index) &&
+        !item_is_object(&leaf->items[index]))
+        __builtin_prefetch(item_data(&leaf->items[index]));
     return true;
 }
 
@@ -644,7 +681,8 @@ static void window_enter(struct weir__window *window, struct weir__window_leaf *
     }
 }
 
-int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
+static __attribute__((noinline)) int
+window_add_slowly(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
 {
     struct weir__window_leaf *leaf;
     struct window_item item = {.measure = 0};
@@ -667,8 +705,33 @@ int weir__window_add(struct weir__window *window, uint64_t sequence, size_t byte
         return r;
     }
     window_enter(window, leaf, sequence, item, WINDOW_MEMORY);
-    *ret_data =
-        (char *)(item.pack + 1) + (item.measure & ((UINT64_C(1) << WINDOW_OFFSET_BITS) - 1));
+    *ret_data = item_data(&item);
+    return 0;
+}
+
+/* In a line: there is a full-sized leaf, and its pack has room. */
+int weir__window_add(struct weir__window *window, uint64_t sequence, size_t bytes, void **ret_data)
+{
+    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
+    uint32_t index = leaf_index(sequence);
+    uint64_t bit = UINT64_C(1) << index;
+    uint64_t offset;
+
+    /* No bytes are too many as well. */
+    if (leaf == NULL || leaf->node.capacity != WINDOW_FAN || leaf->open == NULL ||
+        bytes - 1 >= leaf->open_bytes - leaf->open_used ||
+        (leaf->node.marks[WINDOW_MARK_ANY] & bit) != 0)
+        return window_add_slowly(window, sequence, bytes, ret_data);
+
+    offset = leaf->open_used;
+    leaf->open_used += (uint32_t)weir__round_up(bytes, WINDOW_ALIGN);
+    leaf->open_count++;
+    leaf->items[index].pack = leaf->open;
+    leaf->items[index].measure = (uint64_t)bytes << WINDOW_OFFSET_BITS | offset;
+    leaf->node.marks[WINDOW_MARK_ANY] |= bit;
+    leaf->node.marks[WINDOW_MARK_MEMORY] |= bit;
+    window->item_count++;
+    *ret_data = (char *)(leaf->open + 1) + offset;
     return 0;
 }
 
@@ -717,7 +780,7 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
                         size_t bytes)
 {
     struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_in);
-    uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
+    uint64_t bit = UINT64_C(1) << leaf_index(sequence);
     struct window_item *item;
     struct weir__pack *pack;
     uint64_t *marks;
@@ -749,11 +812,12 @@ void weir__window_spill(struct weir__window *window, uint64_t sequence, struct w
     }
 }
 
-void weir__window_remove(struct weir__window *window, uint64_t sequence,
-                         struct weir__window_view *ret_view)
+static __attribute__((noinline)) void window_remove_slowly(struct weir__window *window,
+                                                           struct weir__window_leaf *leaf,
+                                                           uint64_t sequence,
+                                                           struct weir__window_view *ret_view)
 {
-    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
-    uint64_t bit = UINT64_C(1) << (sequence & (WINDOW_FAN - 1));
+    uint64_t bit = UINT64_C(1) << leaf_index(sequence);
     bool is_last = false;
     uint32_t position;
     uint32_t index;
@@ -789,6 +853,27 @@ void weir__window_remove(struct weir__window *window, uint64_t sequence,
         else
             path_mend(&path, sequence);
     }
+}
+
+/* In a line: one of several payloads in the memory of a full-sized leaf. */
+void weir__window_remove(struct weir__window *window, uint64_t sequence,
+                         struct weir__window_view *ret_view)
+{
+    struct weir__window_leaf *leaf = window_leaf(window, sequence, &window->hint_out);
+    uint32_t index = leaf_index(sequence);
+    uint64_t bit = UINT64_C(1) << index;
+
+    if (leaf == NULL || leaf->node.capacity != WINDOW_FAN ||
+        (leaf->node.marks[WINDOW_MARK_MEMORY] & bit) == 0 ||
+        leaf->node.marks[WINDOW_MARK_MEMORY] == bit) {
+        window_remove_slowly(window, leaf, sequence, ret_view);
+        return;
+    }
+
+    leaf_view(leaf, index, ret_view);
+    leaf->node.marks[WINDOW_MARK_ANY] &= ~bit;
+    leaf->node.marks[WINDOW_MARK_MEMORY] &= ~bit;
+    window->item_count--;
 }
 
 void weir__window_release(struct weir__window *window, struct weir__pack *pack)
@@ -898,6 +983,7 @@ static void leaf_audit(const struct weir__window_leaf *leaf, struct window_censu
         WEIR_CHECK(marks[WINDOW_MARK_MEMORY] != 0);
         WEIR_CHECK(leaf->open_used <= leaf->open_bytes);
         WEIR_CHECK(leaf->open->bytes == leaf->open_bytes);
+        WEIR_CHECK(leaf->open_bytes % WINDOW_ALIGN == 0);
         WEIR_CHECK(leaf->open->live_count <= PACK_OPEN);
         WEIR_CHECK(leaf->open->live_count >= PACK_OPEN - leaf->open_count);
     }

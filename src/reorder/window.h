@@ -74,6 +74,9 @@ bool weir__window_contains(struct weir__window *window, uint64_t sequence);
 bool weir__window_get(struct weir__window *window, uint64_t sequence,
                       struct weir__window_view *ret_view);
 
+/* Whether @sequence is here. If it is, its payload is on its way into the cache. */
+bool weir__window_touch(struct weir__window *window, uint64_t sequence);
+
 /*
  * A new item; 0, -EEXIST or -ENOMEM. @ret_data is room for @bytes that the
  * caller fills, NULL if they are 0.

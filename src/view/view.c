@@ -22,6 +22,8 @@
  *       a fence on either side; the payload is read in between, and the owner
  *       has not moved two items meanwhile: one may be ours, away and back
  *   I5  reading a cold chunk leaves no page of it behind
+ *   I6  an answer that rests on a word which could not be read is that error, and
+ *       never says that an item is gone
  *
  * The data file is found by number in the owner's table of descriptors, so its
  * device and inode are compared before it is opened for reading: opening a
@@ -67,6 +69,8 @@ struct weir_view {
     char *bounce;              /* page aligned */
     int data_fd;               /* through the page cache */
     int direct_fd;             /* past it; -1: this file system cannot */
+    int error;                 /* of a load since the call began (I6); 0: none */
+    int *trouble;              /* that: it befalls a const view too */
 };
 
 /* What an entry said at one moment; see I4. */
@@ -214,25 +218,30 @@ static int view_open_tables(struct weir_view *view, int *fd)
     return 0;
 }
 
-/* The words at @offset of the tables, each loaded once; zeroes where a named file was cut off. */
-static void view_load(const struct weir_view *view, uint64_t offset, uint64_t *words, size_t count)
+/* The words at @offset of the tables, each loaded once; 0, or what pread(2) says, and zeroes. */
+static int view_load(const struct weir_view *view, uint64_t offset, uint64_t *words, size_t count)
 {
     if (view->tables == NULL) {
-        if (weir__sys_pread_all(view->table_fd, words, count * sizeof(*words), offset) < 0)
+        int r = weir__sys_pread_all(view->table_fd, words, count * sizeof(*words), offset);
+        if (r < 0)
             memset(words, 0, count * sizeof(*words));
-        return;
+        return r;
     }
 
     const uint64_t *from = (const void *)((const char *)view->tables + offset);
     for (size_t i = 0; i < count; i++)
         words[i] = weir__word_load(&from[i]);
+    return 0;
 }
 
+/* 0 where it cannot be had: whoever is asked looks at the trouble before he answers (I6). */
 static uint64_t view_word(const struct weir_view *view, uint64_t offset)
 {
     uint64_t word;
+    int r = view_load(view, offset, &word, 1);
 
-    view_load(view, offset, &word, 1);
+    if (r < 0)
+        *view->trouble = r;
     return word;
 }
 
@@ -278,8 +287,11 @@ static int view_scan_one(void *context, const char *name)
         fd = fd * 10 + (*digit - '0');
     }
     snprintf(path, sizeof(path), "%s/%d", scan->directory, fd);
-    if (weir__sys_readlink(path, target, sizeof(target)) < 0)
-        return 0; /* closed meanwhile */
+    int r = weir__sys_readlink(path, target, sizeof(target));
+    if (r == -ENOENT || r == -ENAMETOOLONG)
+        return 0; /* closed meanwhile, or no name that we would give */
+    if (r < 0)
+        return r;
     if (!view_is_table(target))
         return 0;
     if ((size_t)scan->found < scan->fd_count)
@@ -402,6 +414,7 @@ int weir_view_open(pid_t pid, int fd, struct weir_view **ret_view)
     if (view == NULL)
         return -ENOMEM;
     view->heap = heap;
+    view->trouble = &view->error;
     view->data_fd = -1;
     view->direct_fd = -1;
 
@@ -463,8 +476,8 @@ void weir_view_summary(const struct weir_view *view, struct weir_view_summary *r
 {
     struct weir__figures figures;
 
-    view_load(view, offsetof(struct weir__header, figures), (uint64_t *)(void *)&figures,
-              sizeof(figures) / sizeof(uint64_t));
+    (void)view_load(view, offsetof(struct weir__header, figures), (uint64_t *)(void *)&figures,
+                    sizeof(figures) / sizeof(uint64_t));
     *ret_summary = (struct weir_view_summary){
         .pid = (pid_t)view->fixed.pid,
         .table_fd = view->fixed.table_fd,
@@ -573,28 +586,37 @@ int weir_view_extent(const struct weir_view *view, uint32_t index,
 {
     int r = -EAGAIN;
 
+    *view->trouble = 0;
     if (!view_index_is_valid(view, index))
-        return -EINVAL;
+        return *view->trouble < 0 ? *view->trouble : -EINVAL;
 
     /*
      * A free extent has one even generation while its place and length change,
      * in two words: nonsense may be half of such a change, and is looked at again.
      */
+    struct weir_view_extent extent;
     for (int i = 0; i < VIEW_TRIES && (r == -EAGAIN || r == -EBADMSG); i++) {
         struct view_entry entry;
         r = -EAGAIN;
         if (view_entry_load(view, index, &entry))
-            r = view_extent_of(view, index, &entry, ret_extent);
+            r = view_extent_of(view, index, &entry, &extent);
+        if (*view->trouble < 0)
+            return *view->trouble;
     }
+    if (r == 0)
+        *ret_extent = extent;
     return r;
 }
 
 int weir_view_chunk(const struct weir_view *view, uint64_t index, struct weir_view_chunk *ret_chunk)
 {
+    *view->trouble = 0;
     if (index >= view_chunk_count(view))
-        return -EINVAL;
+        return *view->trouble < 0 ? *view->trouble : -EINVAL;
 
     uint64_t word = view_chunk_word(view, index);
+    if (*view->trouble < 0)
+        return *view->trouble;
     uint32_t state = weir__chunk_word_state(word);
     if (state > WEIR_CHUNK_HOLE)
         return -EBADMSG;
@@ -745,12 +767,15 @@ int weir_view_read(const struct weir_view *view, struct weir_slot slot, uint64_t
 
     if (ret_bytes == NULL || (buffer == NULL && buffer_bytes > 0))
         return -EINVAL;
+    *view->trouble = 0;
     if (!view_index_is_valid(view, slot.index) || slot.generation % 2 == 0)
-        return -ESTALE;
+        return *view->trouble < 0 ? *view->trouble : -ESTALE;
 
     for (int i = 0; i < VIEW_TRIES && moved; i++) {
         struct view_copy copy = {.to = buffer};
         r = view_read_once(view, slot, offset, buffer_bytes, view_copy_take, &copy, &bytes, &moved);
+        if (*view->trouble < 0)
+            r = *view->trouble;
         if (r != -EAGAIN)
             break;
     }
@@ -770,8 +795,9 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
     bool moved = true;
     int r = -EAGAIN;
 
+    *view->trouble = 0;
     if (!view_index_is_valid(view, slot.index) || slot.generation % 2 == 0)
-        return -ESTALE;
+        return *view->trouble < 0 ? *view->trouble : -ESTALE;
 
     for (int i = 0; i < VIEW_TRIES && moved; i++) {
         uint64_t bytes;
@@ -780,6 +806,8 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
         XXH3_64bits_reset(&state);
         r = view_read_once(view, slot, 0, expected == 0 ? 0 : UINT64_MAX, view_sum_take, &state,
                            &bytes, &moved);
+        if (*view->trouble < 0)
+            r = *view->trouble;
         if (r < 0 && r != -EAGAIN)
             break;
         if (r < 0)

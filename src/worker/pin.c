@@ -52,6 +52,14 @@ uint32_t weir__pin_cpu(void)
     return cpu < 0 ? 0 : (uint32_t)cpu;
 }
 
+uint32_t weir__pin_node(void)
+{
+    unsigned cpu = 0;
+    unsigned node = 0;
+
+    return getcpu(&cpu, &node) == 0 ? node : 0;
+}
+
 /* The cpus of @cpu's node; false where nodes are not known. */
 static bool pin_node_cpus(uint32_t cpu, cpu_set_t *ret_cpus)
 {

@@ -18,6 +18,9 @@ int weir__pin_to(uint32_t cpu);
 /* The cpu the calling thread runs on now. */
 uint32_t weir__pin_cpu(void);
 
+/* The node of that cpu; 0: there is one, or nodes are not known. */
+uint32_t weir__pin_node(void);
+
 /*
  * Where blocking helpers of a thread on @cpu should run: the cpus of its node
  * among @allowed, without @cpu itself if others remain.

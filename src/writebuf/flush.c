@@ -348,6 +348,7 @@ static int flush_plan(struct writebuf_flush *flush)
         return 0;
     }
 
+    flush->round_ns = set->now_ns;
     flush->is_plain = true;
     r = flush_take_blocks(flush, &bytes, &records);
     if (r < 0)
@@ -598,7 +599,10 @@ static int flush_commit(struct writebuf_flush *flush)
     set->ever.barrier_count += flush->barrier_count;
     set->ever.compacted_count += flush->compacted_count;
     set->ever.duplicate_count += flush->duplicate_count;
+    set->pace_bytes = set->held_bytes;
     flush_consume(flush);
+    set->pace_bytes -= set->held_bytes;
+    set->pace_ns = set->now_ns - flush->round_ns;
     flush_leave_round(flush);
     weir__writebuf_settle(set);
     flush->step = WRITEBUF_STEP_PLAN;

@@ -297,7 +297,7 @@ static struct weir_writebuf *gate_largest(const struct weir_writebuf_set *set, b
     return found;
 }
 
-/* Memory is short: have so much of it flushed as the account asks for. */
+/* Memory is short: have so much of it flushed as the account asks for, or was asked for. */
 static void gate_relieve(struct weir_writebuf_set *set)
 {
     uint64_t wanted;
@@ -306,6 +306,8 @@ static void gate_relieve(struct weir_writebuf_set *set)
     if (!set->is_short && !set->is_refused)
         return;
     wanted = set->config.account != NULL ? weir_account_flush_bytes(set->config.account) : 0;
+    wanted = weir__max(wanted, set->demand_bytes);
+    set->demand_bytes = 0;
     set->is_short = false;
     WEIR_LIST_FOREACH (link, &set->buffers) {
         struct weir_writebuf *buffer = WEIR_CONTAINER_OF(link, struct weir_writebuf, link);

@@ -32,9 +32,9 @@
  *   W5  credit_bytes are 0 between two calls
  *   W6  poll has nothing to do by the clock before due_ns
  *
- * Not here: charges and spill (spill.c), the gate (gate.c), the flush (flush.c),
- * the memory of blocks (piece.c), the table of keys (keys.c), the bytes of a
- * record (record.c).
+ * Not here: charges and spill (spill.c), what the account is asked for (demand.c),
+ * the gate (gate.c), the flush (flush.c), the memory of blocks (piece.c), the table
+ * of keys (keys.c), the bytes of a record (record.c).
  */
 #include "writebuf/writebuf_state.h"
 
@@ -230,6 +230,7 @@ int weir_writebuf_create(const struct weir_writebuf_config *config,
         weir__list_init(&writebuf_sets);
     set->id = ++writebuf_id;
     weir__list_append(&writebuf_sets, &set->link);
+    weir__demand_open(set);
     *ret_set = set;
     return 0;
 }
@@ -243,6 +244,7 @@ void weir_writebuf_destroy(struct weir_writebuf_set *set)
     WEIR_ASSERT(weir__writebuf_is_mine(set));
     WEIR_CHECK(!set->in_callback);
 
+    weir__demand_close(set);
     while (!weir__list_is_empty(&set->buffers))
         weir_writebuf_clear(WEIR_CONTAINER_OF(set->buffers.next, struct weir_writebuf, link));
     (void)weir__gate_tell(set);

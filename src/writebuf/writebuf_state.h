@@ -15,6 +15,7 @@
 #include "writebuf/keys.h"
 #include "writebuf/piece.h"
 
+#include <weir/governor.h>
 #include <weir/region.h>
 
 #include <pthread.h>
@@ -143,6 +144,7 @@ struct writebuf_flush {
 
     uint64_t started_ns;
     uint64_t moved_ns; /* when it last got on */
+    uint64_t round_ns; /* when the round was planned */
 };
 
 struct weir_writebuf_set {
@@ -170,11 +172,17 @@ struct weir_writebuf_set {
     uint64_t now_ns;
     uint64_t due_ns; /* W6 */
     uint64_t quiet_since_ns;
-    uint64_t quiet_count; /* appended_count then */
-    bool is_short;        /* the account has refused since the last poll, or asked for a flush */
-    bool is_refused;      /* ready is owed */
-    bool is_full;         /* the backlog has reached its limit and not left it */
-    bool is_busy;         /* the last poll has left work */
+    uint64_t quiet_count;  /* appended_count then */
+    uint64_t demand_bytes; /* the account was asked for so much; the next poll looks at it */
+    uint64_t pace_bytes;   /* of the last batch */
+    uint64_t pace_ns;
+    uint64_t promised_commit_count; /* commit_count when flushes were promised */
+    struct weir_reclaimer flush_reclaimer;
+    struct weir_reclaimer spill_reclaimer;
+    bool is_short;   /* the account has refused since the last poll, or asked for a flush */
+    bool is_refused; /* ready is owed */
+    bool is_full;    /* the backlog has reached its limit and not left it */
+    bool is_busy;    /* the last poll has left work */
     bool in_callback;
 
     uint64_t record_count;
@@ -219,6 +227,12 @@ static inline bool weir__writebuf_is_held_up(const struct weir_writebuf *buffer)
 
 /* Poll has something to do at @ns. */
 void weir__writebuf_due(struct weir_writebuf_set *set, uint64_t ns);
+
+/* ---- demand.c ------------------------------------------------------------------- */
+
+/* From now on the account is asked, and no more. */
+void weir__demand_open(struct weir_writebuf_set *set);
+void weir__demand_close(struct weir_writebuf_set *set);
 
 /* ---- spill.c -------------------------------------------------------------------- */
 

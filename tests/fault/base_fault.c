@@ -16,6 +16,7 @@
 #include "base/ring.h"
 #include "base/sys.h"
 
+#include "answer.h"
 #include "seam.h"
 #include "tmpdir.h"
 
@@ -27,21 +28,6 @@
 #include <unistd.h>
 
 #define FILE_BYTES 65536u
-
-struct answer {
-    struct weir_operation operation;
-    int32_t result;
-    uint32_t count;
-};
-
-static void answered(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct answer *answer = (struct answer *)(void *)operation;
-
-    (void)flags;
-    answer->result = result;
-    answer->count++;
-}
 
 static int data_fd(void)
 {
@@ -157,7 +143,7 @@ static struct job *start(void)
     struct job *job = calloc(1, sizeof(*job));
 
     for (size_t i = 0; i < sizeof(job->answers) / sizeof(job->answers[0]); i++)
-        job->answers[i].operation.complete = answered;
+        job->answers[i] = answer_open();
     job->fd = data_fd();
     assert_int_equal(weir__ring_open(8, true, &job->ring), 0);
     return job;
@@ -276,6 +262,44 @@ static void never_before(void **state)
     finish(job);
 }
 
+static uint64_t block_count(const struct job *job)
+{
+    struct stat file;
+
+    assert_int_equal(weir__sys_fstat(job->fd, &file), 0);
+    return (uint64_t)file.st_blocks;
+}
+
+/* A hole is there when what was late has been done, and not before. */
+static void what_is_late(void **state)
+{
+    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    struct job *job = start();
+    uint64_t before = block_count(job);
+
+    (void)state;
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_fallocate, .times = SEAM_FOR_GOOD, .how = SEAM_LATE});
+    for (int i = 0; i < 2; i++) {
+        weir__ring_fallocate(job->ring, &job->answers[i].operation, job->fd, punch, 0, FILE_BYTES);
+        for (int j = 0; j < 20; j++)
+            assert_true(weir__ring_wait(job->ring, 1000000) >= 0);
+        assert_int_equal(job->answers[i].count, 0);
+        assert_int_equal(weir__ring_in_flight(job->ring), 1);
+        assert_int_equal(block_count(job), before);
+        if (i == 0)
+            seam_release_failed();
+        else
+            seam_release();
+        while (job->answers[i].count == 0)
+            assert_true(weir__ring_wait(job->ring, 100000000) >= 0);
+    }
+    assert_int_equal(job->answers[0].result, -ENOSPC);
+    assert_int_equal(job->answers[1].result, 0);
+    assert_true(block_count(job) < before);
+    finish(job);
+}
+
 static void an_entry_that_fails(void **state)
 {
     struct job *job = start();
@@ -332,6 +356,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a read that is short says so", a_read_that_is_short),
         SEAM_TEST("a completion comes as late as it should", a_late_completion),
         SEAM_TEST("a completion comes not before another", never_before),
+        SEAM_TEST("what is late is not begun before it is released", what_is_late),
         SEAM_TEST("an entry that fails is never the kernel's", an_entry_that_fails),
         SEAM_TEST("runs end when none goes wrong", until_none_fires),
     };

@@ -376,6 +376,42 @@ void weir_account_refund(struct weir_account *account, size_t bytes)
 {
     WEIR_CHECK(bytes <= account->charged_bytes);
     account->charged_bytes -= bytes;
+    account->returned_bytes += bytes;
+}
+
+void weir_account_add_reclaimer(struct weir_account *account, struct weir_reclaimer *reclaimer)
+{
+    WEIR_CHECK(account->reclaimer_count < DOUBLE_RECLAIMERS_MAX);
+    reclaimer->account = account;
+    account->reclaimers[account->reclaimer_count++] = reclaimer;
+}
+
+void weir_account_remove_reclaimer(struct weir_account *account, struct weir_reclaimer *reclaimer)
+{
+    uint32_t i = 0;
+
+    while (i < account->reclaimer_count && account->reclaimers[i] != reclaimer)
+        i++;
+    WEIR_CHECK(i < account->reclaimer_count);
+    account->reclaimer_count--;
+    for (; i < account->reclaimer_count; i++)
+        account->reclaimers[i] = account->reclaimers[i + 1];
+}
+
+uint64_t double_account_ask(struct weir_account *account, const char *name, uint64_t bytes)
+{
+    for (uint32_t i = 0; i < account->reclaimer_count; i++) {
+        struct weir_reclaimer *reclaimer = account->reclaimers[i];
+        uint64_t before = account->returned_bytes;
+
+        if (strcmp(reclaimer->name, name) != 0)
+            continue;
+        uint64_t promised = reclaimer->reclaim(reclaimer, bytes);
+        WEIR_CHECK(account->returned_bytes - before >= promised);
+        return promised;
+    }
+    WEIR_CHECK(false);
+    return 0;
 }
 
 uint64_t weir_account_flush_bytes(const struct weir_account *account)

@@ -17,6 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define DOUBLE_RECLAIMERS_MAX 8
+
 struct double_slot {
     struct weir_label label;
     char *data;
@@ -78,7 +80,10 @@ struct weir_account {
     uint64_t charged_bytes;
     uint64_t forced_bytes; /* ever */
     uint64_t peak_bytes;
-    int64_t book_bytes; /* through the books, and part of charged_bytes */
+    int64_t book_bytes;      /* through the books, and part of charged_bytes */
+    uint64_t returned_bytes; /* ever refunded */
+    struct weir_reclaimer *reclaimers[DOUBLE_RECLAIMERS_MAX]; /* in the order they came */
+    uint32_t reclaimer_count;
 };
 
 void double_region_init(struct weir_region *region);
@@ -90,5 +95,8 @@ void double_region_deinit(struct weir_region *region);
 void double_region_chill(struct weir_region *region);
 
 void double_account_init(struct weir_account *account);
+
+/* The reclaimer of @name is asked for @bytes, and keeps its promise at once; returns that. */
+uint64_t double_account_ask(struct weir_account *account, const char *name, uint64_t bytes);
 
 #endif

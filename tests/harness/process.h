@@ -146,6 +146,22 @@ static inline int64_t harness_cached_bytes(int fd)
     return pages < 0 ? -1 : pages * (int64_t)page_bytes;
 }
 
+/* What the kernel has taken back of files' pages in memory, in all, since it runs. */
+static inline int64_t harness_stolen_bytes(void)
+{
+    FILE *vmstat = fopen("/proc/vmstat", "re");
+    char line[256];
+    long long pages = 0;
+
+    if (vmstat == NULL)
+        return 0;
+    while (fgets(line, sizeof(line), vmstat) != NULL)
+        if (sscanf(line, "pgsteal_file %lld", &pages) == 1)
+            break;
+    fclose(vmstat);
+    return (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
 /*
  * Where @needle stands in the file, -1 if nowhere. What the search brought into
  * the page cache is let go again.

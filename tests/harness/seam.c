@@ -72,7 +72,8 @@ struct seam_standin {
     struct weir_operation *theirs;
     struct weir_ring *ring;
     struct seam_rule rule;
-    void *buffer; /* of a read */
+    void *buffer;        /* of a read */
+    struct seam_use use; /* of what is late */
     int32_t result;
     uint32_t flags;
     uint32_t reaps_left;
@@ -80,7 +81,8 @@ struct seam_standin {
     bool counted;
     bool halves; /* of SEAM_CUT: the whole is done, and half of it told */
     bool held;
-    bool due; /* the reap that is under way delivers it */
+    bool begins; /* of SEAM_LATE: when it is due it is done, and not told */
+    bool due;    /* the reap that is under way delivers it */
 };
 
 static struct {
@@ -131,7 +133,7 @@ static bool seam_strikes(const struct seam_use *use, struct seam_rule *ret_rule)
             continue;
         strikes = true;
         *ret_rule = *rule;
-        if (ret_rule->error == 0 && (rule->how == SEAM_FAIL || rule->how == SEAM_CUT))
+        if (ret_rule->error == 0 && rule->how != SEAM_DELAY && rule->how != SEAM_HOLD)
             ret_rule->error = seam_table[use->call].error;
         seam.fired++;
         seam.run_fired += armed->is_of_run;
@@ -179,7 +181,7 @@ uint64_t seam_used(enum seam_call call)
     return used;
 }
 
-void seam_release(void)
+static void seam_release_all(bool late_fails)
 {
     pthread_mutex_lock(&seam.lock);
     seam.epoch++;
@@ -187,8 +189,19 @@ void seam_release(void)
         struct seam_standin *standin = WEIR_CONTAINER_OF(link, struct seam_standin, link);
         standin->held = false;
         standin->reaps_left = 0;
+        standin->begins &= !late_fails;
     }
     pthread_mutex_unlock(&seam.lock);
+}
+
+void seam_release(void)
+{
+    seam_release_all(false);
+}
+
+void seam_release_failed(void)
+{
+    seam_release_all(true);
 }
 
 void seam_lift(void)
@@ -365,6 +378,20 @@ static void seam_refuse(struct weir_ring *ring, struct weir_operation *theirs,
     seam_wait_here(standin);
 }
 
+/* Not begun before it is released. */
+static void seam_put_off(const struct seam_use *use, struct weir_operation *theirs,
+                         const struct seam_rule *rule)
+{
+    struct seam_standin *standin = WEIR_CONTAINER_OF(seam_standin(use->ring, theirs, rule, NULL),
+                                                     struct seam_standin, operation);
+
+    standin->use = *use;
+    standin->result = -rule->error;
+    standin->held = true;
+    standin->begins = true;
+    seam_wait_here(standin);
+}
+
 static uint64_t seam_count(const struct weir_ring *ring, bool counted_only)
 {
     uint64_t count = 0;
@@ -428,6 +455,11 @@ static int seam_deliver(const struct weir_ring *ring, uint32_t count_max)
     while ((uint32_t)count < count_max && (standin = seam_take_due(ring)) != NULL) {
         struct seam_standin copy = *standin;
         free(standin);
+        if (copy.begins) {
+            __real_weir__ring_fallocate(copy.ring, copy.theirs, copy.use.fd, copy.use.mode,
+                                        copy.use.offset, copy.use.bytes);
+            continue;
+        }
         copy.theirs->complete(copy.theirs, copy.result, copy.flags);
         count++;
     }
@@ -597,6 +629,8 @@ void __wrap_weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *
         if (rule.how == SEAM_CUT && half > 0)
             (void)__real_weir__sys_fallocate(fd, mode, offset, half);
         seam_refuse(ring, operation, &rule, true);
+    } else if (rule.how == SEAM_LATE) {
+        seam_put_off(&use, operation, &rule);
     } else {
         operation = seam_standin(ring, operation, &rule, NULL);
         __real_weir__ring_fallocate(ring, operation, fd, mode, offset, bytes);
@@ -712,7 +746,7 @@ static void seam_watch(void)
 
 static void seam_describe(const struct seam_rule *rule)
 {
-    static const char *const hows[] = {"fails", "is cut short", "is delayed", "is held"};
+    static const char *const hows[] = {"fails", "is cut short", "is delayed", "is held", "is late"};
 
     snprintf(seam.run, sizeof(seam.run), "%s, use %" PRIu64 " %s%s; WEIR_SEAM_AT=%" PRIu64,
              seam_name(rule->call), rule->at, hows[rule->how],

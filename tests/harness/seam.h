@@ -54,6 +54,7 @@ enum seam_how {
     SEAM_CUT,   /* the first half is done: a read that is short, an allocation that stops */
     SEAM_DELAY, /* an operation is done and completes rule.reaps reaps later */
     SEAM_HOLD,  /* and completes when it is released */
+    SEAM_LATE,  /* ring_fallocate only: it is not even begun before that */
 };
 
 #define SEAM_FOR_GOOD UINT64_MAX
@@ -96,8 +97,11 @@ uint64_t seam_used(enum seam_call call);
 /* Operations that are delayed or held. */
 uint64_t seam_held(void);
 
-/* What is held completes with the next reap of its ring. */
+/* What is held completes with the next reap of its ring; what is late begins. */
 void seam_release(void);
+
+/* The same, but what is late is never done: it completes with its error. */
+void seam_release_failed(void);
 
 /* No rule is left, and what was held is released. */
 void seam_lift(void);

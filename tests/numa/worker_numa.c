@@ -2,9 +2,10 @@
 /*
  * worker_numa - where a worker's memory lies, on a machine of several nodes
  *
- * The kernel is asked for each page (/proc/self/numa_maps): of the region's file,
- * of its tables, of the ring. Each worker is started by a thread on another node,
- * so that what is local is so because the worker saw to it.
+ * The figure (weir_worker_memory()) is what is tested, and that it is true: beside it
+ * stands what /proc/self/numa_maps says of the region's file and of its tables. Each
+ * worker is started by a thread on another node, so that what is local is so because
+ * the worker saw to it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -88,37 +89,38 @@ static void assert_local(const char *what, int node, uint64_t pages_min)
 /* ---- Cases ---------------------------------------------------------------- */
 
 struct filling {
-    struct weir_slot slots[ITEM_COUNT];
-    int node;
-    uint64_t local_count; /* pages of items, as move_pages sees them */
-    uint64_t page_count;
+    struct weir_worker_memory memory;
+    int told; /* what the call said */
 };
 
 static int fill(struct weir_worker *worker, void *context)
 {
     static char item[ITEM_BYTES];
-    struct weir_region *region = weir_worker_region(worker);
     struct filling *filling = context;
 
     for (uint64_t i = 0; i < ITEM_COUNT; i++) {
-        item[0] = (char)i;
-        int r = weir_region_put(region, item, sizeof(item), (struct weir_label){.key = i},
-                                &filling->slots[i]);
+        struct weir_slot slot;
+        int r = weir_region_put(weir_worker_region(worker), item, sizeof(item),
+                                (struct weir_label){.key = i}, &slot);
         if (r < 0)
             return r;
     }
-    for (uint64_t i = 0; i < ITEM_COUNT; i++) {
-        const void *data;
-        int node = -1;
-        if (weir_region_at(region, filling->slots[i], &data, NULL) < 0)
-            continue;
-        void *page = (void *)((uintptr_t)data & ~(uintptr_t)4095);
-        if (move_pages(0, 1, &page, NULL, &node, 0) != 0)
-            return -EINVAL;
-        filling->page_count++;
-        filling->local_count += node == filling->node;
-    }
+    filling->told = weir_worker_memory(worker, &filling->memory);
     return 0;
+}
+
+/* All that was put is in memory, and at least 99 % of all on @node. */
+static void assert_figure(const struct filling *filling, int node)
+{
+    const struct weir_worker_memory *memory = &filling->memory;
+
+    assert_int_equal(filling->told, 0);
+    print_message("# worker: %lu KiB on node %d, %lu elsewhere; of its own %lu of %lu KiB there\n",
+                  memory->local_bytes >> 10, node, memory->remote_bytes >> 10,
+                  memory->own.node_bytes[node] >> 10, memory->own.asked_bytes >> 10);
+    assert_int_equal(memory->node, node);
+    assert_true(memory->region.node_bytes[node] >= ITEM_COUNT * ITEM_BYTES);
+    assert_true(memory->local_bytes * 100 >= (memory->local_bytes + memory->remote_bytes) * 99);
 }
 
 static void memory_is_local(void **state)
@@ -139,19 +141,40 @@ static void memory_is_local(void **state)
             .context = filling,
         };
 
-        filling->node = node;
-        filling->local_count = filling->page_count = 0;
         run_on(cpu_of_node((node + 1) % (numa_max_node() + 1)));
         assert_int_equal(weir_worker_start(&config, &worker), 0);
-        print_message("# items: %lu of %lu pages on node %d\n", filling->local_count,
-                      filling->page_count, node);
-        assert_int_equal(filling->page_count, ITEM_COUNT);
-        assert_true(filling->local_count * 100 >= filling->page_count * 99);
+        assert_figure(filling, node);
         assert_local(directory, node, ITEM_COUNT);
         assert_local("memfd:weir.region", node, 40);
         weir_worker_stop(worker);
     }
     free(filling);
+}
+
+/* The same memory seen from the other node: the figure does not say local to please. */
+static void memory_elsewhere_is_remote(void **state)
+{
+    struct filling filling = {.told = 1};
+    struct weir_worker *worker = NULL;
+    struct weir_worker_config config = {
+        .region = {.directory = harness_tmpdir(), .resident_bytes_max = 32 << 20},
+        .on_start = fill,
+        .context = &filling,
+    };
+
+    (void)state;
+    run_on(cpu_of_node(1));
+    assert_int_equal(weir_worker_attach(&config, &worker), 0);
+    assert_figure(&filling, 1);
+    run_on(cpu_of_node(0));
+    assert_int_equal(weir_worker_memory(worker, &filling.memory), 0);
+    print_message("# from node 0: %lu KiB local, %lu remote\n", filling.memory.local_bytes >> 10,
+                  filling.memory.remote_bytes >> 10);
+    assert_int_equal(filling.memory.node, 0);
+    assert_true(filling.memory.remote_bytes >= ITEM_COUNT * ITEM_BYTES);
+    assert_true(filling.memory.remote_bytes * 100 >=
+                (filling.memory.local_bytes + filling.memory.remote_bytes) * 95);
+    weir_worker_stop(worker);
 }
 
 static void attached_thread_gets_its_policy_back(void **state)
@@ -182,6 +205,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         {"a pinned worker's memory lies on its node", memory_is_local, NULL, NULL, NULL},
+        {"seen from another node it is remote", memory_elsewhere_is_remote, NULL, NULL, NULL},
         {"an attached thread gets its memory policy back", attached_thread_gets_its_policy_back,
          NULL, NULL, NULL},
     };

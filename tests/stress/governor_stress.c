@@ -32,6 +32,7 @@
 #define WAITER_COUNT  16
 #define ITEM_COUNT    64
 #define PARCEL_COUNT  256
+#define RECLAIMERS    2
 #define STEPS_DEFAULT 100000
 
 /* cmocka's asserts belong to its own thread. */
@@ -72,6 +73,8 @@ struct actor {
     uint64_t woken_count;
     uint64_t late_count;
     uint64_t cancelled_count;
+    struct weir_reclaimer reclaimers[RECLAIMERS];
+    uint64_t asked_count;
     pthread_mutex_t inbox_lock;
     struct parcel inbox[PARCEL_COUNT];
     int inbox_count;
@@ -219,6 +222,47 @@ static void sleeper_wake(struct weir_waiter *waiter, int result)
         actor->late_count++;
 }
 
+/* From its poll: it gives what it has; or nothing, or much too little. */
+static uint64_t actor_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct actor *actor = reclaimer->context;
+    uint64_t dice = weir__random_below(&actor->seed, 1000);
+    uint64_t given = 0;
+
+    STRESS_CHECK(reclaimer->account == actor->account);
+    STRESS_CHECK(bytes > 0);
+    actor->asked_count++;
+    if (dice == 0)
+        return bytes;
+    while (dice < 900 && given < bytes && actor->item_count > 0) {
+        uint64_t more = actor_pick_item(actor);
+
+        actor_gives(actor, more);
+        weir_account_refund(actor->account, more);
+        given += more;
+    }
+    return given;
+}
+
+/* One that is there goes, whether it is asked now or not; one that is not comes. */
+static void actor_turn_reclaimer(struct actor *actor)
+{
+    uint64_t index = weir__random_below(&actor->seed, RECLAIMERS);
+    struct weir_reclaimer *reclaimer = &actor->reclaimers[index];
+
+    if (reclaimer->account != NULL) {
+        weir_account_remove_reclaimer(actor->account, reclaimer);
+        return;
+    }
+    *reclaimer = (struct weir_reclaimer){
+        .name = "actor",
+        .cost = (uint32_t)weir__random_below(&actor->seed, 3) * 100,
+        .reclaim = actor_reclaim,
+        .context = actor,
+    };
+    weir_account_add_reclaimer(actor->account, reclaimer);
+}
+
 static uint64_t actor_deadline(struct actor *actor)
 {
     switch (weir__random_below(&actor->seed, 4)) {
@@ -319,6 +363,8 @@ static void actor_step(struct actor *actor)
         actor_look(actor);
     else if (dice < 940 && actor->stage->forces)
         actor_force(actor);
+    else if (dice >= 995)
+        actor_turn_reclaimer(actor);
     else
         actor_drain(actor);
 
@@ -370,6 +416,7 @@ static void *actor_main(void *context)
 
     STRESS_CHECK(weir_account_open(stage->governor, &config, &actor->account) == 0);
     pthread_barrier_wait(&stage->barrier);
+    actor_turn_reclaimer(actor);
     for (uint64_t i = 0; i < stage->step_count; i++)
         actor_step(actor);
     actor_finish(actor);
@@ -380,7 +427,11 @@ static void *actor_main(void *context)
     STRESS_CHECK(stats.charged_bytes == 0);
     STRESS_CHECK(stats.over_refund_count == 0);
     STRESS_CHECK(stats.waiter_count == 0);
+    STRESS_CHECK(stats.asked_count >= actor->asked_count);
     pthread_barrier_wait(&stage->barrier);
+    for (int i = 0; i < RECLAIMERS; i++)
+        if (actor->reclaimers[i].account != NULL)
+            weir_account_remove_reclaimer(actor->account, &actor->reclaimers[i]);
     weir_account_close(actor->account);
     return NULL;
 }
@@ -399,6 +450,7 @@ static void play(bool forces, uint64_t scale, uint32_t node_count)
     pthread_t threads[THREAD_COUNT];
     uint64_t seed = harness_seed();
     uint64_t woken_count = 0;
+    uint64_t asked_count = 0;
 
     config.nodes = nodes;
     config.node_count = node_count;
@@ -424,11 +476,14 @@ static void play(bool forces, uint64_t scale, uint32_t node_count)
     for (int i = 0; i < THREAD_COUNT; i++)
         pthread_join(threads[i], NULL);
 
-    for (int i = 0; i < THREAD_COUNT; i++)
+    for (int i = 0; i < THREAD_COUNT; i++) {
         woken_count += stage.actors[i].woken_count;
+        asked_count += stage.actors[i].asked_count;
+    }
     weir_governor_stats(stage.governor, &stats);
-    print_message("# woken %llu late %llu level changes %llu peak %llu\n",
-                  (unsigned long long)woken_count, (unsigned long long)stats.timeout_count,
+    print_message("# woken %llu asked %llu late %llu level changes %llu peak %llu\n",
+                  (unsigned long long)woken_count, (unsigned long long)asked_count,
+                  (unsigned long long)stats.timeout_count,
                   (unsigned long long)stats.level_change_count,
                   (unsigned long long)stats.peak_bytes);
     assert_int_equal(stats.charged_bytes, 0);
@@ -441,6 +496,7 @@ static void play(bool forces, uint64_t scale, uint32_t node_count)
         assert_int_equal(node_stats[i].lent_bytes, 0);
     }
     assert_true(woken_count > 0);
+    assert_true(asked_count > 0);
     if (!forces)
         assert_in_range(stats.peak_bytes, 1, BYTES_MAX * scale);
     weir_governor_destroy(stage.governor);

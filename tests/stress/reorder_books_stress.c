@@ -295,8 +295,11 @@ static void step(struct world *world)
         release(world, (uint32_t)weir__random_below(&world->seed, world->out_count));
     else if (dice < 900)
         give_up_head(world);
-    else if (dice < 930)
+    else if (dice < 915)
         weir_reorder_spill(world->reorder, weir__random_below(&world->seed, 3000));
+    else if (dice < 930)
+        (void)double_account_ask(&world->account, "reorder",
+                                 weir__random_below(&world->seed, 3000));
     else if (dice < 980)
         weir_region_poll(&world->region);
     else

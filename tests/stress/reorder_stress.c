@@ -94,6 +94,12 @@ static void world_poll(struct world *world, bool is_waiting)
     weir_region_poll(world->region);
 }
 
+/* Somebody else is short of memory. */
+static void world_ask(struct world *world)
+{
+    (void)double_account_ask(world->account, "reorder", weir__random_below(&world->seed, 60000));
+}
+
 /* New weather: what the region and the account answer from now on. */
 static void world_turn(struct world *world, bool has_faults)
 {
@@ -153,6 +159,11 @@ static void world_poll(struct world *world, bool is_waiting)
                        : weir_region_poll(world->region);
 
     assert_true(r >= 0);
+}
+
+static void world_ask(struct world *world)
+{
+    weir_account_poll(world->account);
 }
 
 static void world_turn(struct world *world, bool has_faults)
@@ -403,7 +414,10 @@ static void buffer_step(struct world *world, struct buffer *buffer)
     } else if (dice < 960) {
         buffer_skip(buffer);
     } else if (dice < 990) {
-        weir_reorder_spill(buffer->reorder, weir__random_below(&world->seed, 20000));
+        if (weir__random_below(&world->seed, 2) == 0)
+            weir_reorder_spill(buffer->reorder, weir__random_below(&world->seed, 20000));
+        else
+            world_ask(world);
     } else if (dice < 998) {
         buffer_audit(buffer);
     } else if (weir__random_below(&world->seed, 10) == 0) {

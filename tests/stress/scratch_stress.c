@@ -18,6 +18,8 @@
 
 #include "base/bits.h"
 #include "base/random.h"
+
+#include "answer.h"
 #include "pattern.h"
 #include "process.h"
 #include "seed.h"
@@ -116,21 +118,6 @@ static void faulty_remove(void *context, void *file)
 
 /* ---- Steps -------------------------------------------------------------------- */
 
-struct answer {
-    struct weir_operation operation;
-    int count;
-    int32_t result;
-};
-
-static void answer_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct answer *answer = WEIR_CONTAINER_OF(operation, struct answer, operation);
-
-    (void)flags;
-    answer->count++;
-    answer->result = result;
-}
-
 static int32_t wait_for(struct world *world, const struct answer *answer)
 {
     assert_int_equal(answer->count, 0);
@@ -163,7 +150,7 @@ static uint64_t step_bytes(struct world *world)
 
 static void step_append(struct world *world, struct life *life)
 {
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     uint64_t bytes = weir__min(step_bytes(world), 4 * (UINT64_C(1) << 20) - life->bytes);
     char *data = malloc(bytes + 1);
     int r;
@@ -208,7 +195,7 @@ static void step_seal(struct world *world, struct life *life)
 
 static void step_read(struct world *world, struct life *life)
 {
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     uint64_t offset = below(world, life->bytes + 100);
     uint64_t bytes = step_bytes(world);
     uint64_t expected = offset < life->bytes ? weir__min(bytes, life->bytes - offset) : 0;

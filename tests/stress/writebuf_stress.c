@@ -131,6 +131,14 @@ static void world_poll(struct world *world, bool is_waiting)
     weir_region_poll(world->region);
 }
 
+/* Somebody else is short of memory. */
+static void world_ask(struct world *world)
+{
+    (void)double_account_ask(world->account, "writebuf spill", below(world, 512 * KIB));
+    (void)world->account->reclaimers[0]->reclaim(world->account->reclaimers[0],
+                                                 below(world, 512 * KIB));
+}
+
 #else
 
 static bool world_open(struct world *world)
@@ -183,6 +191,11 @@ static void world_poll(struct world *world, bool is_waiting)
     int r = is_waiting ? weir_region_wait(world->region, WAIT_NS) : weir_region_poll(world->region);
 
     assert_true(r >= 0);
+}
+
+static void world_ask(struct world *world)
+{
+    weir_account_poll(world->account);
 }
 
 #endif
@@ -304,7 +317,10 @@ static void step(struct world *world)
     } else if (chance < 896) {
         step_trouble(world, id);
     } else if (chance < 899) {
-        weir_writebuf_spill(world->set, below(world, 512 * KIB));
+        if (below(world, 2) == 0)
+            weir_writebuf_spill(world->set, below(world, 512 * KIB));
+        else
+            world_ask(world);
     } else if (chance == 899 && below(world, 8) == 0) {
         step_clear(world, id);
     } else if (chance < 950) {

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/heap.h"
 #include "base/list.h"
+#include "base/placement.h"
 #include "base/random.h"
 #include "base/ring.h"
 #include "base/sys.h"
@@ -23,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* Under a sanitizer too, a refused allocation is an answer. */
@@ -372,6 +374,75 @@ static void test_ring_nested(void **state)
     weir__ring_close(waiting.ring);
 }
 
+/* ---- Where memory lies ---------------------------------------------------- */
+
+static uint64_t placed(const struct weir_placement *placement)
+{
+    uint64_t bytes = placement->beyond_bytes;
+
+    for (uint32_t i = 0; i < WEIR_NODES_MAX; i++)
+        bytes += placement->node_bytes[i];
+    return bytes;
+}
+
+static void test_placement(void **state)
+{
+    const uint64_t page = weir__sys_page_bytes();
+    const uint64_t limit = PLACEMENT_PAGES_MAX * page;
+    const uint64_t bytes = limit * 3;
+    struct weir_placement placement;
+    char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    (void)state;
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    assert_int_equal(madvise(memory, bytes, MADV_NOHUGEPAGE), 0);
+    weir__placement_begin(&placement, 0);
+    assert_int_equal(placement.stride, 1);
+    int r = weir__placement_add(&placement, (struct weir__range){memory, 10 * page});
+    if (r == -EPERM || r == -EOPNOTSUPP) {
+        print_message("# passed over: move_pages says %s\n", strerror(-r));
+        munmap(memory, bytes);
+        return;
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(placement.asked_bytes, 10 * page);
+    assert_int_equal(placed(&placement), 0); /* to ask brings nothing in */
+
+    /* Whole pages, whatever lies in them. */
+    memory[3 * page] = 1;
+    memory[5 * page] = 1;
+    assert_int_equal(
+        weir__placement_add(&placement, (struct weir__range){memory + 3 * page + 7, 1}), 0);
+    assert_int_equal(placement.asked_bytes, 11 * page);
+    assert_int_equal(placed(&placement), page);
+    assert_int_equal(
+        weir__placement_add(&placement, (struct weir__range){memory + 4 * page - 1, page + 2}), 0);
+    assert_int_equal(placement.asked_bytes, 14 * page);
+    assert_int_equal(placed(&placement), 3 * page); /* the fourth and the sixth */
+
+    /* More than one call takes; all but the last page. */
+    memset(memory, 1, 1300 * page);
+    weir__placement_begin(&placement, limit);
+    assert_int_equal(placement.stride, 1);
+    assert_int_equal(weir__placement_add(&placement, (struct weir__range){memory, 1301 * page}), 0);
+    assert_int_equal(placement.asked_bytes, 1301 * page);
+    assert_int_equal(placed(&placement), 1300 * page);
+
+    /* A page too many, and each stands for two; what is asked for is what there is. */
+    weir__placement_begin(&placement, limit + page);
+    assert_int_equal(placement.stride, 2);
+    assert_int_equal(weir__placement_add(&placement, (struct weir__range){memory, 1301 * page}), 0);
+    assert_int_equal(placement.asked_bytes, 1301 * page);
+    assert_int_equal(placed(&placement), 1300 * page);
+    weir__placement_begin(&placement, bytes);
+    assert_int_equal(placement.stride, 3);
+    assert_int_equal(weir__placement_add(&placement, (struct weir__range){memory, bytes}), 0);
+    assert_int_equal(placement.asked_bytes, bytes);
+    assert_in_range(placed(&placement), 1300 * page, 1302 * page);
+    munmap(memory, bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -387,6 +458,8 @@ int main(void)
         {"failures are negative errno values", test_failures, NULL, NULL, NULL},
         {"an unnamed file leaves no name", test_unnamed, NULL, NULL, NULL},
         {"the machine has memory, and a clock that does not go back", test_machine, NULL, NULL,
+         NULL},
+        {"the kernel is asked where pages lie, and brings none in", test_placement, NULL, NULL,
          NULL},
         {"every completion finds its operation, also when the ring is full", test_ring, NULL, NULL,
          NULL},

@@ -25,6 +25,7 @@
 #include <cmocka.h>
 
 #include "forbid.h"
+#include "machine.h"
 #include "tmpdir.h"
 
 #define GIB (UINT64_C(1) << 30)
@@ -1128,6 +1129,7 @@ struct store {
     uint64_t has_bytes;
     uint64_t later_bytes; /* promised, and not yet given */
     uint64_t lies_bytes;  /* promised, and never given */
+    uint64_t step_bytes;  /* gives no more at once; 0: no such bound */
     uint64_t wanted_bytes;
     int called_count;
 };
@@ -1137,6 +1139,8 @@ static uint64_t store_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
     struct store *store = (struct store *)(void *)reclaimer;
     uint64_t part = bytes < store->has_bytes ? bytes : store->has_bytes;
 
+    if (store->step_bytes > 0 && part > store->step_bytes)
+        part = store->step_bytes;
     store->called_count++;
     store->wanted_bytes = bytes;
     store->has_bytes -= part;
@@ -1278,6 +1282,49 @@ static void test_need_that_comes_back_is_seen(void **state)
     }
     assert_int_equal(store.wanted_bytes, 100);
     weir_account_remove_reclaimer(account, &store.reclaimer);
+    weir_account_close(account);
+}
+
+static void test_equals_take_turns(void **state)
+{
+    struct weir_account *account = open_plain();
+    struct store stores[3];
+    struct store dear;
+    struct weir_account_stats stats;
+
+    (void)state;
+    store_open(&dear, account, 101, 100);
+    for (int i = 0; i < 3; i++) {
+        store_open(&stores[i], account, 100, 100);
+        stores[i].step_bytes = 20;
+    }
+    assert_int_equal(charge(account, 450), WEIR_FLUSH); /* 850: down to 700 */
+    for (int i = 0; i < 6; i++) {
+        for (int j = 0; j < 3; j++)
+            assert_int_equal(stores[j].called_count, i / 3 + (i % 3 > j));
+        weir_account_poll(account);
+    }
+    assert_int_equal(figures().charged_bytes, 730);
+
+    /* One who leaves while it is asked has come to nothing; the others go on. */
+    weir_account_remove_reclaimer(account, &stores[0].reclaimer);
+    assert_null(stores[0].reclaimer.account);
+    weir_account_poll(account);
+    assert_int_equal(stores[1].called_count, 3);
+    stores[2].has_bytes = 0;
+    weir_account_poll(account);
+    assert_int_equal(stores[2].called_count, 3);
+    weir_account_poll(account);
+    assert_int_equal(figures().level, WEIR_LEVEL_CALM);
+    assert_int_equal(dear.called_count, 0);
+
+    weir_account_stats(account, &stats);
+    assert_int_equal(stats.asked_count, 3 + 4 + 3);
+    assert_int_equal(stats.came_bytes, 150);
+    assert_int_equal(stats.broken_count, 1);
+    weir_account_remove_reclaimer(account, &stores[2].reclaimer);
+    weir_account_remove_reclaimer(account, &dear.reclaimer);
+    weir_account_remove_reclaimer(account, &stores[1].reclaimer);
     weir_account_close(account);
 }
 
@@ -1992,45 +2039,24 @@ static void test_a_worn_waiter_stops_only_the_younger(void **state)
 
 /* ---- The machine's limits ---------------------------------------------------- */
 
-static char tree[PATH_MAX];
-
-static void write_file(const char *name, const char *text)
+/* As told without an error. */
+static uint64_t limit_of(uint64_t ram_bytes)
 {
-    char path[2 * PATH_MAX];
+    int error = 1;
+    uint64_t bytes = weir__limits_bytes(tree, ram_bytes, &error);
 
-    snprintf(path, sizeof(path), "%s%s", tree, name);
-    for (char *at = path + strlen(tree) + 1; *at != '\0'; at++) {
-        if (*at != '/')
-            continue;
-        *at = '\0';
-        mkdir(path, 0700);
-        *at = '/';
-    }
-
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    assert_true(fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
-}
-
-/* A fresh tree for each case. */
-static void plant(const char *name)
-{
-    const char *directory = harness_tmpdir();
-
-    assert_non_null(directory);
-    assert_true(snprintf(tree, sizeof(tree), "%s/%s", directory, name) < (int)sizeof(tree));
-    assert_int_equal(mkdir(tree, 0700), 0);
+    assert_int_equal(error, 0);
+    return bytes;
 }
 
 static void test_without_cgroups_there_is_ram(void **state)
 {
     (void)state;
     plant("bare");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 8 * GIB);
     write_file("/proc/self/cgroup", "0::/\n");
     write_file("/proc/self/mountinfo", "garbage\n\n - \n1 2 3\n1 2 3 / /x - cgroup2\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 8 * GIB);
 }
 
 static void test_v2_walks_up(void **state)
@@ -2042,16 +2068,16 @@ static void test_v2_walks_up(void **state)
                "22 1 0:20 / /proc rw - proc proc rw\n"
                "31 23 0:28 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n");
     write_file("/sys/fs/cgroup/app.slice/one/two/memory.max", "max\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 8 * GIB);
     write_file("/sys/fs/cgroup/app.slice/memory.max", "2147483648\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 2 * GIB);
     write_file("/sys/fs/cgroup/app.slice/one/memory.max", "3221225472\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 2 * GIB);
     write_file("/sys/fs/cgroup/app.slice/one/two/memory.high", "1073741824\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
-    assert_int_equal(weir__limits_bytes(tree, GIB / 2), GIB / 2);
+    assert_int_equal(limit_of(8 * GIB), 1 * GIB);
+    assert_int_equal(limit_of(GIB / 2), GIB / 2);
     write_file("/sys/fs/cgroup/app.slice/other/memory.max", "4096\n"); /* not on our way */
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 1 * GIB);
 }
 
 static void test_v1_walks_up(void **state)
@@ -2064,12 +2090,12 @@ static void test_v1_walks_up(void **state)
                "35 31 0:32 / /sys/fs/cgroup/mem\\040ory rw - cgroup cgroup rw,cpu,memory\n"
                "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
     write_file("/sys/fs/cgroup/mem ory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 8 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 8 * GIB);
     write_file("/sys/fs/cgroup/mem ory/a/memory.limit_in_bytes", "2147483648\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 2 * GIB);
     write_file("/sys/fs/cgroup/mem ory/a/b/memory.stat",
                "cache 0\nhierarchical_memory_limit 1073741824\nhierarchical_memsw_limit 5\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 1 * GIB);
 }
 
 static void test_containers_see_a_part_of_the_tree(void **state)
@@ -2081,13 +2107,13 @@ static void test_containers_see_a_part_of_the_tree(void **state)
                "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
                "41 31 0:38 / /sys/fs/cgroup/unified ro - cgroup2 cgroup2 rw\n");
     write_file("/sys/fs/cgroup/memory/inner/memory.limit_in_bytes", "3221225472\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 3 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 3 * GIB);
     write_file("/sys/fs/cgroup/memory/memory.limit_in_bytes", "2147483648\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 2 * GIB);
     write_file("/sys/fs/cgroup/unified/memory.max", "1073741824\n");
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 1 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 1 * GIB);
     write_file("/proc/self/cgroup", "4:memory:/docker/abcdef\n"); /* a neighbour, not below us */
-    assert_int_equal(weir__limits_bytes(tree, 8 * GIB), 2 * GIB);
+    assert_int_equal(limit_of(8 * GIB), 2 * GIB);
 }
 
 static struct weir_governor_outside look(void)
@@ -2096,19 +2122,6 @@ static struct weir_governor_outside look(void)
 
     weir__governor_look_at(governor, tree, 8 * GIB, &outside);
     return outside;
-}
-
-static void plant_group(const char *name, const char *version)
-{
-    plant(name);
-    write_file("/proc/self/statm", "1000 300 20 1 0 100 0\n");
-    write_file("/proc/pressure/memory", "some avg10=7.30 avg60=0.00 avg300=0.00 total=1\n"
-                                        "full avg10=1.05 avg60=0.00 avg300=0.00 total=1\n");
-    write_file("/proc/self/cgroup", strcmp(version, "v2") == 0 ? "0::/app\n" : "4:memory:/app\n");
-    write_file("/proc/self/mountinfo",
-               strcmp(version, "v2") == 0
-                   ? "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-                   : "35 31 0:32 / /sys/fs/cgroup rw - cgroup cgroup rw,memory\n");
 }
 
 static void test_drift_is_a_figure(void **state)
@@ -2217,6 +2230,117 @@ static void test_pressure_lowers_the_levels(void **state)
     weir_account_close(account);
 }
 
+/* What stands in a file of the way up, and how it is taken: the limit, and the error. */
+static void check_limit(const char *name, const char *text, uint64_t bytes, int error)
+{
+    int told = 1;
+
+    write_file(name, text);
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB, &told), bytes);
+    assert_int_equal(told, error);
+}
+
+static void test_what_cannot_be_read_is_told(void **state)
+{
+    static const char *const bad[] = {"",      "\n",     "garbage\n", "-1\n",  " 5\n",
+                                      "5 k\n", "0x10\n", "maximum\n", "1.5\n", "12\n34x"};
+    const char *v2 = "/sys/fs/cgroup/app/memory.max";
+    const char *v1 = "/sys/fs/cgroup/app/memory.limit_in_bytes";
+
+    (void)state;
+    plant_group("bad2", "v2");
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad) - 1; i++)
+        check_limit(v2, bad[i], 8 * GIB, -EBADMSG);
+    check_limit(v2, "1073741824", GIB, 0);
+    check_limit(v2, "max", 8 * GIB, 0);
+    check_limit(v2, "0\n", 0, 0);                             /* nothing at all is allowed */
+    check_limit(v2, "18446744073709551615\n", 8 * GIB, 0);    /* 2^64 - 1 */
+    check_limit(v2, "99999999999999999999999\n", 8 * GIB, 0); /* more than any machine has */
+
+    /* Others on the way count all the same. */
+    check_limit(v2, "bad\n", 8 * GIB, -EBADMSG);
+    check_limit("/sys/fs/cgroup/memory.max", "1073741824\n", GIB, -EBADMSG);
+    check_limit(v2, "max\n", GIB, 0);
+    check_limit("/sys/fs/cgroup/app/memory.high", "\n", GIB, -EBADMSG);
+
+    /* Something that is no file at all. */
+    plant_group("directory", "v2");
+    write_file("/sys/fs/cgroup/app/memory.max/x", "");
+    int told;
+    assert_int_equal(weir__limits_bytes(tree, 8 * GIB, &told), 8 * GIB);
+    assert_int_equal(told, -EISDIR);
+
+    plant_group("bad1", "v1");
+    check_limit(v1, "many\n", 8 * GIB, -EBADMSG);
+    check_limit(v1, "9223372036854771712\n", 8 * GIB, 0);
+    check_limit("/sys/fs/cgroup/app/memory.stat", "hierarchical_memory_limit x\n", 8 * GIB,
+                -EBADMSG);
+    check_limit("/sys/fs/cgroup/app/memory.stat", "cache 7\n", 8 * GIB, 0);
+
+    /* Lists that are longer than any we know. */
+    plant("long");
+    char *lines = malloc((1 << 20) + 64);
+    memset(lines, 'x', (1 << 20) + 63);
+    lines[(1 << 20) + 63] = '\0';
+    check_limit("/proc/self/cgroup", lines, 8 * GIB, -EFBIG);
+    free(lines);
+
+    /* Nobody tells. */
+    plant("nothing");
+    assert_int_equal(weir__limits_bytes(tree, 0, &told), 0);
+    assert_int_equal(told, 0);
+}
+
+static void test_an_error_raises_nothing(void **state)
+{
+    struct weir_governor_config config = {.percent = 50, .pressure_percent = 7};
+
+    (void)state;
+    plant_group("error", "v2");
+    write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    (void)look(); /* this machine's limit first, then the tree's */
+    write_file("/proc/pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n");
+    uint64_t before = figures().bytes_max;
+    assert_in_range(before, GIB / 2 / 100 * 94, GIB / 2 / 100 * 96);
+    assert_int_equal(look().lowered_percent, 4);
+    before = figures().bytes_max;
+
+    write_file("/sys/fs/cgroup/app/memory.max", "?\n");
+    struct weir_governor_outside outside = look();
+    assert_int_equal(outside.error, -EBADMSG);
+    assert_int_equal(outside.limit_bytes, GIB);
+    assert_int_equal(outside.lowered_percent, 4);
+    assert_int_equal(look().limit_bytes, GIB);
+    assert_int_equal(figures().bytes_max, before);
+
+    /* But it may fall, and with the error gone it follows again. */
+    write_file("/sys/fs/cgroup/memory.max", "536870912\n");
+    assert_int_equal(look().limit_bytes, GIB / 2);
+    write_file("/sys/fs/cgroup/memory.max", "max\n");
+    write_file("/sys/fs/cgroup/app/memory.max", "max\n");
+    assert_int_equal(look().error, 0);
+    assert_true(figures().bytes_max > 3 * GIB);
+
+    /* The same of pressure and size. */
+    write_file("/proc/pressure/memory", "nothing\n");
+    assert_int_equal(look().error, -EBADMSG);
+    write_file("/proc/pressure/memory", "some avg10=99999999999999999999 full avg10=1\n");
+    assert_int_equal(look().pressure_some, 10000);
+    write_file("/proc/self/statm", "");
+    outside = look();
+    assert_int_equal(outside.error, -EBADMSG);
+    assert_int_equal(outside.rss_bytes, 0);
+    assert_int_equal(outside.drift_bytes, 0);
+    write_file("/proc/self/statm", "1000 99999999999999999999 1\n");
+    assert_int_equal(look().error, -EBADMSG);
+    write_file("/proc/self/statm", "1000 300 20 1 0 100 0\n");
+    write_file("/sys/fs/cgroup/app/memory.current", "all\n");
+    outside = look();
+    assert_int_equal(outside.error, -EBADMSG);
+    assert_int_equal(outside.usage_bytes, 0);
+}
+
 static void test_nodes_are_read_from_the_machine(void **state)
 {
     struct weir_governor_config config = {.bytes_max = 1000};
@@ -2231,7 +2355,7 @@ static void test_nodes_are_read_from_the_machine(void **state)
     write_file("/sys/devices/system/node/node0/meminfo", "Node 0 MemTotal:  1024 kB\nx\n");
     write_file("/sys/devices/system/node/node0/distance", "10 21\n");
     write_file("/sys/devices/system/node/online", "0-1\n");
-    weir__topology_read(tree, &topology);
+    assert_int_equal(weir__topology_read(tree, &topology), 0);
     assert_int_equal(topology.count, 1);
     write_file("/sys/devices/system/node/node1/meminfo", "Node 1 MemTotal:  3072 kB\n");
     write_file("/sys/devices/system/node/node1/distance", "21 10\n");
@@ -2247,6 +2371,21 @@ static void test_nodes_are_read_from_the_machine(void **state)
     assert_int_equal(nodes.nodes[1].budget_bytes, 750);
     assert_int_equal(nodes.nodes[1].nearest[0], 1);
     assert_int_equal(nodes.nodes[1].nearest[1], 0);
+
+    /* What is not understood is told, and nodes do not matter. */
+    static const char *const bad[] = {"", "Node 1 MemTotal: kB\n", "Node 1 MemFree: 3072 kB\n",
+                                      "Node 1 MemTotal: 99999999999999999999 kB\n"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        write_file("/sys/devices/system/node/node1/meminfo", bad[i]);
+        assert_int_equal(weir__topology_read(tree, &topology), -EBADMSG);
+        assert_int_equal(topology.count, 1);
+    }
+    write_file("/sys/devices/system/node/node1/meminfo", "Node 1 MemTotal:  0 kB\n");
+    assert_int_equal(weir__topology_read(tree, &topology), 0); /* a node of cpus alone */
+    assert_int_equal(topology.count, 2);
+    write_file("/sys/devices/system/node/node1/distance", "21\n");
+    assert_int_equal(weir__topology_read(tree, &topology), -EBADMSG);
+    write_file("/sys/devices/system/node/node1/distance", "21 10\n");
 
     /* A gap, or more than we know of: nodes do not matter. */
     write_file("/sys/devices/system/node/node3/meminfo", "");
@@ -2311,6 +2450,7 @@ int main(void)
         CASE("what came is checked", test_what_came_is_checked),
         CASE("a promise may be kept later", test_a_promise_may_be_kept_later),
         CASE("need that comes back is seen", test_need_that_comes_back_is_seen),
+        CASE("reclaimers of the same cost take turns", test_equals_take_turns),
         CASE("a reclaimer is hope", test_a_reclaimer_is_hope),
         CASE("bad limits change nothing", test_bad_limits_change_nothing),
         CASE("a lower limit holds at once", test_a_lower_limit_holds_at_once),
@@ -2343,6 +2483,8 @@ int main(void)
         CASE("tickets are unique", test_tickets_are_unique),
         CASE("the look into a lane is bounded", test_the_look_into_a_lane_is_bounded),
         CASE("a worn waiter stops only the younger", test_a_worn_waiter_stops_only_the_younger),
+        CASE("what cannot be read is told", test_what_cannot_be_read_is_told),
+        CASE("an error raises nothing", test_an_error_raises_nothing),
         CASE("without cgroups there is RAM", test_without_cgroups_there_is_ram),
         CASE("v2 limits count all the way up", test_v2_walks_up),
         CASE("v1 limits count all the way up", test_v1_walks_up),

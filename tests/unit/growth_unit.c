@@ -3,9 +3,8 @@
  * growth_unit - the file of a region is as long as it must be, and no longer
  *
  * Blocks are reserved ahead of need and given back unasked, both through the
- * ring. The doors to the kernel are wrapped: what reserves or gives back can be
- * refused, and what goes through the ring can be held, so that a put comes
- * exactly while it is under way.
+ * ring (on the seam): what reserves or gives back can be refused, and what goes
+ * through the ring can be late, so that a put comes exactly while it is under way.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,14 +15,15 @@
 
 #include <weir/region.h>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/ring.h"
-#include "base/sys.h"
 
 #include "forbid.h"
 #include "pattern.h"
 #include "process.h"
+#include "seam.h"
 #include "seed.h"
 #include "tmpdir.h"
 
@@ -55,77 +55,84 @@ static uint64_t put_growth_count; /* reservations that a put made by itself */
 static uint64_t zero_count;       /* chunks that were made unwritten */
 static uint64_t random_state;
 
-static bool holds; /* what goes through the ring waits for release() */
-static struct {
-    struct weir_ring *ring; /* NULL: nothing is held */
-    struct weir_operation *operation;
-    int fd;
-    int mode;
-    uint64_t offset;
-    uint64_t bytes;
-} held;
-
-int __real_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes);
-int __real_weir__sys_ftruncate(int fd, uint64_t bytes);
-int __wrap_weir__sys_ftruncate(int fd, uint64_t bytes);
-void __real_weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                 int mode, uint64_t offset, uint64_t bytes);
-void __wrap_weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                 int mode, uint64_t offset, uint64_t bytes);
+static bool holds;           /* what goes through the ring waits for release() */
+static bool held_fails;      /* and is then refused */
+static struct seam_use held; /* its ring is NULL: nothing is held */
 
 static bool is_refused(void)
 {
     return growing_fails || weir__random_below(&random_state, 10) < fails_in_10;
 }
 
-/* What a file system does that runs full on the way: half of it is kept. */
-int __wrap_weir__sys_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+static bool watch_fallocate(const struct seam_use *use, void *context)
 {
-    bool reserves = fd >= 0 && mode == 0 && bytes % CHUNK_BYTES == 0; /* the tables grow by less */
+    bool reserves = use->mode == 0 && use->bytes % CHUNK_BYTES == 0; /* the tables grow by less */
 
+    (void)context;
     put_growth_count += reserves && in_put;
-    zero_count += (mode & FALLOC_FL_ZERO_RANGE) != 0;
-    if (reserves && is_refused()) {
-        assert_int_equal(__real_weir__sys_fallocate(fd, mode, offset, bytes / 2), 0);
-        return -ENOSPC;
-    }
-    return __real_weir__sys_fallocate(fd, mode, offset, bytes);
+    zero_count += (use->mode & FALLOC_FL_ZERO_RANGE) != 0;
+    return reserves && is_refused();
 }
 
-int __wrap_weir__sys_ftruncate(int fd, uint64_t bytes)
+static bool watch_ftruncate(const struct seam_use *use, void *context)
 {
-    return cutting_fails ? -EROFS : __real_weir__sys_ftruncate(fd, bytes);
+    (void)use;
+    (void)context;
+    return cutting_fails;
 }
 
-void __wrap_weir__ring_fallocate(struct weir_ring *ring, struct weir_operation *operation, int fd,
-                                 int mode, uint64_t offset, uint64_t bytes)
+static bool is_bad(const struct seam_use *use)
 {
-    bool is_bad = mode == 0 ? ahead_fails || is_refused() : punching_fails;
+    return use->mode == 0 ? ahead_fails || is_refused() : punching_fails;
+}
 
-    if (is_bad)
-        fd = -1;
-    if (!holds) {
-        __real_weir__ring_fallocate(ring, operation, fd, mode, offset, bytes);
-        return;
-    }
-    assert_null(held.ring); /* one thing at a time */
-    held.ring = ring;
-    held.operation = operation;
-    held.fd = fd;
-    held.mode = mode;
-    held.offset = offset;
-    held.bytes = bytes;
+static bool watch_ring(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return !holds && is_bad(use);
+}
+
+static bool hold(const struct seam_use *use, void *context)
+{
+    (void)context;
+    if (!holds)
+        return false;
+    WEIR_CHECK(held.ring == NULL); /* one thing at a time */
+    held = *use;
+    held_fails = is_bad(use);
+    return true;
 }
 
 static void release(void)
 {
     holds = false;
-    if (held.ring == NULL)
-        return;
-    struct weir_ring *ring = held.ring;
     held.ring = NULL;
-    __real_weir__ring_fallocate(ring, held.operation, held.fd, held.mode, held.offset, held.bytes);
+    if (held_fails)
+        seam_release_failed();
+    else
+        seam_release();
+    held_fails = false;
+}
+
+/* What a file system does that runs full on the way: half of it is kept. */
+static void open_doors(void)
+{
+    growing_fails = false; /* whatever the case before left */
+    ahead_fails = false;
+    punching_fails = false;
+    cutting_fails = false;
+    release();
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                .times = SEAM_FOR_GOOD,
+                                .how = SEAM_CUT,
+                                .matches = watch_fallocate});
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_ftruncate, .times = SEAM_FOR_GOOD, .matches = watch_ftruncate});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fallocate, .times = SEAM_FOR_GOOD, .matches = watch_ring});
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_fallocate, .times = SEAM_FOR_GOOD, .how = SEAM_LATE, .matches = hold});
 }
 
 /* ---- Steps ---------------------------------------------------------------- */
@@ -174,12 +181,7 @@ static struct job *start(struct weir_region_config config, uint64_t cap_bytes, b
     struct job *job = test_calloc(1, sizeof(*job));
     bool marks[HARNESS_FD_MAX];
 
-    growing_fails = false; /* whatever the case before left */
-    ahead_fails = false;
-    punching_fails = false;
-    cutting_fails = false;
-    holds = false;
-    held.ring = NULL;
+    open_doors();
     harness_mark_fds(marks);
     config.directory = harness_tmpdir();
     config.resident_bytes_max =
@@ -395,7 +397,7 @@ static void a_put_overtakes_the_ring(void **state)
             assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
         weir_region_audit(job->region);
         if (round >= 2)
-            held.fd = -1; /* and fails */
+            held_fails = true;
         finish(job);
     }
 }
@@ -417,7 +419,7 @@ static void a_full_disk_while_the_ring_reserves(void **state)
         ;
     assert_int_equal(r, -ENOSPC);
     weir_region_audit(job->region);
-    held.fd = -1;
+    held_fails = true;
     release();
     settle(job);
     assert_int_equal(put_bytes(job, ITEM_BYTES), -ENOSPC);

@@ -58,6 +58,7 @@ struct fixture {
     int fd_count;           /* before open */
     int map_count;
     int data_fd;
+    int64_t stolen_bytes;       /* before open */
     bool marks[HARNESS_FD_MAX]; /* descriptors before open */
     bool in_poll;
 };
@@ -77,6 +78,7 @@ static void begin(struct fixture *f)
         .directory = harness_tmpdir(),
         .fd_count = harness_fd_count(),
         .data_fd = -1,
+        .stolen_bytes = harness_stolen_bytes(),
     };
     f->map_count = harness_map_count(f->directory);
     harness_mark_fds(f->marks);
@@ -469,7 +471,9 @@ static void assert_bound_holds(struct fixture *f)
 
     assert_true(cached >= 0);
     assert_true(stats.resident_bytes <= stats.resident_bytes_max);
-    if (cached > said + (int64_t)CHUNK_BYTES || cached < said - (int64_t)CHUNK_BYTES)
+    /* Less, too, where the kernel was short of memory and took pages. */
+    int64_t stolen = harness_stolen_bytes() - f->stolen_bytes;
+    if (cached > said + (int64_t)CHUNK_BYTES || cached + stolen < said - (int64_t)CHUNK_BYTES)
         fail_msg("resident: the books say %lld KiB, the kernel %lld KiB", (long long)said / 1024,
                  (long long)cached / 1024);
 }
@@ -2306,8 +2310,8 @@ static void the_kernel_agrees_while_it_is_cleaned(void **state)
         assert_int_equal(weir_region_free(f.region, slots[k]), 0);
         keys[k] = key;
         slots[k] = put(&f, key, 32 * KIB);
-        if (key % 64 == 0)
-            assert_true(poll_once(&f) >= 0);
+        if (key % 64 == 0) /* a tick, for which a slow disk is waited for */
+            assert_true(wait_once(&f) >= 0);
         if (key % 256 == 0) {
             assert_bound_holds(&f);
             assert_true(harness_cached_bytes(f.data_fd) <= (int64_t)(66 * MIB));

@@ -372,6 +372,95 @@ static void test_furthest_first(void **state)
     check_books(fixture);
 }
 
+/* The account is asked for memory that somebody else needs. */
+static void test_relief(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+
+    for (uint64_t i = 0; i <= 100; i++)
+        assert_int_equal(push(fixture->reorder, i, 100), 0);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 950), 1000);
+    assert_int_equal(stats_of(fixture->reorder).spilled_bytes, 1000);
+    for (uint32_t i = 0; i < fixture->region.slot_count; i++)
+        if (fixture->region.slots[i].generation % 2 == 1)
+            assert_true(fixture->region.slots[i].label.key > 90);
+    check_books(fixture);
+
+    /* What the region does not take is not promised, and stays. */
+    fixture->region.put_result = -ENOSPC;
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 1000), 0);
+    assert_int_equal(stats_of(fixture->reorder).failed_spill_count, 1);
+    fixture->region.put_result = 0;
+    fixture->account.room_bytes = 99;
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 1000), 0);
+    fixture->account.room_bytes = UINT64_MAX;
+    check_books(fixture);
+
+    /* The hot zone and what is popped stay. */
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", UINT64_MAX), 7400);
+    assert_int_equal(stats_of(fixture->reorder).memory_count, 16);
+    assert_int_equal(stats_of(fixture->reorder).memory_bytes, 1700);
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", UINT64_MAX), 0);
+    assert_int_equal(stats_of(fixture->reorder).reclaim_count, 2);
+    assert_int_equal(stats_of(fixture->reorder).reclaim_bytes, 8400);
+    check_books(fixture);
+
+    check(&item, 0, 100);
+    weir_reorder_release(fixture->reorder, &item);
+    for (uint64_t i = 1; i <= 100; i++)
+        take(fixture, i, 100);
+    check_books(fixture);
+}
+
+/* What the working set has lent comes back first, and is not promised. */
+static void test_relief_pays_the_working_set(void **state)
+{
+    struct fixture *fixture = *state;
+
+    for (uint64_t i = 40; i < 50; i++)
+        assert_int_equal(push(fixture->reorder, i, 5000), 0);
+    fixture->account.wait_at = 0;
+    fixture->region.put_result = -EAGAIN;
+    assert_int_equal(push(fixture->reorder, 0, 20000), 0);
+    fixture->region.put_result = 0;
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 15000), 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_bytes, 15000);
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 15000), 15000);
+    assert_int_equal(stats_of(fixture->reorder).spilled_bytes, 35000);
+    weir_reorder_audit(fixture->reorder);
+}
+
+static void test_relief_goes_round(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_reorder *others[3];
+
+    for (int i = 0; i < 3; i++)
+        others[i] = make(fixture, (struct weir_reorder_config){0});
+    assert_int_equal(fixture->account.reclaimer_count, 1);
+    for (uint64_t i = 20; i < 60; i++)
+        for (int j = 0; j < 2; j++) /* the last has nothing */
+            assert_int_equal(push(others[j], i, 65536), 0);
+
+    /* A mebibyte at once, and from each who has some. */
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", UINT64_MAX), 1 << 20);
+    assert_int_equal(stats_of(others[0]).spilled_count, 8);
+    assert_int_equal(stats_of(others[1]).spilled_count, 8);
+    weir_reorder_destroy(others[0]);
+    assert_int_equal(double_account_ask(&fixture->account, "reorder", 3 * 65536), 3 * 65536);
+    assert_int_equal(stats_of(others[1]).spilled_count, 11);
+    for (int i = 1; i < 3; i++) {
+        weir_reorder_audit(others[i]);
+        weir_reorder_destroy(others[i]);
+    }
+    assert_int_equal(fixture->account.reclaimer_count, 1);
+    weir_reorder_destroy(fixture->reorder);
+    fixture->reorder = NULL;
+    assert_int_equal(fixture->account.reclaimer_count, 0);
+}
+
 static void test_verdict_spill(void **state)
 {
     struct fixture *fixture = *state;
@@ -1246,6 +1335,9 @@ static const struct CMUnitTest tests[] = {
     {"it works without account and region", test_alone, begin, end, NULL},
     {"a stall is counted", test_stall, begin, end, NULL},
     {"the furthest is spilled first, the hot zone stays", test_furthest_first, begin, end, NULL},
+    {"an account that is asked for memory gets what is furthest", test_relief, begin, end, NULL},
+    {"relief pays the working set first", test_relief_pays_the_working_set, begin, end, NULL},
+    {"the buffers of an account give in turn", test_relief_goes_round, begin, end, NULL},
     {"a nearer item takes the place of further ones", test_verdict_spill, begin, end, NULL},
     {"what waits in the region makes up for its tables", test_tables, begin, end, NULL},
     {"items of no bytes ask for their place", test_tables_of_empty, begin, end, NULL},

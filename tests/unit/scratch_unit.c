@@ -11,6 +11,8 @@
 #include <weir/governor.h>
 
 #include "base/bits.h"
+
+#include "answer.h"
 #include "forbid.h"
 #include "pattern.h"
 #include "process.h"
@@ -109,33 +111,19 @@ static struct weir_scratch_reader *reader_of(struct weir_scratch_file *file)
     return reader;
 }
 
-struct answer {
-    struct weir_operation operation;
-    int count;
-    int32_t result;
-};
-
-static void answer_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct answer *answer = WEIR_CONTAINER_OF(operation, struct answer, operation);
-
-    assert_int_equal(flags, 0);
-    answer->count++;
-    answer->result = result;
-}
-
 static void wait_for(struct weir_scratch *scratch, const struct answer *answer)
 {
     assert_int_equal(answer->count, 0); /* never from the call that started it */
     while (answer->count == 0)
         assert_true(weir_scratch_poll(scratch, LONG_NS) >= 0);
     assert_int_equal(answer->count, 1);
+    assert_int_equal(answer->flags, 0);
 }
 
 static int append_async(struct weir_scratch *scratch, struct weir_scratch_writer *writer,
                         uint64_t seed, uint64_t bytes)
 {
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     char *data = malloc(bytes + 1);
 
     assert_non_null(data);
@@ -363,7 +351,7 @@ static void empty_file_is_a_file(void **state)
 {
     struct weir_scratch *scratch =
         scratch_of((struct weir_scratch_config){.memory_bytes_max = UINT64_MAX});
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     char byte;
 
     (void)state;
@@ -526,7 +514,7 @@ static void one_append_at_a_time(void **state)
         scratch_of((struct weir_scratch_config){.memory_bytes_max = UINT64_MAX});
     struct weir_scratch_writer *writer = writer_of(scratch);
     struct weir_scratch_file *file = NULL;
-    struct answer answers[2] = {{{answer_complete}, 0, 0}, {{answer_complete}, 0, 0}};
+    struct answer answers[2] = {answer_open(), answer_open()};
     char *data = calloc(1, MIB);
 
     (void)state;
@@ -565,7 +553,7 @@ static void many_reads_at_once(void **state)
     for (uint64_t i = 0; i < 100; i++) {
         /* Every other one as O_DIRECT likes it. */
         uint64_t offset = i * 32 * KIB + (i % 2) * i;
-        answers[i].operation.complete = answer_complete;
+        answers[i] = answer_open();
         assert_int_equal(weir_scratch_read_start(reader, offset, data + i * 64 * KIB, 64 * KIB,
                                                  &answers[i].operation),
                          0);
@@ -591,7 +579,7 @@ static void aborted_append_completes(void **state)
 {
     struct weir_scratch *scratch = scratch_of((struct weir_scratch_config){0});
     struct weir_scratch_writer *writer = writer_of(scratch);
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     char *data = calloc(1, 2 * MIB);
 
     (void)state;
@@ -676,7 +664,7 @@ static void wrong_byte_is_found(void **state)
     struct weir_scratch *scratch = scratch_of((struct weir_scratch_config){.store = &store});
     struct weir_scratch_file *file = file_of(scratch, 10, 300 * KIB);
     struct weir_scratch_reader *reader = reader_of(file);
-    struct answer answer = {{answer_complete}, 0, 0};
+    struct answer answer = answer_open();
     char data[10000];
     size_t count = 77;
 

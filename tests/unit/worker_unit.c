@@ -4,6 +4,8 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/ring.h"
+
+#include "answer.h"
 #include "forbid.h"
 #include "process.h"
 #include "tmpdir.h"
@@ -76,21 +78,6 @@ static uint32_t thread_count(void)
     return count;
 }
 
-struct counted {
-    struct weir_operation operation;
-    uint32_t count;
-    int32_t result;
-};
-
-static void counted_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
-{
-    struct counted *counted = WEIR_CONTAINER_OF(operation, struct counted, operation);
-
-    (void)flags;
-    counted->count++;
-    counted->result = result;
-}
-
 static struct weir_worker *attach(const struct weir_worker_config *config)
 {
     struct weir_worker *worker = NULL;
@@ -124,11 +111,11 @@ static void ring_refuses_nonsense(void **state)
 static void more_than_the_queue_holds(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted operations[500];
+    struct answer operations[500];
 
     (void)state;
     for (size_t i = 0; i < 500; i++) {
-        operations[i] = (struct counted){{counted_complete}, 0, 1};
+        operations[i] = (struct answer){{answer_complete}, 1, 0, 0};
         io_uring_prep_nop(weir__ring_sqe(ring, &operations[i].operation));
     }
     assert_int_equal(weir__ring_in_flight(ring), 500);
@@ -145,7 +132,7 @@ static void wake_reaches_a_sleeping_ring(void **state)
 {
     struct weir_ring *sleeper = ring_new();
     struct weir_ring *other = ring_new();
-    struct counted failed = {{counted_complete}, 0, 0};
+    struct answer failed = answer_open();
 
     (void)state;
     weir__ring_wake(other, weir__ring_fd(sleeper), &failed.operation);
@@ -166,7 +153,7 @@ static void wake_reaches_a_sleeping_ring(void **state)
 static void wake_of_nobody_is_told(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted failed = {{counted_complete}, 0, 0};
+    struct answer failed = answer_open();
     int pair[2];
 
     (void)state;
@@ -185,14 +172,14 @@ static void wake_of_nobody_is_told(void **state)
 static void cancel_all_leaves_nothing(void **state)
 {
     struct weir_ring *ring = ring_new();
-    struct counted operations[20];
+    struct answer operations[20];
     char buffers[20][16];
     int pair[2];
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     for (size_t i = 0; i < 20; i++) {
-        operations[i] = (struct counted){{counted_complete}, 0, 0};
+        operations[i] = answer_open();
         io_uring_prep_recv(weir__ring_sqe(ring, &operations[i].operation), pair[0], buffers[i],
                            sizeof(buffers[i]), 0);
     }
@@ -265,7 +252,7 @@ static void attach_refuses_nonsense(void **state)
 static void operation_completes_in_poll(void **state)
 {
     struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
-    struct counted nop = {{counted_complete}, 0, 1};
+    struct answer nop = {{answer_complete}, 1, 0, 0};
 
     (void)state;
     assert_null(weir_worker_region(worker));
@@ -285,7 +272,7 @@ static void poll_submits_before_it_returns(void **state)
     char byte = 0;
     struct weir_worker *worker = attach(&(struct weir_worker_config){.name = "alone"});
     struct chain chain = {{chain_complete}, weir_worker_ring(worker), 98};
-    struct counted send = {{counted_complete}, 0, 0};
+    struct answer send = answer_open();
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
@@ -372,7 +359,7 @@ static void stop_cancels_what_is_left(void **state)
     int pair[2];
     char buffer[16];
     struct weir_worker *worker = attach(&(struct weir_worker_config){0});
-    struct counted receive = {{counted_complete}, 0, 0};
+    struct answer receive = answer_open();
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
@@ -399,6 +386,160 @@ static void helpers_are_bounded(void **state)
     assert_int_equal(counts[0], 16);
     assert_int_equal(counts[1], 16);
     weir_worker_stop(worker);
+}
+
+#define HELPERS_MAX 64
+
+/* The kernel's helpers of the calling thread: their ids; how many. */
+static uint32_t helpers_of_this_thread(pid_t *ret_ids)
+{
+    DIR *directory = opendir("/proc/self/task");
+    char wanted[32];
+    uint32_t count = 0;
+
+    assert_non_null(directory);
+    snprintf(wanted, sizeof(wanted), "iou-wrk-%d", (int)syscall(SYS_gettid));
+    wanted[15] = '\0'; /* no more is kept of a name */
+    for (struct dirent *entry = readdir(directory); entry != NULL; entry = readdir(directory)) {
+        char path[300];
+        char name[32] = "";
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+        FILE *file = entry->d_name[0] != '.' ? fopen(path, "re") : NULL;
+        if (file == NULL)
+            continue;
+        if (fscanf(file, "%31s", name) == 1 && strcmp(name, wanted) == 0 && count < HELPERS_MAX)
+            ret_ids[count++] = (pid_t)strtol(entry->d_name, NULL, 10);
+        fclose(file);
+    }
+    closedir(directory);
+    return count;
+}
+
+/* More at once than there may be helpers, each done by one; they linger for some seconds. */
+static void keep_helpers_busy(struct weir_worker *worker)
+{
+    static struct answer nops[200];
+    uint32_t done = 0;
+
+    for (uint32_t i = 0; i < 200; i++) {
+        nops[i] = answer_open();
+        struct io_uring_sqe *sqe = weir_worker_sqe(worker, &nops[i].operation);
+        io_uring_prep_nop(sqe);
+        sqe->flags |= IOSQE_ASYNC;
+    }
+    while (done < 200) {
+        (void)weir_worker_poll(worker, LONG_NS);
+        done = 0;
+        for (uint32_t i = 0; i < 200; i++)
+            done += nops[i].count;
+    }
+}
+
+static void helpers_run_beside(void **state)
+{
+    pid_t helpers[HELPERS_MAX];
+    cpu_set_t allowed;
+    cpu_set_t cpus;
+    uint32_t cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    while (!CPU_ISSET(cpu, &allowed))
+        cpu++;
+
+    /* Pinned: on its node's other cpus, where it has any. */
+    struct weir_worker *worker = attach(&(struct weir_worker_config){.pinned = true, .cpu = cpu});
+    keep_helpers_busy(worker);
+    uint32_t count = helpers_of_this_thread(helpers);
+    assert_in_range(count, 1, 32); /* 16 for files, 16 for all else */
+    for (uint32_t i = 0; i < count; i++) {
+        if (sched_getaffinity(helpers[i], sizeof(cpus), &cpus) < 0)
+            continue; /* gone by now */
+        assert_int_equal(CPU_ISSET(cpu, &cpus) != 0, CPU_COUNT(&allowed) == 1);
+        for (size_t other = 0; other < CPU_SETSIZE; other++)
+            assert_true(!CPU_ISSET(other, &cpus) || CPU_ISSET(other, &allowed));
+    }
+    weir_worker_stop(worker);
+}
+
+/* ---- Where memory lies ---------------------------------------------------- */
+
+static bool has_one_node(void)
+{
+    return access("/sys/devices/system/node/node1", F_OK) != 0;
+}
+
+static void memory_is_told(void **state)
+{
+    static char item[65536];
+    const char *directory = harness_tmpdir();
+    struct weir_governor *governor;
+    struct weir_worker_memory memory;
+    struct weir_region_stats stats;
+
+    (void)state;
+    assert_non_null(directory);
+    memset(item, 1, sizeof(item));
+    assert_int_equal(
+        weir_governor_create(&(struct weir_governor_config){.bytes_max = 256 << 20}, &governor), 0);
+    struct weir_worker *worker = attach(&(struct weir_worker_config){
+        .governor = governor,
+        .region = {.directory = directory, .resident_bytes_max = 32 << 20},
+    });
+    int r = weir_worker_memory(worker, &memory);
+    if (r == -EPERM || r == -EOPNOTSUPP) {
+        print_message("# passed over: move_pages says %s\n", strerror(-r));
+        weir_worker_stop(worker);
+        weir_governor_destroy(governor);
+        return;
+    }
+    assert_int_equal(r, 0);
+    uint64_t before = memory.local_bytes + memory.remote_bytes;
+    assert_true(memory.own.node_bytes[memory.node] >= 2 * 4096); /* itself, its account */
+    for (uint64_t i = 0; i < 256; i++) {
+        struct weir_slot slot;
+        assert_int_equal(weir_region_put(weir_worker_region(worker), item, sizeof(item),
+                                         (struct weir_label){.key = i}, &slot),
+                         0);
+    }
+
+    /* What was put is there, and not much else. */
+    assert_int_equal(weir_worker_memory(worker, &memory), 0);
+    weir_region_stats(weir_worker_region(worker), &stats);
+    assert_in_range(memory.local_bytes + memory.remote_bytes - before, 256 * sizeof(item) - 4096,
+                    256 * sizeof(item) + (1 << 20));
+    assert_in_range(memory.region.node_bytes[memory.node], 256 * sizeof(item),
+                    stats.resident_bytes + stats.metadata_bytes + (4 << 20));
+    assert_int_equal(memory.region.stride, 1);
+    assert_true(memory.region.asked_bytes >= memory.region.node_bytes[memory.node]);
+    if (has_one_node()) {
+        assert_int_equal(memory.node, 0);
+        assert_int_equal(memory.remote_bytes, 0);
+    }
+    weir_worker_stop(worker);
+    weir_governor_destroy(governor);
+}
+
+static void memory_may_not_be_told(void **state)
+{
+    int status = 0;
+    pid_t child = fork();
+
+    (void)state;
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct weir_worker_memory memory = {.node = 99};
+        struct weir_worker *worker = NULL;
+        bool ok = weir_worker_attach(&(struct weir_worker_config){0}, &worker) == 0 &&
+                  harness_forbid(__NR_move_pages) == 0 &&
+                  weir_worker_memory(worker, &memory) == -EPERM && memory.node == 99;
+        weir_worker_stop(worker);
+        _exit(ok ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 /* ---- Messages, on one thread ---------------------------------------------- */
@@ -488,7 +629,7 @@ static void messages_do_not_starve_completions(void **state)
 {
     struct weir_mesh *mesh;
     struct endless endless = {{endless_receive}, 0};
-    struct counted nop = {{counted_complete}, 0, 0};
+    struct answer nop = answer_open();
 
     (void)state;
     assert_int_equal(weir_mesh_create(1, 0, &mesh), 0);
@@ -515,7 +656,7 @@ static bool is_readable(int fd, int timeout_ms)
 static void armed_worker_is_readable(void **state)
 {
     struct weir_worker *worker = attach(&(struct weir_worker_config){.tick_ns = LONG_NS});
-    struct counted read = {{counted_complete}, 0, 0};
+    struct answer read = answer_open();
     char byte;
     int ends[2];
 
@@ -1333,6 +1474,10 @@ int main(void)
         {"an attached thread gets its affinity back", affinity_comes_back, NULL, NULL, NULL},
         {"stop cancels what is left", stop_cancels_what_is_left, NULL, NULL, NULL},
         {"the kernel's helpers are bounded", helpers_are_bounded, NULL, NULL, NULL},
+        {"the kernel's helpers run beside the core", helpers_run_beside, NULL, NULL, NULL},
+        {"where its memory lies is told", memory_is_told, NULL, NULL, NULL},
+        {"where its memory lies may be nobody's business", memory_may_not_be_told, NULL, NULL,
+         NULL},
         {"a message arrives", message_arrives, NULL, NULL, NULL},
         {"a worker alone has nobody to send to", alone_has_nobody_to_send_to, NULL, NULL, NULL},
         {"messages do not starve completions", messages_do_not_starve_completions, NULL, NULL,

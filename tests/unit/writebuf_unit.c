@@ -808,6 +808,141 @@ static void test_a_flush_verdict_flushes_the_largest(void **state)
     assert_int_equal(buffer_of(fixture, 2).record_count, 4000);
 }
 
+/* Nobody appends: the account is asked for memory that somebody else needs. */
+static void test_an_asked_account_flushes(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){.flushes_max = 1});
+    assert_int_equal(fixture->account.reclaimer_count, 1);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1000, 100);
+    changes(fixture, 1, WEIR_WRITEBUF_UPDATE, 9000, 100);
+    assert_int_equal(weir_writebuf_poll(fixture->set, fixture->now_ns), 0);
+
+    /* How fast the sink is nobody knows: no promise, but it begins. */
+    assert_int_equal(double_account_ask(&fixture->account, "writebuf flush", 100 * KIB), 0);
+    assert_int_equal(buffer_of(fixture, 1).record_count, 9000);
+    assert_int_equal(weir_writebuf_due_ns(fixture->set), fixture->now_ns);
+    settle(fixture);
+    assert_int_equal(buffer_of(fixture, 1).record_count, 0);
+    assert_int_equal(buffer_of(fixture, 0).record_count, 1000);
+    weir_writebuf_audit(fixture->set);
+}
+
+/* A promise is counted on: nobody else is asked meanwhile. */
+static uint64_t promise_flushes(struct fixture *fixture, uint64_t bytes)
+{
+    /* Not kept at once: the double would mind. */
+    return fixture->account.reclaimers[0]->reclaim(fixture->account.reclaimers[0], bytes);
+}
+
+static void test_a_flush_is_promised_after_a_fast_one(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t before;
+
+    make(fixture, (struct weir_writebuf_config){.flushes_max = 1});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1000, 100);
+    flush(fixture, 0); /* in no time */
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1000, 100);
+    assert_int_equal(promise_flushes(fixture, 100 * MIB), 0); /* more than there is */
+    before = fixture->account.returned_bytes;
+    assert_int_equal(promise_flushes(fixture, 64 * KIB), 64 * KIB);
+    assert_int_equal(promise_flushes(fixture, 64 * KIB), 0); /* without a batch in between */
+    settle(fixture);
+    assert_true(fixture->account.returned_bytes - before >= 64 * KIB);
+
+    /* A sink that takes its time: what has to wait for several such batches is not promised. */
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1000, 100);
+    fixture->target.tables[0].wait_ppm = 1000000;
+    weir_writebuf_flush(fixture->buffers[0], NULL, UINT64_MAX);
+    weir_writebuf_poll(fixture->set, fixture->now_ns);
+    fixture->now_ns += SECOND / 50;
+    fixture->target.tables[0].wait_ppm = 0;
+    settle(fixture);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 9000, 100);
+    assert_int_equal(promise_flushes(fixture, 400 * KIB), 0);
+    assert_int_equal(promise_flushes(fixture, 64 * KIB), 64 * KIB);
+    settle(fixture);
+
+    /* What is held up is not promised. */
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1000, 100);
+    weir_writebuf_pause(fixture->buffers[0]);
+    assert_int_equal(promise_flushes(fixture, 4 * KIB), 0);
+    weir_writebuf_resume(fixture->buffers[0]);
+}
+
+static void test_an_asked_account_spills(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_writebuf_stats stats;
+
+    make(fixture, (struct weir_writebuf_config){.region = &fixture->region, .flushes_max = 1});
+    assert_int_equal(fixture->account.reclaimer_count, 2);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 20000, 100);
+    changes(fixture, 1, WEIR_WRITEBUF_UPDATE, 3000, 100);
+    weir_writebuf_pause(fixture->buffers[1]);
+
+    /* Who is held up first; what came was promised. */
+    uint64_t held_up = buffer_of(fixture, 1).memory_bytes;
+    assert_in_range(double_account_ask(&fixture->account, "writebuf spill", 64 * KIB), 64 * KIB,
+                    128 * KIB);
+    assert_int_equal(buffer_of(fixture, 0).spilled_bytes, 0);
+    assert_true(buffer_of(fixture, 1).memory_bytes < held_up);
+    assert_in_range(double_account_ask(&fixture->account, "writebuf spill", UINT64_MAX), MIB,
+                    MIB + 64 * KIB);
+
+    /* What the region does not take is not promised. */
+    fixture->region.put_result = -ENOSPC;
+    assert_int_equal(double_account_ask(&fixture->account, "writebuf spill", UINT64_MAX), 0);
+    fixture->region.put_result = 0;
+    while (double_account_ask(&fixture->account, "writebuf spill", UINT64_MAX) > 0)
+        weir_writebuf_audit(fixture->set);
+    stats = stats_of(fixture);
+    assert_int_equal(stats.memory_bytes, 0);
+    weir_writebuf_resume(fixture->buffers[1]);
+    flush(fixture, 0);
+    flush(fixture, 1);
+    assert_true(target_is_equal(&fixture->target, 0));
+    assert_true(target_is_equal(&fixture->target, 1));
+}
+
+static struct fixture *sinking;
+
+/* As a sink that polls the account does. */
+static int put_that_asks(void *context, void *batch, const struct weir_writebuf_record *record)
+{
+    struct weir_account *account = &sinking->account;
+
+    if (sinking->ready_count++ % 100 == 0) {
+        assert_int_equal(double_account_ask(account, "writebuf spill", UINT64_MAX), 0);
+        assert_int_equal(double_account_ask(account, "writebuf flush", 100 * MIB), 0);
+    }
+    return target_put(context, batch, record);
+}
+
+static void test_asked_in_the_sink(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_writebuf_sink sink = target_sink(&fixture->target);
+
+    sinking = fixture;
+    sink.put = put_that_asks;
+    make(fixture, (struct weir_writebuf_config){.region = &fixture->region, .sink = sink});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 3000, 100);
+    changes(fixture, 1, WEIR_WRITEBUF_UPDATE, 3000, 100);
+    flush(fixture, 0);
+    settle(fixture);
+    assert_true(fixture->ready_count >= 6000);
+    assert_true(target_is_equal(&fixture->target, 0));
+    assert_true(target_is_equal(&fixture->target, 1)); /* what was asked for, too */
+
+    /* Both are gone with the set. */
+    weir_writebuf_destroy(fixture->set);
+    fixture->set = NULL;
+    assert_int_equal(fixture->account.reclaimer_count, 0);
+}
+
 static void test_held_bytes_have_a_limit(void **state)
 {
     struct fixture *fixture = *state;
@@ -1303,6 +1438,13 @@ int main(void)
         {"memory goes back", test_memory_goes_back, begin, end, NULL},
         {"a flush verdict flushes the largest", test_a_flush_verdict_flushes_the_largest, begin,
          end, NULL},
+        {"an account that is asked has flushes begun", test_an_asked_account_flushes, begin, end,
+         NULL},
+        {"flushes are promised where the sink is fast", test_a_flush_is_promised_after_a_fast_one,
+         begin, end, NULL},
+        {"an account that is asked gets what spills", test_an_asked_account_spills, begin, end,
+         NULL},
+        {"in the sink nothing spills", test_asked_in_the_sink, begin, end, NULL},
         {"held bytes have a limit", test_held_bytes_have_a_limit, begin, end, NULL},
         {"the backlog leaves out who is held up", test_the_backlog_leaves_out_who_is_held_up, begin,
          end, NULL},

@@ -216,7 +216,7 @@ void listing_verify(const struct weir_view *view, struct verdict *ret_verdict, l
         int r = weir_view_extent(view, index, &extent);
         if (r == -EAGAIN)
             ret_verdict->changed++;
-        if (r == -EBADMSG) {
+        if (r < 0 && r != -EAGAIN && r != -ENOENT) {
             ret_verdict->bad++;
             extent = (struct weir_view_extent){.slot = {.index = index}};
             bad(context, &extent, r);
