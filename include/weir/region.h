@@ -16,8 +16,9 @@
  *                                                   or fetch on the region
  *
  * At most resident_bytes_max of the file are in memory, and fetched items are
- * part of it: a region is one fixed charge, made once by its owner. Its tables
- * come on top and are told to config.books.
+ * part of it: a region is one charge, made by its owner at open. It changes only by
+ * weir_region_set_resident(), for owners whose memory gets short and ample again. Its
+ * tables come on top and are told to config.books.
  *
  * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
  * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
@@ -75,6 +76,11 @@ struct weir_region;
  *                       -EINVAL
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
+ * @resident_bytes_min:  how far weir_region_set_resident() may lower that: 8 MiB ..
+ *                       resident_bytes_max; 0: not at all. What is promised of
+ *                       items in the stats (put_bytes_max, fetch_bytes_max) holds
+ *                       there, too, and so follows from this. -EINVAL where
+ *                       resident_bytes_max is UINT64_MAX
  * @disk_floor_bytes:    free space of the file system that growth leaves alone
  * @ring:                the ring of a worker, or NULL for one of its own
  * @books:               who is told how large the tables are
@@ -99,6 +105,7 @@ struct weir_region_config {
     bool memory_backed;
     bool wipes;
     struct weir_disk_cap disk_cap;
+    uint64_t resident_bytes_min;
     uint64_t reserved[8];
 };
 
@@ -421,7 +428,7 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * what was in use of late, and whole chunks that stay free, a reserve left out. A
  * first reservation that was never used stays.
  * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
- * a tick stays below a millisecond.
+ * a tick stays below a millisecond; of checksums 768 KiB while the memory gets less.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -439,15 +446,35 @@ WEIR_API int weir_region_poll(struct weir_region *region);
  */
 WEIR_API int weir_region_wait(struct weir_region *region, uint64_t timeout_ns);
 
+/*
+ * weir_region_set_resident() - another bound for what is in memory, from now on
+ * @bytes:  config.resident_bytes_min .. config.resident_bytes_max
+ *
+ * More than stats.resident_bytes_max may be in memory at once: charge it first. Less is
+ * a wish, for poll to carry out: chunks are written back and dropped, fetched items
+ * that nobody pins are given up. Meanwhile stats.resident_bytes_max is what really
+ * bounds the memory: it never rises on its way down to @bytes, and what it has fallen
+ * by can be refunded. Nothing leaves the memory in this call: addresses stay good.
+ *
+ * What is pinned or filled in place stays, and nothing is dropped while the region is
+ * degraded: that holds the bound up. Until it has come down no further chunk comes into
+ * memory: a put, alloc or write that needs one finds write-back behind.
+ *
+ * Cost: O(fetch buffers); never blocks.
+ *
+ * Return: 0 or -EINVAL.
+ */
+WEIR_API WEIR_MUST_CHECK int weir_region_set_resident(struct weir_region *region, uint64_t bytes);
+
 /* ---- Statistics ------------------------------------------------------------- */
 
 struct weir_region_stats {
     uint64_t bytes_max;
-    uint64_t resident_bytes_max;
-    uint64_t item_bytes_max;  /* largest item, in pieces; less than 64 GiB */
-    uint64_t put_bytes_max;   /* largest item at once, and largest piece */
-    uint64_t fetch_bytes_max; /* largest item that fetch() brings in whole */
-    uint64_t live_bytes;      /* lengths of live items */
+    uint64_t resident_bytes_max; /* what bounds the memory now: weir_region_set_resident() */
+    uint64_t item_bytes_max;     /* largest item, in pieces; less than 64 GiB */
+    uint64_t put_bytes_max;      /* largest item at once, and largest piece */
+    uint64_t fetch_bytes_max;    /* largest item that fetch() brings in whole */
+    uint64_t live_bytes;         /* lengths of live items */
     uint64_t live_bytes_peak;
     uint64_t file_bytes;     /* length of the file; a step more while that is changed */
     uint64_t disk_bytes;     /* blocks really allocated to it: less where there are holes */
@@ -476,7 +503,8 @@ struct weir_region_stats {
     bool degraded;          /* a write-back failed and has not succeeded since */
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
-    uint64_t reserved[7];
+    uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
+    uint64_t reserved[6];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

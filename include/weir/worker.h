@@ -96,7 +96,11 @@ struct weir_report {
  *                  the worker: has_room is called with the worker
  * @region:         .directory NULL: no region; ring and books are set by the
  *                  worker; resident_bytes_max is charged at start, as part of
- *                  the account's reserve
+ *                  the account's reserve. With a resident_bytes_min only that is:
+ *                  the rest is charged as far as use stays well below soft, at
+ *                  start and whenever there is room again, by steps, and given back
+ *                  when the governor asks (a reclaimer of cost 100, where the
+ *                  kernel lets go of what is dropped)
  * @ring_entries:   0: 256
  * @tick_ns:        sleeps no longer than this; 0: 10 ms
  * @turn_ns:        a turn that has taken this long leaves further completions and
@@ -140,8 +144,8 @@ struct weir_worker_config {
  *
  * Returns when on_start has returned. Thread: any.
  *
- * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the region does not fit under the
- *         governor's hard level), -EOPNOTSUPP (the kernel forbids io_uring), what
+ * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve, with what it has of the
+ *         region, does not fit under the governor's hard level), -EOPNOTSUPP (the kernel forbids io_uring), what
  *         weir_region_open() or on_start say, or what pthread_create(3) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_worker_start(const struct weir_worker_config *config,
@@ -253,6 +257,8 @@ struct weir_worker_stats {
     uint64_t stall_count;
     uint64_t ring_bytes; /* estimate of what the kernel holds for the ring */
     uint32_t cpu;
+    uint64_t region_charged_bytes; /* for what the region may have in memory; not for its tables */
+    uint64_t region_given_bytes;   /* of that, ever given back when the governor asked */
     uint64_t reserved[8];
 };
 

@@ -11,7 +11,8 @@
  * nearly all of it is in use nearly always and no page is given back before
  * close. Where pins leave no gap that is long enough a buffer gets a mapping of
  * its own; meanwhile the gaps give their memory up, so that all together stays
- * within what was asked for at open.
+ * within what was asked for at open. The same is done when the limit is lowered, as
+ * long as buffers lie behind it.
  *
  *   A1  a page is taken by one buffer at most; all pages before @from are taken
  */
@@ -104,6 +105,7 @@ void weir__arena_open(struct weir__arena *arena, uint64_t bytes, bool wipes)
     arena->taken = (uint64_t *)(void *)front;
     arena->base = front + front_bytes;
     arena->count = count;
+    arena->limit = count;
     ASAN_POISON_MEMORY_REGION(arena->base, bytes);
 }
 
@@ -120,6 +122,24 @@ void weir__arena_close(struct weir__arena *arena)
     *arena = (struct weir__arena){.base = NULL};
 }
 
+void weir__arena_limit(struct weir__arena *arena, uint64_t bytes)
+{
+    uint64_t limit = weir__min(bytes / ARENA_PAGE_BYTES, arena->count);
+    bool is_less = limit < arena->limit;
+
+    if (arena->base == NULL)
+        return;
+    arena->limit = limit;
+    arena->over = 0;
+    for (uint64_t page = arena_next(arena, limit, true); page < arena->count;) {
+        uint64_t end = arena_next(arena, page, false);
+        arena->over += end - page;
+        page = arena_next(arena, end, true);
+    }
+    if (is_less)
+        arena_give_back(arena);
+}
+
 void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes)
 {
     uint64_t count = weir__round_up(bytes, ARENA_PAGE_BYTES) / ARENA_PAGE_BYTES;
@@ -127,8 +147,8 @@ void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes)
     WEIR_ASSERT(bytes > 0);
 
     arena->from = arena_next(arena, arena->from, false);
-    for (uint64_t page = arena->from; page < arena->count;) {
-        uint64_t end = arena_next(arena, page, true);
+    for (uint64_t page = arena->from; page < arena->limit;) {
+        uint64_t end = weir__min(arena_next(arena, page, true), arena->limit);
         if (end - page >= count) {
             arena_mark(arena, page, count, true);
             char *data = arena->base + page * ARENA_PAGE_BYTES;
@@ -156,9 +176,14 @@ void weir__arena_free(struct weir__arena *arena, void *data, uint64_t bytes)
     }
     if (arena->wipes)
         memset(data, 0, bytes);
-    arena_mark(arena, offset / ARENA_PAGE_BYTES, count, false);
-    arena->from = weir__min(arena->from, offset / ARENA_PAGE_BYTES);
-    if (arena->own_count > 0)
+
+    uint64_t page = offset / ARENA_PAGE_BYTES;
+    bool is_tight = arena->own_count > 0 || arena->over > 0;
+    arena_mark(arena, page, count, false);
+    arena->from = weir__min(arena->from, page);
+    if (page + count > arena->limit)
+        arena->over -= page + count - weir__max(page, arena->limit);
+    if (is_tight)
         weir__sys_madvise(data, count * ARENA_PAGE_BYTES, MADV_DONTNEED);
     ASAN_POISON_MEMORY_REGION(data, count * ARENA_PAGE_BYTES);
 }

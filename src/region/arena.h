@@ -17,6 +17,8 @@ struct weir__arena {
     char *base;         /* fixed; NULL: each buffer has a mapping of its own */
     uint64_t *taken;    /* a bit for each page; lies in front of base */
     uint64_t count;     /* fixed; pages */
+    uint64_t limit;     /* of these, the first that may be taken now */
+    uint64_t over;      /* taken behind the limit, from before */
     uint64_t from;      /* every page before it is taken */
     bool wipes;         /* fixed: what comes back is overwritten */
     uint64_t own_count; /* buffers with a mapping of their own */
@@ -27,6 +29,9 @@ void weir__arena_open(struct weir__arena *arena, uint64_t bytes, bool wipes);
 
 /* All that was taken must have come back. */
 void weir__arena_close(struct weir__arena *arena);
+
+/* Not more than @bytes of memory from now on, beside what is taken: at most as at open. */
+void weir__arena_limit(struct weir__arena *arena, uint64_t bytes);
 
 /* Aligned to a page, not zeroed; NULL when the kernel refuses. @bytes > 0. */
 void *weir__arena_alloc(struct weir__arena *arena, uint64_t bytes);

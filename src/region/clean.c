@@ -295,7 +295,7 @@ static bool clean_may_start(struct weir_region *region, const struct weir__windo
     struct weir__cleaner *cleaner = &region->cleaner;
     const struct weir__window *first = &cleaner->windows[0];
 
-    if (window->chunk != CHUNK_NO)
+    if (window->chunk != CHUNK_NO || cleaner->is_resizing)
         return false;
     if (cleaner->needs_all && !clean_is_alone(region, window))
         return false; /* an item waits for the whole buffer */
@@ -772,6 +772,37 @@ bool weir__clean_is_reading(const struct weir_region *region)
         if (region->cleaner.windows[i].is_reading)
             return true;
     return false;
+}
+
+/* Chunks that were set aside may have been so for an item that was too long. */
+static void clean_look_at_all_again(struct weir_region *region)
+{
+    for (uint64_t chunk = 0; chunk < weir__chunk_of(region->store.file_bytes); chunk++)
+        if (weir__chunk_is_aside(&region->chunks, chunk))
+            weir__chunk_file(&region->chunks, chunk);
+}
+
+void weir__clean_resize(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    if (bytes == cleaner->buffer_bytes) {
+        cleaner->is_resizing = false;
+        return;
+    }
+    cleaner->is_resizing = true;
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        if (cleaner->windows[i].chunk != CHUNK_NO)
+            weir__clean_forget(region, cleaner->windows[i].chunk);
+    if (weir__clean_is_reading(region))
+        return;
+    if (cleaner->buffer != NULL)
+        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
+    cleaner->buffer = NULL;
+    if (bytes > cleaner->buffer_bytes)
+        clean_look_at_all_again(region);
+    cleaner->buffer_bytes = bytes;
+    cleaner->is_resizing = false;
 }
 
 uint64_t weir__clean_bytes(const struct weir_region *region)

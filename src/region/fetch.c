@@ -18,7 +18,8 @@
  * Nothing is read through the mapping: a failing disk is an error code here.
  *
  *   F1  bytes counts the buffers of all reads; it never passes bytes_max, and
- *       those of holds leave step_bytes of it
+ *       those of holds leave step_bytes of it. While bytes_max comes down both may
+ *       be over: then no read for holds begins, and of pieces one at a time
  *   F2  a hold is idle (in the list) exactly when its read is done and nobody
  *       pins or keeps it
  *   F3  a request is answered once, from poll; until then its hold is kept
@@ -484,14 +485,22 @@ static bool fetch_may_submit(const struct weir__fetches *fetches, const struct f
            (read->piece != NULL && fetches->piece_bytes == 0);
 }
 
+/* Bytes in buffers of holds. */
+static uint64_t fetch_held(const struct weir__fetches *fetches)
+{
+    return fetches->bytes - fetches->piece_bytes;
+}
+
 /* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
 static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
     struct weir__fetches *fetches = &region->fetches;
-    uint64_t held_max = fetches->bytes_max - (is_piece ? 0 : fetches->step_bytes);
+    uint64_t held_max = fetches->bytes_max - fetches->step_bytes;
 
-    while (fetches->bytes + bytes > fetches->bytes_max ||
-           fetches->bytes - fetches->piece_bytes + bytes > held_max) {
+    while (is_piece ? fetches->bytes + bytes >
+                          weir__max(fetches->bytes_max, fetch_held(fetches) + fetches->step_bytes)
+                    : fetches->bytes + bytes > fetches->bytes_max ||
+                          fetch_held(fetches) + bytes > held_max) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
@@ -555,7 +564,7 @@ static struct fetch_read *fetch_add(struct weir_region *region, struct fetch_req
 
     uint64_t end = hold->offset + hold->bytes;
     uint64_t reach = read == NULL ? 0 : weir__round_up(end, FETCH_ALIGNMENT) - read->offset;
-    uint64_t coalesce_max = weir__min(FETCH_COALESCE_MAX, region->fetches.bytes_max / 2);
+    uint64_t coalesce_max = weir__min(FETCH_COALESCE_MAX, region->fetches.bytes_min / 2);
     bool joins = read != NULL && hold->offset <= read->offset + read->bytes + FETCH_GAP_MAX &&
                  reach <= coalesce_max;
     if (joins)
@@ -840,7 +849,7 @@ const void *weir__fetches_at(const struct weir_region *region, struct weir_slot 
 uint64_t weir__fetches_item_max(const struct weir_region *region)
 {
     /* An item begins and ends anywhere in a page. */
-    return region->fetches.bytes_max - region->fetches.step_bytes - 2 * FETCH_ALIGNMENT;
+    return region->fetches.bytes_min - region->fetches.step_bytes - 2 * FETCH_ALIGNMENT;
 }
 
 bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
@@ -982,16 +991,49 @@ uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot)
     return sum != 0 ? sum : 1;
 }
 
+/* ---- Size --------------------------------------------------------------- */
+
+void weir__fetches_resize(struct weir_region *region, uint64_t bytes_max)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    WEIR_ASSERT(bytes_max >= fetches->bytes_min);
+    if (bytes_max == fetches->bytes_max)
+        return;
+    fetches->bytes_max = bytes_max;
+    weir__arena_limit(&fetches->arena, bytes_max);
+}
+
+/* With too much in holds there is one more piece than fits, that it may come to an end. */
+uint64_t weir__fetches_bound(const struct weir_region *region)
+{
+    const struct weir__fetches *fetches = &region->fetches;
+    uint64_t held = fetch_held(fetches);
+
+    if (held + fetches->step_bytes <= fetches->bytes_max)
+        return fetches->bytes;
+    return weir__max(fetches->bytes, held + fetches->step_bytes);
+}
+
+void weir__fetches_shrink(struct weir_region *region)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    while (weir__fetches_bound(region) > fetches->bytes_max && !weir__list_is_empty(&fetches->idle))
+        fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
+}
+
 /* ---- Lifecycle ---------------------------------------------------------- */
 
-void weir__fetches_init(struct weir_region *region, uint64_t bytes_max)
+void weir__fetches_init(struct weir_region *region, uint64_t bytes_max, uint64_t bytes_min)
 {
     struct weir__fetches *fetches = &region->fetches;
 
     weir__arena_open(&fetches->arena, bytes_max, region->wipes);
     fetches->bytes_max = bytes_max;
+    fetches->bytes_min = bytes_min;
     fetches->step_bytes =
-        weir__min(weir__round_down(bytes_max / 4, FETCH_ALIGNMENT), FETCH_STEP_BYTES);
+        weir__min(weir__round_down(bytes_min / 4, FETCH_ALIGNMENT), FETCH_STEP_BYTES);
     weir__list_init(&fetches->pending);
     weir__list_init(&fetches->pending_pieces);
     weir__list_init(&fetches->told);

@@ -52,7 +52,7 @@ static uint64_t pager_oldest_ticket(const struct weir__pager *pager)
     return oldest;
 }
 
-static bool pager_drop_one(struct weir_region *region)
+bool weir__pager_drop(struct weir_region *region)
 {
     struct weir__pager *pager = &region->pager;
     uint64_t oldest = pager_oldest_ticket(pager);
@@ -76,7 +76,7 @@ static bool pager_drop_one(struct weir_region *region)
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
 {
     while (region->chunks.resident_count + chunk_count > region->chunks.resident_max) {
-        if (!pager_drop_one(region)) {
+        if (!weir__pager_drop(region)) {
             region->pager.wanted = true;
             region->pager.refused = true;
             return false;
@@ -412,6 +412,15 @@ static bool pager_should_write(const struct weir_region *region)
            region->chunks.queues[CHUNK_DIRTY].count + ahead > region->chunks.resident_max;
 }
 
+/* More is dirty than may be in memory from now on: it is written half full as it may be. */
+static bool pager_is_over(const struct weir_region *region)
+{
+    const struct weir__chunks *chunks = &region->chunks;
+
+    return chunks->resident_count > chunks->resident_max + chunks->queues[CHUNK_WRITING].count +
+                                        chunks->queues[CHUNK_CLEAN].count;
+}
+
 /* ---- Coming back --------------------------------------------------------- */
 
 static void pager_revived(struct weir_region *region, uint64_t chunk)
@@ -471,7 +480,8 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
     while ((write = pager_idle_write(pager)) != NULL && pager_should_write(region)) {
         if (weir__table_ready(region, region->spare_min) < 0)
             break;
-        bool urgent = pager->wanted && region->chunks.queues[CHUNK_WRITING].count == 0;
+        bool urgent = (pager->wanted && region->chunks.queues[CHUNK_WRITING].count == 0) ||
+                      pager_is_over(region);
         uint64_t chunk = pager_choose(region, urgent);
         if (chunk == CHUNK_NO)
             break;
@@ -487,7 +497,7 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
     if (pager->revival.is_verifying)
         pager_verify(region, budget);
     if (region->chunks.resident_count >= region->chunks.resident_max)
-        pager_drop_one(region);
+        weir__pager_drop(region);
 }
 
 bool weir__pager_is_busy(const struct weir_region *region)
@@ -496,6 +506,14 @@ bool weir__pager_is_busy(const struct weir_region *region)
 
     return pager_oldest_ticket(&region->pager) != UINT64_MAX ||
            (revival->is_under_way && !revival->is_verifying);
+}
+
+bool weir__pager_has_sums(const struct weir_region *region)
+{
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        if (pager_is_summing(&region->pager.writes[i]))
+            return true;
+    return region->pager.revival.is_verifying;
 }
 
 /* ---- Revival ------------------------------------------------------------ */
@@ -573,7 +591,8 @@ void weir__pager_init(struct weir_region *region)
     struct weir__pager *pager = &region->pager;
 
     pager->no_hole_bytes = UINT64_MAX;
-    pager->writes_back = region->chunks.resident_max < weir__chunk_of(region->bytes_max);
+    pager->writes_back = weir__bound_split(region, region->bound.bytes_min).chunk_count <
+                         weir__chunk_of(region->bytes_max);
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i] = (struct weir__write){
             .operation = {pager_write_complete},

@@ -35,20 +35,18 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define REGION_BYTES_DEFAULT     (UINT64_C(1) << 30)
-#define REGION_RESIDENT_DEFAULT  (UINT64_C(64) << 20)
-#define REGION_RESIDENT_MIN      (UINT64_C(8) << 20)
-#define REGION_FETCH_BYTES_LIMIT (UINT64_C(64) << 20)
-#define REGION_SPARE_MIN         UINT64_C(64)
-#define REGION_RING_ENTRIES      64
-#define REGION_CLEAN_BYTES_LIMIT (UINT64_C(8) << 20)
-#define REGION_STEP_BYTES        (UINT64_C(64) << 10) /* put between two looks at the background */
-#define REGION_PREFETCH_MAX      2048                 /* of the source of a put */
-#define REGION_PREFETCH_TO       1024 /* of where it goes; an address without memory does no harm */
-#define REGION_WAIT_NS           UINT64_C(100000000)
-#define REGION_REAP_FAILURES     1000                   /* one after the other, at close */
-#define REGION_PATIENCE_NS       UINT64_C(100000000000) /* of one call; a disk may be that slow */
-#define REGION_IDLE_COUNT        50
+#define REGION_BYTES_DEFAULT    (UINT64_C(1) << 30)
+#define REGION_RESIDENT_DEFAULT (UINT64_C(64) << 20)
+#define REGION_RESIDENT_MIN     (UINT64_C(8) << 20)
+#define REGION_SPARE_MIN        UINT64_C(64)
+#define REGION_RING_ENTRIES     64
+#define REGION_STEP_BYTES       (UINT64_C(64) << 10) /* put between two looks at the background */
+#define REGION_PREFETCH_MAX     2048                 /* of the source of a put */
+#define REGION_PREFETCH_TO      1024 /* of where it goes; an address without memory does no harm */
+#define REGION_WAIT_NS          UINT64_C(100000000)
+#define REGION_REAP_FAILURES    1000                   /* one after the other, at close */
+#define REGION_PATIENCE_NS      UINT64_C(100000000000) /* of one call; a disk may be that slow */
+#define REGION_IDLE_COUNT       50
 
 /* What somebody asks for. */
 struct region_need {
@@ -65,6 +63,11 @@ static bool region_is_mine(const struct weir_region *region)
 
 /* ---- Lifecycle ------------------------------------------------------------ */
 
+static uint64_t region_resident_bytes(const struct weir_region_config *config)
+{
+    return config->resident_bytes_max != 0 ? config->resident_bytes_max : REGION_RESIDENT_DEFAULT;
+}
+
 static int region_check_config(const struct weir_region_config *config)
 {
     if (config == NULL || config->directory == NULL)
@@ -78,6 +81,11 @@ static int region_check_config(const struct weir_region_config *config)
         return -EINVAL;
     if ((config->disk_cap.take == NULL) != (config->disk_cap.give == NULL))
         return -EINVAL;
+
+    uint64_t resident = region_resident_bytes(config);
+    uint64_t least = config->resident_bytes_min;
+    if (least != 0 && (least < REGION_RESIDENT_MIN || least > resident || resident == UINT64_MAX))
+        return -EINVAL;
     return 0;
 }
 
@@ -86,8 +94,6 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
 {
     uint64_t found = region->named.found.bytes_max; /* 0: it was not there */
     uint64_t bytes_max = found != 0 ? found : REGION_BYTES_DEFAULT;
-    uint64_t resident =
-        config->resident_bytes_max != 0 ? config->resident_bytes_max : REGION_RESIDENT_DEFAULT;
 
     if (config->bytes_max != 0)
         bytes_max = config->bytes_max;
@@ -97,25 +103,21 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
     region->bytes_max = weir__round_down(bytes_max, LAYOUT_CHUNK_BYTES);
     if (region->bytes_max == 0 || region->bytes_max < found)
         return -EDQUOT;
-    region->resident_bytes_max = resident;
+    weir__bound_init(region, region_resident_bytes(config), config->resident_bytes_min);
 
-    /* An eighth for fetched items, a little for the cleaner, the rest for chunks. */
-    uint64_t fetch_bytes = weir__min(weir__min(resident, bytes_max) / 8, REGION_FETCH_BYTES_LIMIT);
-    fetch_bytes = weir__max(weir__round_down(fetch_bytes, 4096), UINT64_C(512) << 10);
-    uint64_t clean_bytes = weir__min(resident / 32, REGION_CLEAN_BYTES_LIMIT);
-    clean_bytes = weir__max(weir__round_down(clean_bytes, 8192), UINT64_C(1) << 20);
-    region->chunks.resident_max = resident == UINT64_MAX
-                                      ? UINT64_MAX / 2
-                                      : (resident - fetch_bytes - clean_bytes) / LAYOUT_CHUNK_BYTES;
-    weir__fetches_init(region, fetch_bytes);
-    weir__clean_init(region, clean_bytes);
+    /* What is promised of items must hold with the least memory, too. */
+    struct weir__bound_split split = weir__bound_split(region, region->resident_bytes_max);
+    struct weir__bound_split least = weir__bound_split(region, region->bound.bytes_min);
+    region->chunks.resident_max = split.chunk_count;
+    weir__fetches_init(region, split.fetch_bytes, least.fetch_bytes);
+    weir__clean_init(region, split.clean_bytes);
 
     region->item_bytes_max = weir__min(region->bytes_max / 4, LAYOUT_ITEM_LIMIT - LAYOUT_GRANULE);
-    region->put_bytes_max = weir__min(region->item_bytes_max,
-                                      weir__min(region->chunks.resident_max, UINT64_C(1) << 16) *
-                                          LAYOUT_CHUNK_BYTES / 4);
+    region->put_bytes_max =
+        weir__min(region->item_bytes_max,
+                  weir__min(least.chunk_count, UINT64_C(1) << 16) * LAYOUT_CHUNK_BYTES / 4);
     /* Enough for any item of put_bytes_max, wherever it begins; the rest is for puts. */
-    region->placed_max = region->chunks.resident_max / 2 + region->chunks.resident_max % 2;
+    region->placed_max = least.chunk_count / 2 + least.chunk_count % 2;
     /* Freeing may split an extent at each chunk border, and allocates nothing. */
     region->spare_min = REGION_SPARE_MIN + 2 * (region->item_bytes_max / LAYOUT_CHUNK_BYTES + 1);
     return 0;
@@ -851,6 +853,7 @@ static int region_tick(struct weir_region *region, int completions)
     weir__clean_advance(region, false, CLEAN_TICK_BYTES);
     weir__pager_advance(region, PAGER_TICK_BYTES);
     weir__growth_advance(region);
+    weir__bound_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
@@ -880,7 +883,7 @@ int weir_region_wait(struct weir_region *region, uint64_t timeout_ns)
     WEIR_CHECK(!region->delivers);
 
     bool is_idle = !region->owns_ring || weir__ring_in_flight(region->ring) == 0 ||
-                   !weir__list_is_empty(&region->fetches.told) ||
+                   weir__pager_has_sums(region) || !weir__list_is_empty(&region->fetches.told) ||
                    !weir__list_is_empty(&region->fetches.told_pieces);
     if (is_idle)
         return weir_region_poll(region);
@@ -899,7 +902,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
     bool is_known = weir__sys_fstat(region->store.data_fd, &file) == 0;
     *ret_stats = (struct weir_region_stats){
         .bytes_max = region->bytes_max,
-        .resident_bytes_max = region->resident_bytes_max,
+        .resident_bytes_max = region->bound.bound_bytes,
         .item_bytes_max = region->item_bytes_max,
         .put_bytes_max = region->put_bytes_max,
         .fetch_bytes_max = weir__fetches_item_max(region),
@@ -935,6 +938,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .degraded = region->pager.suspect_count > 0,
         .synchronous = weir__ring_is_synchronous(region->ring),
         .movable = region->store.reserved_bytes == 0,
+        .resident_wish_bytes = region->bound.wish_bytes,
     };
 }
 
@@ -970,6 +974,8 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(live_bytes == weir__word_load(&weir__region_figures(region)->live_bytes));
     WEIR_CHECK(slot_count == weir__word_load(&weir__region_figures(region)->slot_count));
     WEIR_CHECK(placed_bytes <= weir__word_load(&weir__region_figures(region)->pinned_bytes));
-    WEIR_CHECK(freed_bytes == region->named.freed_bytes);           /* N2 */
-    WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max); /* F1 */
+    WEIR_CHECK(freed_bytes == region->named.freed_bytes); /* N2 */
+    WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max ||
+               region->bound.is_changing); /* F1 */
+    weir__bound_audit(region);
 }

@@ -11,6 +11,7 @@
  *      store      the mapped chunk store: the file, and what a chunk is made of
  *      growth     how long the file is, and where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
+ *      bound      how much memory there is for all of that, and how it changes
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
  *      compact    holes in memory become one before the file grows
@@ -141,6 +142,22 @@ struct weir__growth {
     uint64_t look_free_count;
 };
 
+/* How much may be in memory: see bound.c. */
+struct weir__bound {
+    uint64_t bytes_min;     /* fixed */
+    uint64_t wish_bytes;    /* as set last */
+    uint64_t applied_bytes; /* what the sizes of the parts follow from */
+    uint64_t bound_bytes;   /* B1 */
+    bool is_changing;       /* B3 */
+};
+
+/* What each part has of it. */
+struct weir__bound_split {
+    uint64_t chunk_count;
+    uint64_t fetch_bytes;
+    uint64_t clean_bytes;
+};
+
 struct weir__pager {
     bool writes_back;               /* fixed: not everything may stay resident */
     bool cannot_zero;               /* blocks were not made unwritten when last asked */
@@ -161,7 +178,8 @@ struct weir__pager {
 
 struct weir__fetches {
     struct weir__arena arena;  /* buffers; no books, they are part of resident_bytes_max */
-    uint64_t bytes_max;        /* fixed */
+    uint64_t bytes_max;        /* now: see bound */
+    uint64_t bytes_min;        /* fixed: never less than that */
     uint64_t step_bytes;       /* fixed; of these, what only pieces may take */
     uint64_t bytes;            /* of all buffers */
     uint64_t piece_bytes;      /* of these, of pieces */
@@ -194,7 +212,8 @@ struct weir__cleaner {
     struct weir__window windows[CLEAN_WINDOW_COUNT];
     struct weir__arena arena; /* without pages of its own: the buffer is a mapping */
     char *buffer;             /* NULL: nothing was cleaned for a while */
-    uint64_t buffer_bytes;    /* fixed */
+    uint64_t buffer_bytes;    /* of it, or of the next */
+    bool is_resizing;         /* buffer_bytes changes when nothing is in it: no window begins */
     uint32_t first;           /* the window whose chunk is emptied first */
     uint64_t nest_chunk;      /* where survivors go; CHUNK_NO: none */
     uint32_t nest;            /* the extent that is left of it; 0: none */
@@ -262,8 +281,8 @@ struct weir_region {
     uint64_t fetched_pin_count; /* of these, in fetch buffers */
     bool delivers;              /* inside a callback of fetch: poll and close are forbidden */
 
-    uint64_t bytes_max; /* fixed; whole chunks */
-    uint64_t resident_bytes_max;
+    uint64_t bytes_max;          /* fixed; whole chunks */
+    uint64_t resident_bytes_max; /* fixed */
     uint64_t item_bytes_max;
     uint64_t put_bytes_max;
     uint64_t spare_min; /* entries that must be there before anything is split */
@@ -284,6 +303,7 @@ struct weir_region {
     struct weir__chunks chunks;
     struct weir__store store;
     struct weir__growth growth;
+    struct weir__bound bound;
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
@@ -490,6 +510,9 @@ void weir__pager_init(struct weir_region *region);
 /* Make room in memory for @chunk_count more chunks; false: not now. */
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
 
+/* A clean chunk leaves the memory; false: none may, now. */
+bool weir__pager_drop(struct weir_region *region);
+
 /* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
 void weir__pager_empty(struct weir_region *region, uint64_t chunk);
 
@@ -505,6 +528,9 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget);
 /* Whether a write-back or revival is under way in the ring. */
 bool weir__pager_is_busy(const struct weir_region *region);
 
+/* Whether the next poll has checksums to compute: nothing of the ring's is to be waited for. */
+bool weir__pager_has_sums(const struct weir_region *region);
+
 /* A write-back failed, nobody knows which: all that is in memory is written again. */
 void weir__pager_doubt(struct weir_region *region, int error);
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
@@ -513,10 +539,32 @@ void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t s
 /* @chunk leaves the file: it need not be written again. */
 void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk);
 
+/* ---- bound.c --------------------------------------------------------- */
+
+/* @bytes_min: 0: as @bytes_max. */
+void weir__bound_init(struct weir_region *region, uint64_t bytes_max, uint64_t bytes_min);
+
+/* How @bytes of memory are parted. */
+struct weir__bound_split weir__bound_split(const struct weir_region *region, uint64_t bytes);
+
+/* One tick of the way down. */
+void weir__bound_advance(struct weir_region *region);
+void weir__bound_audit(const struct weir_region *region);
+
 /* ---- fetch.c ------------------------------------------------------------ */
 
-void weir__fetches_init(struct weir_region *region, uint64_t bytes_max);
+/* @bytes_min: of @bytes_max, what weir__fetches_resize() always leaves. */
+void weir__fetches_init(struct weir_region *region, uint64_t bytes_max, uint64_t bytes_min);
 void weir__fetches_deinit(struct weir_region *region);
+
+/* Not more than weir__fetches_init() said. What is there stays: weir__fetches_shrink(). */
+void weir__fetches_resize(struct weir_region *region, uint64_t bytes_max);
+
+/* What nobody pins goes, oldest first, as far as there is more than may be. */
+void weir__fetches_shrink(struct weir_region *region);
+
+/* What bounds the buffers while there is more than may be; it does not rise then. */
+uint64_t weir__fetches_bound(const struct weir_region *region);
 
 /* Answer what is known, start what fits; how many were answered. */
 int weir__fetches_advance(struct weir_region *region);
@@ -580,6 +628,9 @@ bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budge
 
 /* Whether a read of ours is under way in the ring. */
 bool weir__clean_is_reading(const struct weir_region *region);
+
+/* Another size for the buffer, as soon as nothing is in it. */
+void weir__clean_resize(struct weir_region *region, uint64_t bytes);
 
 /* Bytes of memory that are held for it. */
 uint64_t weir__clean_bytes(const struct weir_region *region);

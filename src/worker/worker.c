@@ -30,6 +30,7 @@
  */
 #include <weir/worker.h>
 
+#include "worker/loan.h"
 #include "worker/mailbox.h"
 #include "worker/pin.h"
 #include "worker/stall.h"
@@ -61,10 +62,6 @@
 #define WORKER_HELPER_COUNT_MAX     16
 #define WORKER_NAME_BYTES           16
 
-/* The defaults that region.h states: what is charged must be what is opened. */
-#define WORKER_REGION_BYTES_DEFAULT   (UINT64_C(1) << 30)
-#define WORKER_RESIDENT_BYTES_DEFAULT (UINT64_C(64) << 20)
-
 /* Another worker of the mesh, as we know it. */
 struct worker_peer {
     struct weir_operation wake_failed; /* our doorbell did not reach it */
@@ -91,7 +88,8 @@ struct weir_worker {
     struct weir_ring *ring; /* I1 */
     struct weir_region *region;
     struct weir_account *account;
-    uint64_t own_bytes; /* charged for queues, ring and this */
+    struct weir__loan loan; /* what of the region's memory is not in the account's reserve */
+    uint64_t own_bytes;     /* charged for queues, ring and this */
     struct weir_mesh *mesh;
     struct weir__port *port;
     struct weir__port port_alone;
@@ -314,12 +312,32 @@ static void worker_watch_region(struct weir_worker *worker, int result)
                           });
 }
 
+static void worker_count_region(struct weir_worker *worker)
+{
+    const struct weir__loan *loan = &worker->loan;
+    uint64_t charged_bytes = loan->governor != NULL    ? loan->charged_bytes
+                             : worker->account != NULL ? weir__loan_reserve(&worker->config.region)
+                                                       : 0;
+
+    __atomic_store_n(&worker->stats.region_charged_bytes, charged_bytes, __ATOMIC_RELAXED);
+    __atomic_store_n(&worker->stats.region_given_bytes, loan->given_bytes, __ATOMIC_RELAXED);
+}
+
+/* What comes back of the region's memory is known to the account before it is polled. */
 static void worker_work(struct weir_worker *worker)
 {
+    bool is_lent = worker->loan.governor != NULL;
+
     if (worker->region != NULL)
         worker_watch_region(worker, weir_region_poll(worker->region));
+    if (is_lent)
+        worker->again |= weir__loan_advance(&worker->loan);
     if (worker->account != NULL)
         (void)weir_account_poll(worker->account);
+    if (is_lent) {
+        worker->again |= weir__loan_was_asked(&worker->loan);
+        worker_count_region(worker);
+    }
     if (worker->region != NULL || worker->account != NULL)
         weir__stall_mark(&worker->stall, WEIR_STATION_REGION, weir__clock_ns());
 }
@@ -446,27 +464,13 @@ static void worker_notify(void *context)
     weir_worker_wake(context);
 }
 
-/* What the region will hold in memory, as its header promises. */
-static uint64_t worker_resident_bytes(const struct weir_region_config *region)
-{
-    if (region->directory == NULL)
-        return 0;
-
-    uint64_t bytes_max = region->bytes_max != 0 ? region->bytes_max : WORKER_REGION_BYTES_DEFAULT;
-    if (region->memory_backed) /* there, what left the memory is still in it */
-        return bytes_max;
-    uint64_t resident_bytes = region->resident_bytes_max != 0 ? region->resident_bytes_max
-                                                              : WORKER_RESIDENT_BYTES_DEFAULT;
-    return weir__min(resident_bytes, bytes_max);
-}
-
 static int worker_open_account(struct weir_worker *worker)
 {
     if (worker->config.governor == NULL)
         return 0;
 
     struct weir_account_config config = worker->config.account;
-    uint64_t resident_bytes = worker_resident_bytes(&worker->config.region);
+    uint64_t resident_bytes = weir__loan_reserve(&worker->config.region);
     if (config.reserve_bytes > UINT64_MAX - resident_bytes)
         return -EINVAL;
     config.name = worker->name;
@@ -615,9 +619,14 @@ static int worker_open_region(struct weir_worker *worker)
     if (worker->account != NULL)
         config.books = weir_account_books(worker->account);
     int r = weir_region_open(&config, &worker->region);
-    if (r == 0)
-        worker_tell_region(worker);
-    return r;
+    if (r < 0)
+        return r;
+    worker_tell_region(worker);
+    if (worker->account != NULL && weir__loan_is_possible(&config))
+        weir__loan_open(&worker->loan, worker->config.governor, worker->account,
+                        worker->config.account.bytes_max, worker->region, &config);
+    worker_count_region(worker);
+    return 0;
 }
 
 /* What the ring does not take any more goes the other way: a wake too many does no harm. */
@@ -638,6 +647,7 @@ static void worker_close(struct weir_worker *worker)
 {
     weir_region_close(worker->region);
     worker->region = NULL;
+    weir__loan_close(&worker->loan);
 
     worker->closing = true;
     if (worker->port != NULL && worker->peers != NULL)
@@ -915,5 +925,7 @@ void weir_worker_stats(const struct weir_worker *worker, struct weir_worker_stat
         .stall_count = __atomic_load_n(&stats->stall_count, __ATOMIC_RELAXED),
         .ring_bytes = stats->ring_bytes,
         .cpu = __atomic_load_n(&stats->cpu, __ATOMIC_RELAXED),
+        .region_charged_bytes = __atomic_load_n(&stats->region_charged_bytes, __ATOMIC_RELAXED),
+        .region_given_bytes = __atomic_load_n(&stats->region_given_bytes, __ATOMIC_RELAXED),
     };
 }

@@ -471,7 +471,8 @@ struct life {
     void (*pass)(struct model *model);
     uint64_t bytes_max;
     bool ring_is_shared;
-    bool ends_under_fault; /* it is closed before the fault is lifted */
+    bool ends_under_fault;       /* it is closed before the fault is lifted */
+    uint64_t resident_bytes_max; /* 0: 8 MiB, and never less */
 };
 
 static void life_puts(struct model *model, int count, uint64_t size_max)
@@ -690,6 +691,38 @@ static void pass_cold(struct model *model)
     life_ask(model);
 }
 
+/* The memory gets less, in the middle of everything, and more. */
+static void pass_ebb(struct model *model)
+{
+    life_puts(model, 400, 60000);
+    struct weir_slot placed = life_place(model);
+    model_set_resident(model, 8 * MIB);
+    life_puts(model, 200, 60000);
+    life_ask(model);
+    model_set_resident(model, 24 * MIB);
+    life_frees(model, 2);
+    life_puts(model, 200, 60000);
+    model_set_resident(model, 12 * MIB);
+    life_commit(model, placed);
+    life_ask(model);
+    model_set_resident(model, 8 * MIB);
+    life_ask(model);
+}
+
+/* And where it was asked to go the bound goes, after all. */
+static void life_ebbs(struct model *model)
+{
+    struct weir_region_stats stats;
+    uint64_t since = weir__clock_ns();
+
+    do {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        model_wait(model);
+        model_check_figures(model);
+        weir_region_stats(model->region, &stats);
+    } while (stats.resident_bytes_max > stats.resident_wish_bytes);
+}
+
 /* The file is cut, and holes must be brought back. */
 static void pass_full(struct model *model)
 {
@@ -707,7 +740,8 @@ static void live(void *context)
         .directory = harness_tmpdir(),
         .bytes_initial = 2 * MIB,
         .bytes_max = life->bytes_max,
-        .resident_bytes_max = 8 * MIB,
+        .resident_bytes_max = life->resident_bytes_max > 0 ? life->resident_bytes_max : 8 * MIB,
+        .resident_bytes_min = 8 * MIB,
     };
     struct model *model = calloc(1, sizeof(*model));
 
@@ -735,6 +769,7 @@ static void live(void *context)
     } else {
         seam_lift();
         life_recovers(model);
+        life_ebbs(model);
         model->suffers = false;
         model_close(model, true);
     }
@@ -748,11 +783,14 @@ static void pass_opened(struct model *model)
     model_poll(model);
 }
 
-static const struct life opened = {pass_opened, 16 * MIB, false, false};
-static const struct life cold = {pass_cold, 64 * MIB, false, false};
-static const struct life cold_shared = {pass_cold, 64 * MIB, true, false};
-static const struct life cold_to_the_end = {pass_cold, 64 * MIB, false, true};
-static const struct life full = {pass_full, 28 * MIB, false, false};
+static const struct life opened = {pass_opened, 16 * MIB, false, false, 0};
+static const struct life cold = {pass_cold, 64 * MIB, false, false, 0};
+static const struct life cold_shared = {pass_cold, 64 * MIB, true, false, 0};
+static const struct life cold_to_the_end = {pass_cold, 64 * MIB, false, true, 0};
+static const struct life full = {pass_full, 28 * MIB, false, false, 0};
+static const struct life ebb = {pass_ebb, 64 * MIB, false, false, 24 * MIB};
+static const struct life ebb_shared = {pass_ebb, 64 * MIB, true, false, 24 * MIB};
+static const struct life ebb_to_the_end = {pass_ebb, 64 * MIB, false, true, 24 * MIB};
 
 /* A life, what goes wrong in it, and how far apart are the uses that a short run tries. */
 struct ordeal {
@@ -913,6 +951,46 @@ static void nothing_goes_while_in_doubt(void **state)
         (void)!put(job, 60 * KIB); /* asks for room */
         (void)!weir_region_wait(job->region, 1000000);
     }
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
+/* A region that is degraded drops nothing: that holds the bound up, and its owner is told so. */
+static void the_bound_stays_while_degraded(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_max = 64 * MIB, .resident_bytes_max = 24 * MIB, .resident_bytes_min = 8 * MIB});
+
+    (void)state;
+    if (!figures(job).bounded) {
+        finish(job);
+        return;
+    }
+    for (int i = 0; i < 300; i++)
+        assert_int_equal(put(job, 60 * KIB), 0);
+    /* One chunk cannot be written: the others can, and stay all the same. */
+    uint64_t bad = 0;
+    seam_arm((struct seam_rule){
+        .call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD, .matches = covers, .context = &bad});
+    seam_arm((struct seam_rule){.call = SEAM_ring_fdatasync, .times = SEAM_FOR_GOOD});
+    assert_int_equal(weir_region_set_resident(job->region, 8 * MIB), 0);
+    while (!figures(job).degraded)
+        (void)!weir_region_wait(job->region, 1000000);
+    uint64_t held = figures(job).resident_bytes;
+    assert_true(held > 8 * MIB);
+    for (uint64_t since = weir__clock_ns(); weir__clock_ns() - since < UINT64_C(300000000);) {
+        (void)!weir_region_wait(job->region, 1000000);
+        assert_true(figures(job).resident_bytes_max >= held);
+        assert_true(figures(job).resident_bytes >= held);
+    }
+    weir_region_audit(job->region);
+    seam_lift();
+    for (uint64_t since = weir__clock_ns(); figures(job).resident_bytes_max > 8 * MIB;) {
+        (void)!weir_region_wait(job->region, 1000000);
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+    }
+    assert_false(figures(job).degraded);
     for (size_t i = 0; i < job->count; i++)
         assert_whole(job, i, 60 * KIB);
     finish(job);
@@ -1163,6 +1241,18 @@ int main(int argc, char **argv)
              FOR_GOOD),
         EACH("at bytes_max without memory all stays as it is", 197, full, .call = SEAM_ANY_HEAP,
              FOR_GOOD),
+        EACH("less memory, though calls fail", 61, ebb, .call = SEAM_ANY_CALL, FOR_GOOD),
+        EACH("less memory, though an operation fails", 5, ebb, .call = SEAM_ANY_OPERATION),
+        EACH("less memory, though operations fail", 7, ebb, .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("less memory, though operations fail beside others", 7, ebb_shared,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("less memory, and completions are late", 11, ebb, .call = SEAM_ANY_OPERATION,
+             .how = SEAM_DELAY, .reaps = 20),
+        EACH("less memory, and none for tables", 101, ebb, .call = SEAM_ANY_HEAP, FOR_GOOD),
+        EACH("closed on the way to less memory", 9, ebb_to_the_end, .call = SEAM_ANY_OPERATION,
+             FOR_GOOD),
+        SEAM_TEST("nothing goes while in doubt, however little memory there may be",
+                  the_bound_stays_while_degraded),
         SEAM_TEST("a growth that cannot be undone is undone later", a_growth_that_cannot_be_undone),
         SEAM_TEST("a suspect chunk is written although it is built in",
                   a_suspect_chunk_under_construction),

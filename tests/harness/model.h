@@ -22,6 +22,8 @@
  *       filled in place stays as far as it is filled
  *   M5  an item's address is a multiple of the alignment it was asked for
  *   M6  the figures are the sums over items[]; the books are told metadata_bytes
+ *   M7  what bounds the memory rises only to what the owner has said, and never on
+ *       its way down: what it fell by has been refunded
  *
  * Where faults are armed (seam.h) the model is told that it suffers: then what the
  * kernel says is an answer too. It never stands for what we know: a live item is
@@ -70,6 +72,7 @@ enum model_choice {
     MODEL_WALK,
     MODEL_FLOOD,
     MODEL_PLACE,
+    MODEL_RESIDENT,
     MODEL_CHOICE_COUNT,
 };
 
@@ -94,6 +97,7 @@ enum model_event {
     MODEL_SAW_PLACED,
     MODEL_SAW_PLACED_COLD,
     MODEL_SAW_MOVES,
+    MODEL_SAW_LESS,
     MODEL_EVENT_COUNT,
 };
 
@@ -117,6 +121,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_PLACED] = "an item was filled in place",
     [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
     [MODEL_SAW_MOVES] = "items were moved",
+    [MODEL_SAW_LESS] = "less was in memory than before",
 };
 
 struct model_item {
@@ -156,6 +161,8 @@ struct model {
     struct weir_slot dead[MODEL_DEAD_COUNT];
     size_t dead_count;
 
+    uint64_t resident_least;  /* of the config; 0: nothing is changed */
+    uint64_t paid_bytes;      /* M7 */
     uint64_t committed_bytes; /* M6 */
     uint64_t unfinished_bytes;
     uint64_t placed_bytes; /* of these, filled in place */
@@ -431,6 +438,11 @@ static inline void model_check_figures(struct model *model)
     MODEL_CHECK(model, stats.fetched_bytes <= stats.resident_bytes);
     if (stats.bounded)
         MODEL_CHECK(model, stats.resident_bytes <= stats.resident_bytes_max);
+    MODEL_CHECK(model, stats.resident_bytes_max <= model->paid_bytes); /* M7 */
+    MODEL_CHECK(model, stats.resident_wish_bytes <= stats.resident_bytes_max);
+    if (stats.resident_bytes_max < model->paid_bytes)
+        model->events[MODEL_SAW_LESS]++;
+    model->paid_bytes = stats.resident_bytes_max;
     if (model->pin_count == 0)
         MODEL_EQUAL(model, stats.pinned_bytes, model->placed_bytes);
     MODEL_EQUAL(model, stats.metadata_bytes, model->charged);
@@ -538,6 +550,14 @@ static inline void model_free_item(struct model *model, struct model_item *item)
 {
     MODEL_EQUAL(model, weir_region_free(model->region, item->slot), 0);
     model_forget(model, item);
+}
+
+/* Charged first, then said. */
+static inline void model_set_resident(struct model *model, uint64_t bytes)
+{
+    model->paid_bytes = bytes > model->paid_bytes ? bytes : model->paid_bytes;
+    MODEL_EQUAL(model, weir_region_set_resident(model->region, bytes), 0);
+    model_check_figures(model);
 }
 
 /* Whether the region may say that it has no room for @bytes more. */
@@ -1190,6 +1210,15 @@ static inline void model_step(struct model *model, enum model_choice choice, uin
         model_place(model, bytes, b / 32 % 64 == 1 ? 0 : alignment, (uint16_t)(b % 16));
         break;
     }
+    case MODEL_RESIDENT: {
+        uint64_t most = model->fixed.resident_bytes_max;
+        uint64_t least = model->resident_least;
+        if (least > 0)
+            model_set_resident(model, b % 4 == 0   ? least
+                                      : b % 4 == 1 ? most
+                                                   : least + a % (most - least + 1));
+        break;
+    }
     case MODEL_CHOICE_COUNT:
         break;
     }
@@ -1220,6 +1249,8 @@ static inline int model_open(struct model *model, struct weir_region_config conf
     }
     weir_region_stats(model->region, &model->fixed);
     model->file_bytes = model->fixed.file_bytes;
+    model->resident_least = config.resident_bytes_min;
+    model->paid_bytes = model->fixed.resident_bytes_max;
     return 0;
 }
 

@@ -4,8 +4,8 @@
  *
  * Each weather is a configuration with a weight for every step: much churn in
  * memory, sizes that shift, a region filled to its cap, overflow with little
- * memory, storms of fetches, many pins, large items in pieces, a ring that is
- * not the region's own. The model compares (harness/model.h); at the end of a
+ * memory, storms of fetches, many pins, large items in pieces, memory that comes
+ * and goes, a ring that is not the region's own. The model compares (harness/model.h); at the end of a
  * long turn each event that a user can meet must have been seen.
  *
  *      region_stress [--long] [--operations N] [--weather NAME] [--synchronous]
@@ -214,6 +214,58 @@ static const struct weather stress_weathers[] = {
                     [MODEL_FETCH] = 30,
                     [MODEL_FETCH_INTO] = 20,
                     [MODEL_POLL] = 20},
+    },
+    {
+        .name = "tides",
+        .config = {.bytes_initial = 4 * MIB,
+                   .bytes_max = 128 * MIB,
+                   .resident_bytes_max = 40 * MIB,
+                   .resident_bytes_min = 8 * MIB},
+        .size_max = 40000,
+        .live_max = 48 * MIB,
+        .build_max = 4 * MIB,
+        .share = 10,
+        .weights = {[MODEL_PUT] = 100,
+                    [MODEL_FREE] = 40,
+                    [MODEL_FREE_MANY] = 2,
+                    [MODEL_FREE_OWNER] = 1,
+                    [MODEL_AT] = 20,
+                    [MODEL_READ] = 5,
+                    [MODEL_PIN] = 3,
+                    [MODEL_UNPIN] = 5,
+                    [MODEL_BUILD] = 2,
+                    [MODEL_WRITE] = 12,
+                    [MODEL_COMMIT] = 20,
+                    [MODEL_PLACE] = 10,
+                    [MODEL_FETCH] = 10,
+                    [MODEL_FETCH_INTO] = 8,
+                    [MODEL_POLL] = 60,
+                    [MODEL_WAIT] = 10,
+                    [MODEL_FLOOD] = 1,
+                    [MODEL_RESIDENT] = 2},
+    },
+    {
+        .name = "shared tides",
+        .config = {.bytes_initial = 4 * MIB,
+                   .resident_bytes_max = 24 * MIB,
+                   .resident_bytes_min = 8 * MIB},
+        .size_max = 20000,
+        .live_max = 32 * MIB,
+        .build_max = 4 * MIB,
+        .ring_is_shared = true,
+        .share = 5,
+        .weights = {[MODEL_PUT] = 100,
+                    [MODEL_FREE] = 60,
+                    [MODEL_AT] = 20,
+                    [MODEL_PIN] = 5,
+                    [MODEL_UNPIN] = 8,
+                    [MODEL_PLACE] = 10,
+                    [MODEL_COMMIT] = 20,
+                    [MODEL_FETCH] = 10,
+                    [MODEL_FETCH_INTO] = 8,
+                    [MODEL_POLL] = 60,
+                    [MODEL_WAIT] = 10,
+                    [MODEL_RESIDENT] = 4},
     },
     {
         .name = "shared ring",

@@ -3,11 +3,13 @@
 
 #include "base/bits.h"
 #include "base/clock.h"
+#include "base/random.h"
 #include "base/ring.h"
 
 #include "answer.h"
 #include "forbid.h"
 #include "process.h"
+#include "seed.h"
 #include "tmpdir.h"
 #include "worker/mailbox.h"
 
@@ -1369,6 +1371,322 @@ static void granted_waiter_ends_the_sleep(void **state)
     sem_destroy(&waiting.woken);
 }
 
+/* ---- Memory that a region gives back ---------------------------------------- */
+
+#define LENT_LEAST (8 * MIB)
+#define LENT_WHOLE (64 * MIB)
+
+/* The books of a worker whose region gives memory back, and what a second account does beside it. */
+struct lent {
+    struct weir_governor *governor;
+    struct weir_worker *worker;
+    struct weir_account *other;
+    struct weir_waiter waiter;
+    uint64_t rest_bytes; /* what the account has beside the region's memory and tables */
+    uint64_t other_bytes;
+    int woken; /* 1: not yet */
+    struct weir_slot slots[8192];
+    uint32_t count;
+};
+
+static void lent_woken(struct weir_waiter *waiter, int result)
+{
+    WEIR_CONTAINER_OF(waiter, struct lent, waiter)->woken = result;
+}
+
+/* What is charged for the region's memory is what bounds it, and all of it is in the account. */
+static uint64_t lent_look(struct lent *lent)
+{
+    struct weir_worker_stats stats;
+    struct weir_region_stats region;
+    struct weir_account_stats account;
+
+    weir_worker_stats(lent->worker, &stats);
+    weir_region_stats(weir_worker_region(lent->worker), &region);
+    weir_account_stats(weir_worker_account(lent->worker), &account);
+    assert_true(region.resident_bytes <= region.resident_bytes_max);
+    assert_true(region.resident_bytes_max <= stats.region_charged_bytes);
+    assert_true(stats.region_charged_bytes <= LENT_WHOLE);
+    assert_true(stats.region_charged_bytes >= LENT_LEAST);
+    uint64_t rest = account.charged_bytes - stats.region_charged_bytes - region.metadata_bytes;
+    if (lent->rest_bytes == 0)
+        lent->rest_bytes = rest;
+    assert_int_equal(rest, lent->rest_bytes);
+    return stats.region_charged_bytes;
+}
+
+static struct lent *lent_start(uint64_t bytes_max)
+{
+    struct lent *lent = test_calloc(1, sizeof(*lent));
+
+    lent->governor = governor_new(bytes_max);
+    lent->worker = attach(&(struct weir_worker_config){
+        .governor = lent->governor,
+        .tick_ns = 1000000,
+        .region = {.directory = harness_tmpdir(),
+                   .bytes_max = 512 * MIB,
+                   .resident_bytes_max = LENT_WHOLE,
+                   .resident_bytes_min = LENT_LEAST},
+    });
+    assert_int_equal(weir_account_open(lent->governor,
+                                       &(struct weir_account_config){.name = "other"},
+                                       &lent->other),
+                     0);
+    lent_look(lent);
+    return lent;
+}
+
+static void lent_finish(struct lent *lent)
+{
+    weir_account_close(lent->other);
+    weir_worker_stop(lent->worker);
+    assert_int_equal(governor_charged(lent->governor), 0);
+    weir_governor_destroy(lent->governor);
+    test_free(lent);
+}
+
+static bool lent_is_bounded(struct lent *lent)
+{
+    struct weir_region_stats stats;
+
+    weir_region_stats(weir_worker_region(lent->worker), &stats);
+    if (stats.bounded)
+        return true;
+    printf("# passed over: this file system keeps pages in memory\n");
+    lent_finish(lent);
+    return false;
+}
+
+static uint64_t lent_turn(struct lent *lent)
+{
+    (void)weir_worker_poll(lent->worker, LONG_NS);
+    (void)weir_account_poll(lent->other);
+    return lent_look(lent);
+}
+
+static void lent_put(struct lent *lent, uint64_t bytes)
+{
+    static unsigned char item[64 * 1024];
+
+    for (uint64_t done = 0; done < bytes; done += sizeof(item)) {
+        int r;
+        while ((r = weir_region_put(weir_worker_region(lent->worker), item, sizeof(item),
+                                    (struct weir_label){lent->count, 0},
+                                    &lent->slots[lent->count])) == -EAGAIN)
+            lent_turn(lent);
+        assert_int_equal(r, 0);
+        lent->count++;
+        lent_look(lent);
+    }
+}
+
+static void only_the_least_must_fit(void **state)
+{
+    struct weir_governor *governor = governor_new(64 * MIB);
+    struct weir_worker *worker = NULL;
+    struct weir_worker_stats stats;
+    struct weir_region_stats region;
+    struct weir_worker_config config = {
+        .governor = governor,
+        .region = {.directory = harness_tmpdir(), .resident_bytes_min = LENT_LEAST},
+    };
+
+    (void)state;
+    /* 64 MiB do not fit under 64 MiB, but some of it does, and use stays calm. */
+    worker = attach(&config);
+    weir_worker_stats(worker, &stats);
+    weir_region_stats(weir_worker_region(worker), &region);
+    assert_int_equal(stats.region_charged_bytes, region.resident_bytes_max);
+    assert_true(stats.region_charged_bytes > 32 * MIB);
+    assert_true(governor_charged(governor) < 45 * MIB);
+    assert_true(stats.region_charged_bytes < governor_charged(governor));
+
+    /* A second has the little that is left. */
+    struct weir_worker *second = attach(&config);
+    weir_worker_stats(second, &stats);
+    assert_int_equal(stats.region_charged_bytes, LENT_LEAST);
+    weir_worker_stop(second);
+    weir_worker_stop(worker);
+
+    /* The account's own cap holds for it, too. */
+    config.account.bytes_max = 24 * MIB;
+    worker = attach(&config);
+    weir_worker_stats(worker, &stats);
+    assert_true(stats.region_charged_bytes > LENT_LEAST);
+    assert_true(governor_charged(governor) <= 24 * MIB);
+    struct weir_account_stats account;
+    weir_account_stats(weir_worker_account(worker), &account);
+    assert_int_equal(account.wait_count, 0); /* it is looked at, not tried */
+    weir_worker_stop(worker);
+    weir_governor_destroy(governor);
+
+    governor = governor_new(7 * MIB);
+    config.governor = governor;
+    config.account.bytes_max = 0;
+    assert_int_equal(weir_worker_attach(&config, &worker), -EDQUOT);
+    assert_int_equal(governor_charged(governor), 0);
+    weir_governor_destroy(governor);
+}
+
+static void who_waits_gets_what_the_region_has(void **state)
+{
+    struct lent *lent = lent_start(128 * MIB);
+
+    (void)state;
+    assert_int_equal(lent_look(lent), LENT_WHOLE);
+    if (!lent_is_bounded(lent))
+        return;
+    lent_put(lent, 48 * MIB); /* dirty: it must be written before it can be given */
+    weir_account_charge_forced(lent->other, 62 * MIB);
+    lent->waiter.wake = lent_woken;
+    lent->woken = 1;
+    assert_int_equal(weir_account_wait(lent->other, &lent->waiter, 20 * MIB, UINT64_MAX), 0);
+    while (lent->woken == 1)
+        lent_turn(lent);
+    assert_int_equal(lent->woken, 0);
+    assert_true(lent_look(lent) < LENT_WHOLE - 18 * MIB);
+
+    /* And more, until all is calm. */
+    while (lent_look(lent) > LENT_LEAST)
+        lent_turn(lent);
+    for (uint32_t i = 0; i < lent->count; i += 100) {
+        size_t bytes = 0;
+        unsigned char byte;
+        assert_int_equal(
+            weir_region_read(weir_worker_region(lent->worker), lent->slots[i], 0, &byte, 1, &bytes),
+            0);
+    }
+
+    /* There is room again: it takes back what it gave, and nobody is told to flush for that. */
+    struct weir_governor_stats before;
+    struct weir_governor_stats after;
+    weir_account_refund(lent->other, 82 * MIB);
+    while (weir_governor_stats(lent->governor, &before), before.level != WEIR_LEVEL_CALM)
+        lent_turn(lent);
+    uint64_t calm_ns = weir__clock_ns();
+    while (lent_look(lent) == LENT_LEAST)
+        lent_turn(lent);
+    assert_true(weir__clock_ns() - calm_ns > UINT64_C(250000000)); /* not at once */
+    while (lent_look(lent) < LENT_WHOLE)
+        lent_turn(lent);
+    weir_governor_stats(lent->governor, &after);
+    assert_int_equal(after.level_change_count, before.level_change_count);
+    assert_int_equal(after.verdict_count[WEIR_FLUSH], before.verdict_count[WEIR_FLUSH]);
+    lent_put(lent, 80 * MIB);
+    struct weir_region_stats region;
+    weir_region_stats(weir_worker_region(lent->worker), &region);
+    assert_true(region.resident_bytes > LENT_WHOLE / 2);
+
+    struct weir_worker_stats stats;
+    weir_worker_stats(lent->worker, &stats);
+    assert_true(stats.region_given_bytes >= LENT_WHOLE - LENT_LEAST);
+    lent_finish(lent);
+}
+
+/* Where all of it is far from calm nothing is taken back. */
+static void nothing_is_taken_where_it_is_tight(void **state)
+{
+    struct lent *lent = lent_start(128 * MIB);
+
+    (void)state;
+    if (!lent_is_bounded(lent))
+        return;
+    weir_account_charge_forced(lent->other, 100 * MIB);
+    while (lent_look(lent) > LENT_LEAST)
+        lent_turn(lent);
+    weir_account_refund(lent->other, 20 * MIB); /* calm, but near soft */
+    uint64_t begin_ns = weir__clock_ns();
+    while (weir__clock_ns() - begin_ns < UINT64_C(700000000))
+        lent_turn(lent);
+    assert_int_equal(lent_look(lent), LENT_LEAST);
+    weir_account_refund(lent->other, 30 * MIB); /* 50 are charged, and 89 may be */
+    while (lent_look(lent) < 36 * MIB)
+        lent_turn(lent);
+    assert_true(governor_charged(lent->governor) < UINT64_C(128) * MIB * 70 / 100);
+    lent_finish(lent);
+}
+
+static void books_are_exact_in_all_weathers(void **state)
+{
+    struct lent *lent = lent_start(128 * MIB);
+    uint64_t random = harness_seed();
+    uint32_t oldest = 0;
+
+    (void)state;
+    if (!lent_is_bounded(lent))
+        return;
+    for (uint32_t step = 0; step < 3000; step++) {
+        uint64_t choice = weir__random_below(&random, 100);
+        if (choice < 5) {
+            weir_account_refund(lent->other, lent->other_bytes);
+            lent->other_bytes = weir__random_below(&random, 120) * MIB;
+            weir_account_charge_forced(lent->other, lent->other_bytes);
+        } else if (choice < 50 && lent->count < 8100) {
+            lent_put(lent, 64 * 1024 * (1 + weir__random_below(&random, 4)));
+            while (lent->count - oldest > 1500)
+                assert_int_equal(
+                    weir_region_free(weir_worker_region(lent->worker), lent->slots[oldest++]), 0);
+        } else {
+            lent_turn(lent);
+        }
+    }
+    weir_account_refund(lent->other, lent->other_bytes);
+    weir_account_charge_forced(lent->other, 120 * MIB);
+    lent_turn(lent); /* stopped on the way down */
+    lent_finish(lent);
+}
+
+static int lent_fill(struct weir_worker *worker, void *context)
+{
+    static unsigned char item[64 * 1024];
+    struct weir_slot slot;
+
+    (void)context;
+    for (uint32_t i = 0; i < 500; i++) {
+        int r = weir_region_put(weir_worker_region(worker), item, sizeof(item),
+                                (struct weir_label){i, 0}, &slot);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* It sleeps, and would for long: whoever is short rings. */
+static void a_sleeping_workers_region_gives(void **state)
+{
+    struct weir_governor *governor = governor_new(128 * MIB);
+    struct weir_worker *worker = NULL;
+    struct weir_account *other = NULL;
+    struct weir_waiter waiter = {.wake = NULL};
+    struct weir_worker_stats stats;
+    struct weir_worker_config config = {
+        .governor = governor,
+        .tick_ns = LONG_NS,
+        .on_start = lent_fill,
+        .region = {.directory = harness_tmpdir(),
+                   .resident_bytes_max = LENT_WHOLE,
+                   .resident_bytes_min = LENT_LEAST},
+    };
+
+    (void)state;
+    uint64_t begin_ns = weir__clock_ns();
+    assert_int_equal(weir_worker_start(&config, &worker), 0);
+    assert_int_equal(
+        weir_account_open(governor, &(struct weir_account_config){.name = "other"}, &other), 0);
+    weir_account_charge_forced(other, 62 * MIB);
+    int r = weir_account_wait(other, &waiter, 30 * MIB, begin_ns + LONG_NS);
+    weir_worker_stats(worker, &stats);
+    if (stats.region_given_bytes == 0)
+        printf("# passed over: this file system keeps pages in memory\n");
+    else
+        assert_int_equal(r, 0);
+    assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+    weir_account_close(other);
+    weir_worker_stop(worker);
+    assert_int_equal(governor_charged(governor), 0);
+    weir_governor_destroy(governor);
+}
+
 struct fetched {
     uint32_t count;
     uint32_t good;
@@ -1498,6 +1816,14 @@ int main(void)
         {"a place in the mesh can be taken again", place_can_be_taken_again, NULL, NULL, NULL},
         {"the region is paid for, and given back", region_is_paid_for, NULL, NULL, NULL},
         {"a region that does not fit is -EDQUOT", region_that_does_not_fit, NULL, NULL, NULL},
+        {"only the least of a region must fit", only_the_least_must_fit, NULL, NULL, NULL},
+        {"who waits gets what the region has, and it takes it back",
+         who_waits_gets_what_the_region_has, NULL, NULL, NULL},
+        {"nothing is taken back where it is tight", nothing_is_taken_where_it_is_tight, NULL, NULL,
+         NULL},
+        {"the region's books are exact in all weathers", books_are_exact_in_all_weathers, NULL,
+         NULL, NULL},
+        {"a sleeping worker's region gives", a_sleeping_workers_region_gives, NULL, NULL, NULL},
         {"has_room is asked with the worker", has_room_is_asked_with_the_worker, NULL, NULL, NULL},
         {"a granted waiter ends the sleep", granted_waiter_ends_the_sleep, NULL, NULL, NULL},
         {"a region lives on the loop", region_lives_on_the_loop, NULL, NULL, NULL},
