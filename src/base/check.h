@@ -5,6 +5,9 @@
 #define WEIR_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define WEIR_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* Before a function that is hardly ever called: it stays out of the way of those that are. */
+#define WEIR_COLD __attribute__((cold, noinline))
+
 _Noreturn void weir__check_failed(const char *expression, const char *file, int line);
 
 /* Always on. For slow paths, and for anything that would corrupt a file. */

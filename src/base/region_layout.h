@@ -12,7 +12,7 @@
  *      0        4096         entry_offset         sum_offset            vacant_offset
  *      | header | chunks ... | entries ... (32 B) | checksums ... (8 B) | vacant ... |
  *
- * (vacant is the owner's own stack of entries to use again.) The tables have
+ * (vacant is what the owner knows of entries to use again.) The tables have
  * their full length from the start and are sparse: only what was used takes
  * memory. All words are written by the owner with relaxed atomic stores; a
  * reader checks the generation before and after:

@@ -53,8 +53,6 @@
 #define COMPACT_VAIN_COUNT  16 /* looks in vain in a row, then there is a pause */
 #define COMPACT_PAUSE_MIN   (LAYOUT_CHUNK_BYTES / 16) /* of so much that the mark moves */
 #define COMPACT_PAUSE_MAX   LAYOUT_CHUNK_BYTES
-#define COMPACT_FREE_MIN    (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
-#define COMPACT_FREE_SHARE  48                       /* nor below this part of what is live */
 
 /* Extents in the order of the file: @first .. @last. */
 struct compact_window {
@@ -74,13 +72,6 @@ static const struct weir__entry *compact_entry(const struct weir_region *region,
 static uint64_t compact_live(const struct weir_region *region)
 {
     return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
-}
-
-/* Enough is free to be worth it: else compaction would only delay growth, at a high price. */
-static bool compact_is_due(const struct weir_region *region)
-{
-    return region->extents.free_bytes >
-           COMPACT_FREE_MIN + compact_live(region) / COMPACT_FREE_SHARE;
 }
 
 /* ---- The window --------------------------------------------------------- */
@@ -383,7 +374,7 @@ bool weir__compact_make_place(struct weir_region *region, uint64_t space)
 {
     struct weir__compactor *compactor = &region->compactor;
 
-    if (space > COMPACT_SPACE_MAX || !compact_is_due(region))
+    if (space > COMPACT_SPACE_MAX || !weir__compact_is_due(region))
         return false;
     /* A mark that came down is another one. */
     if (region->mark_bytes - compactor->left_mark < compactor->pause_bytes)

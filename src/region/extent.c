@@ -23,124 +23,8 @@
 #include "base/check.h"
 #include "base/random.h"
 
-#define EXTENT_BIN_BYTES_MAX (EXTENT_BIN_COUNT * LAYOUT_GRANULE)
-
 _Static_assert(EXTENT_BIN_COUNT == 64 * 64, "two levels of 64-bit words");
 _Static_assert(EXTENT_ZONE_COUNT == 64, "one word of zones per bin");
-
-/* ---- Links -------------------------------------------------------------- */
-
-enum extent_side {
-    EXTENT_LEFT,  /* in a list: previous; the low half */
-    EXTENT_RIGHT, /* in a list: next */
-};
-
-static uint32_t extent_link(const struct weir__extents *extents, uint32_t index,
-                            enum extent_side side)
-{
-    return weir__half_load(&extents->entries[index].key, side);
-}
-
-static void extent_link_set(struct weir__extents *extents, uint32_t index, enum extent_side side,
-                            uint32_t to)
-{
-    weir__half_store(&extents->entries[index].key, side, to);
-}
-
-static void extent_links_set(struct weir__extents *extents, uint32_t index, uint32_t left,
-                             uint32_t right)
-{
-    weir__word_store(&extents->entries[index].key, (uint64_t)left | (uint64_t)right << 32);
-}
-
-static uint64_t extent_offset(const struct weir__extents *extents, uint32_t index)
-{
-    return weir__place_offset(weir__word_load(&extents->entries[index].place));
-}
-
-static uint64_t extent_bytes(const struct weir__extents *extents, uint32_t index)
-{
-    const struct weir__entry *entry = &extents->entries[index];
-
-    return weir__entry_bytes_of(weir__word_load(&entry->place), weir__word_load(&entry->tag));
-}
-
-/* ---- Bins --------------------------------------------------------------- */
-
-static uint32_t extent_bin(uint64_t bytes)
-{
-    WEIR_ASSERT(bytes >= LAYOUT_GRANULE);
-    WEIR_ASSERT(bytes <= EXTENT_BIN_BYTES_MAX);
-    return (uint32_t)(bytes / LAYOUT_GRANULE) - 1;
-}
-
-static uint32_t *extent_head(const struct weir__extents *extents, uint32_t bin, uint32_t zone)
-{
-    return &extents->heads[bin * EXTENT_ZONE_COUNT + zone];
-}
-
-static uint32_t extent_zone(const struct weir__extents *extents, uint32_t index)
-{
-    uint64_t zone = extent_offset(extents, index) / extents->zone_bytes;
-
-    WEIR_ASSERT(zone < EXTENT_ZONE_COUNT);
-    return (uint32_t)zone;
-}
-
-static void extent_bin_insert(struct weir__extents *extents, uint32_t index, uint32_t bin)
-{
-    uint32_t zone = extent_zone(extents, index);
-    uint32_t *head = extent_head(extents, bin, zone);
-
-    extent_links_set(extents, index, 0, *head);
-    if (*head != 0)
-        extent_link_set(extents, *head, EXTENT_LEFT, index);
-    *head = index;
-    extents->zone_map[bin] |= UINT64_C(1) << zone;
-    extents->bin_map[bin / 64] |= UINT64_C(1) << bin % 64;
-    extents->summary |= UINT64_C(1) << bin / 64;
-}
-
-static void extent_bin_remove(struct weir__extents *extents, uint32_t index, uint32_t bin)
-{
-    uint32_t previous = extent_link(extents, index, EXTENT_LEFT);
-    uint32_t next = extent_link(extents, index, EXTENT_RIGHT);
-
-    if (next != 0)
-        extent_link_set(extents, next, EXTENT_LEFT, previous);
-    if (previous != 0) {
-        extent_link_set(extents, previous, EXTENT_RIGHT, next);
-        return;
-    }
-
-    uint32_t zone = extent_zone(extents, index);
-    WEIR_ASSERT(*extent_head(extents, bin, zone) == index);
-    *extent_head(extents, bin, zone) = next;
-    if (next != 0)
-        return;
-    extents->zone_map[bin] &= ~(UINT64_C(1) << zone);
-    if (extents->zone_map[bin] != 0)
-        return;
-    extents->bin_map[bin / 64] &= ~(UINT64_C(1) << bin % 64);
-    if (extents->bin_map[bin / 64] == 0)
-        extents->summary &= ~(UINT64_C(1) << bin / 64);
-}
-
-/* The first bin at or above @bin that is not empty; EXTENT_BIN_COUNT: none. */
-static uint32_t extent_bin_find(const struct weir__extents *extents, uint32_t bin)
-{
-    uint64_t word = extents->bin_map[bin / 64] & weir__bits_from(bin % 64);
-
-    if (word != 0)
-        return weir__round_down(bin, 64) + weir__lowest_bit(word);
-    if (bin / 64 == 63)
-        return EXTENT_BIN_COUNT;
-    word = extents->summary & weir__bits_from(bin / 64 + 1);
-    if (word == 0)
-        return EXTENT_BIN_COUNT;
-    bin = weir__lowest_bit(word);
-    return bin * 64 + weir__lowest_bit(extents->bin_map[bin]);
-}
 
 /* ---- Treap -------------------------------------------------------------- */
 
@@ -153,20 +37,20 @@ static uint64_t extent_priority(uint32_t index)
 static bool extent_before(const struct weir__extents *extents, uint64_t bytes, uint64_t offset,
                           uint32_t index)
 {
-    uint64_t other = extent_bytes(extents, index);
+    uint64_t other = weir__extent_bytes(extents, index);
 
-    return bytes != other ? bytes < other : offset < extent_offset(extents, index);
+    return bytes != other ? bytes < other : offset < weir__extent_offset(extents, index);
 }
 
 /* What points to a node: the root, or one side of another node. */
 struct extent_place {
     uint32_t parent; /* 0: the root */
-    enum extent_side side;
+    enum weir__extent_side side;
 };
 
 static uint32_t extent_at(const struct weir__extents *extents, struct extent_place place)
 {
-    return place.parent == 0 ? extents->root : extent_link(extents, place.parent, place.side);
+    return place.parent == 0 ? extents->root : weir__extent_link(extents, place.parent, place.side);
 }
 
 static void extent_put_at(struct weir__extents *extents, struct extent_place place, uint32_t index)
@@ -174,13 +58,13 @@ static void extent_put_at(struct weir__extents *extents, struct extent_place pla
     if (place.parent == 0)
         extents->root = index;
     else
-        extent_link_set(extents, place.parent, place.side, index);
+        weir__extent_link_set(extents, place.parent, place.side, index);
 }
 
 static void extent_treap_insert(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = extent_bytes(extents, index);
-    uint64_t offset = extent_offset(extents, index);
+    uint64_t bytes = weir__extent_bytes(extents, index);
+    uint64_t offset = weir__extent_offset(extents, index);
     uint64_t priority = extent_priority(index);
     struct extent_place place = {0, EXTENT_LEFT};
     uint32_t node = extents->root;
@@ -195,7 +79,7 @@ static void extent_treap_insert(struct weir__extents *extents, uint32_t index)
     /* What stood here is split into what comes before us and what comes after. */
     struct extent_place before = {index, EXTENT_LEFT};
     struct extent_place after = {index, EXTENT_RIGHT};
-    extent_links_set(extents, index, 0, 0);
+    weir__extent_links_set(extents, index, 0, 0);
     while (node != 0) {
         if (extent_before(extents, bytes, offset, node)) {
             extent_put_at(extents, after, node);
@@ -212,8 +96,8 @@ static void extent_treap_insert(struct weir__extents *extents, uint32_t index)
 
 static void extent_treap_remove(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = extent_bytes(extents, index);
-    uint64_t offset = extent_offset(extents, index);
+    uint64_t bytes = weir__extent_bytes(extents, index);
+    uint64_t offset = weir__extent_offset(extents, index);
     struct extent_place place = {0, EXTENT_LEFT};
 
     for (uint32_t node = extents->root; node != index; node = extent_at(extents, place)) {
@@ -223,8 +107,8 @@ static void extent_treap_remove(struct weir__extents *extents, uint32_t index)
     }
 
     /* Our two sides are merged where we stood. */
-    uint32_t left = extent_link(extents, index, EXTENT_LEFT);
-    uint32_t right = extent_link(extents, index, EXTENT_RIGHT);
+    uint32_t left = weir__extent_link(extents, index, EXTENT_LEFT);
+    uint32_t right = weir__extent_link(extents, index, EXTENT_RIGHT);
     while (left != 0 && right != 0) {
         if (extent_priority(left) >= extent_priority(right)) {
             extent_put_at(extents, place, left);
@@ -245,11 +129,11 @@ static uint32_t extent_treap_find(const struct weir__extents *extents, uint64_t 
     uint32_t node = extents->root;
 
     while (node != 0) {
-        if (extent_bytes(extents, node) >= space) {
+        if (weir__extent_bytes(extents, node) >= space) {
             best = node;
-            node = extent_link(extents, node, EXTENT_LEFT);
+            node = weir__extent_link(extents, node, EXTENT_LEFT);
         } else {
-            node = extent_link(extents, node, EXTENT_RIGHT);
+            node = weir__extent_link(extents, node, EXTENT_RIGHT);
         }
     }
     return best;
@@ -267,46 +151,18 @@ void weir__extents_init(struct weir__extents *extents, struct weir__entry *entri
     };
 }
 
-void weir__extents_insert(struct weir__extents *extents, uint32_t index)
+void weir__extents_insert_large(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = extent_bytes(extents, index);
-
-    WEIR_ASSERT(index != 0);
-    WEIR_ASSERT(bytes % LAYOUT_GRANULE == 0);
-
-    extents->free_count++;
-    extents->free_bytes += bytes;
-    if (bytes <= EXTENT_BIN_BYTES_MAX)
-        extent_bin_insert(extents, index, extent_bin(bytes));
-    else
-        extent_treap_insert(extents, index);
+    extent_treap_insert(extents, index);
 }
 
-void weir__extents_remove(struct weir__extents *extents, uint32_t index)
+void weir__extents_remove_large(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = extent_bytes(extents, index);
-
-    WEIR_ASSERT(index != 0);
-    WEIR_ASSERT(extents->free_count > 0);
-
-    extents->free_count--;
-    extents->free_bytes -= bytes;
-    if (bytes <= EXTENT_BIN_BYTES_MAX)
-        extent_bin_remove(extents, index, extent_bin(bytes));
-    else
-        extent_treap_remove(extents, index);
+    extent_treap_remove(extents, index);
 }
 
-uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space)
+uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space)
 {
-    WEIR_ASSERT(space % LAYOUT_GRANULE == 0);
-    WEIR_ASSERT(space > 0);
-
-    if (space <= EXTENT_BIN_BYTES_MAX) {
-        uint32_t bin = extent_bin_find(extents, extent_bin(space));
-        if (bin < EXTENT_BIN_COUNT)
-            return *extent_head(extents, bin, weir__lowest_bit(extents->zone_map[bin]));
-    }
     return extent_treap_find(extents, space);
 }
 
@@ -316,12 +172,12 @@ static uint32_t extent_treap_largest(const struct weir__extents *extents, uint32
 {
     if (node == 0 || count == count_max)
         return count;
-    count = extent_treap_largest(extents, extent_link(extents, node, EXTENT_RIGHT), ret_indices,
-                                 count, count_max);
+    count = extent_treap_largest(extents, weir__extent_link(extents, node, EXTENT_RIGHT),
+                                 ret_indices, count, count_max);
     if (count == count_max)
         return count;
     ret_indices[count++] = node;
-    return extent_treap_largest(extents, extent_link(extents, node, EXTENT_LEFT), ret_indices,
+    return extent_treap_largest(extents, weir__extent_link(extents, node, EXTENT_LEFT), ret_indices,
                                 count, count_max);
 }
 
@@ -329,8 +185,9 @@ static uint32_t extent_bin_largest(const struct weir__extents *extents, uint32_t
                                    uint32_t *ret_indices, uint32_t count, uint32_t count_max)
 {
     for (uint64_t zones = extents->zone_map[bin]; zones != 0; zones &= zones - 1) {
-        uint32_t index = *extent_head(extents, bin, weir__lowest_bit(zones));
-        for (; index != 0 && count < count_max; index = extent_link(extents, index, EXTENT_RIGHT))
+        uint32_t index = *weir__extent_head(extents, bin, weir__lowest_bit(zones));
+        for (; index != 0 && count < count_max;
+             index = weir__extent_link(extents, index, EXTENT_RIGHT))
             ret_indices[count++] = index;
     }
     return count;
@@ -340,7 +197,7 @@ uint64_t weir__extents_max(const struct weir__extents *extents)
 {
     uint32_t index = 0;
 
-    return weir__extents_largest(extents, &index, 1) > 0 ? extent_bytes(extents, index) : 0;
+    return weir__extents_largest(extents, &index, 1) > 0 ? weir__extent_bytes(extents, index) : 0;
 }
 
 uint32_t weir__extents_largest(const struct weir__extents *extents, uint32_t *ret_indices,
@@ -366,17 +223,17 @@ static void extent_audit_bin(const struct weir__extents *extents, uint32_t bin, 
                              uint64_t *bytes)
 {
     for (uint32_t zone = 0; zone < EXTENT_ZONE_COUNT; zone++) {
-        uint32_t index = *extent_head(extents, bin, zone);
+        uint32_t index = *weir__extent_head(extents, bin, zone);
         uint32_t previous = 0;
 
         WEIR_CHECK((index != 0) == (extents->zone_map[bin] >> zone & 1)); /* E2 */
-        for (; index != 0; index = extent_link(extents, index, EXTENT_RIGHT)) {
-            WEIR_CHECK(extent_bytes(extents, index) == (bin + 1) * LAYOUT_GRANULE); /* E1 */
-            WEIR_CHECK(extent_zone(extents, index) == zone);
-            WEIR_CHECK(extent_link(extents, index, EXTENT_LEFT) == previous);
+        for (; index != 0; index = weir__extent_link(extents, index, EXTENT_RIGHT)) {
+            WEIR_CHECK(weir__extent_bytes(extents, index) == (bin + 1) * LAYOUT_GRANULE); /* E1 */
+            WEIR_CHECK(weir__extent_zone(extents, index) == zone);
+            WEIR_CHECK(weir__extent_link(extents, index, EXTENT_LEFT) == previous);
             previous = index;
             (*count)++;
-            *bytes += extent_bytes(extents, index);
+            *bytes += weir__extent_bytes(extents, index);
         }
     }
 }
@@ -387,21 +244,21 @@ static void extent_audit_treap(const struct weir__extents *extents, uint32_t nod
     if (node == 0)
         return;
 
-    uint32_t left = extent_link(extents, node, EXTENT_LEFT);
-    uint32_t right = extent_link(extents, node, EXTENT_RIGHT);
-    WEIR_CHECK(extent_bytes(extents, node) > EXTENT_BIN_BYTES_MAX); /* E1 */
+    uint32_t left = weir__extent_link(extents, node, EXTENT_LEFT);
+    uint32_t right = weir__extent_link(extents, node, EXTENT_RIGHT);
+    WEIR_CHECK(weir__extent_bytes(extents, node) > EXTENT_BIN_BYTES_MAX); /* E1 */
     if (left != 0) {
         WEIR_CHECK(extent_priority(left) <= extent_priority(node)); /* E3 */
-        WEIR_CHECK(extent_before(extents, extent_bytes(extents, left), extent_offset(extents, left),
-                                 node));
+        WEIR_CHECK(extent_before(extents, weir__extent_bytes(extents, left),
+                                 weir__extent_offset(extents, left), node));
     }
     if (right != 0) {
         WEIR_CHECK(extent_priority(right) <= extent_priority(node));
-        WEIR_CHECK(!extent_before(extents, extent_bytes(extents, right),
-                                  extent_offset(extents, right), node));
+        WEIR_CHECK(!extent_before(extents, weir__extent_bytes(extents, right),
+                                  weir__extent_offset(extents, right), node));
     }
     (*count)++;
-    *bytes += extent_bytes(extents, node);
+    *bytes += weir__extent_bytes(extents, node);
     extent_audit_treap(extents, left, count, bytes);
     extent_audit_treap(extents, right, count, bytes);
 }

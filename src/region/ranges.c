@@ -26,7 +26,7 @@ static size_t ranges_list(const struct weir_region *region, struct weir__range *
          LAYOUT_HEADER_BYTES + region->chunks.count_max * sizeof(struct weir__chunk)},
         {slots->entries, entries * sizeof(*slots->entries)},
         {slots->sums, entries * sizeof(*slots->sums)},
-        {slots->vacant, entries * sizeof(*slots->vacant)},
+        {slots->levels[0], weir__slots_words(entries, 0) * sizeof(*slots->levels[0])},
         {region->extents.heads, EXTENT_HEAD_BYTES},
         {region->fetches.arena.base, region->fetches.arena.count * ARENA_PAGE_BYTES},
         {region->cleaner.buffer, region->cleaner.buffer_bytes},

@@ -25,7 +25,9 @@
 #include "base/clock.h"
 #include "base/fence.h"
 #include "base/sys.h"
+#include "region/quick.h"
 #include "region/region_state.h"
+#include "region/space.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -203,7 +205,8 @@ static void region_quiesce(struct weir_region *region)
 
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
-            weir__clean_is_reading(region) || weir__growth_is_under_way(region))) {
+            weir__clean_is_reading(region) || weir__growth_is_under_way(region) ||
+            region->tables.is_under_way)) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         failures = r < 0 ? failures + 1 : 0;
         WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
@@ -257,22 +260,27 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
  * ready. Not before the bytes are there: what is sealed is stored to no more.
  * What takes long is done a piece at a time, as bytes are put.
  */
-static void region_stored(struct weir_region *region, uint64_t space, uint64_t resident_before)
+WEIR_COLD static void region_look(struct weir_region *region, bool has_begun)
 {
-    if (region->pager.writes_back)
-        region->step_bytes += space;
-    if (WEIR_LIKELY(region->chunks.resident_count == resident_before &&
-                    region->mark_bytes < region->growth.look_at &&
-                    region->step_bytes < REGION_STEP_BYTES))
-        return;
     region->step_bytes = 0;
-    if (region->chunks.resident_count != resident_before ||
-        region->mark_bytes >= region->growth.look_at)
+    if (has_begun || region->mark_bytes >= region->growth.look_at)
         weir__growth_ahead(region);
     weir__clean_advance(region, false, CLEAN_PUT_BYTES);
     weir__pager_advance(region, PAGER_PUT_BYTES);
     if (region->owns_ring)
         (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+}
+
+static inline void region_stored(struct weir_region *region, uint64_t space,
+                                 uint64_t resident_before)
+{
+    bool has_begun = region->chunks.resident_count != resident_before;
+
+    if (region->pager.writes_back)
+        region->step_bytes += space;
+    if (WEIR_UNLIKELY(has_begun) || WEIR_UNLIKELY(region->mark_bytes >= region->growth.look_at) ||
+        WEIR_UNLIKELY(region->step_bytes >= REGION_STEP_BYTES))
+        region_look(region, has_begun);
 }
 
 /* Whether no more chunks than may be are held by what is filled in place, with one at @offset. */
@@ -449,32 +457,6 @@ static int region_take_or_wait(struct weir_region *region, const struct region_n
     return r;
 }
 
-static struct weir_slot region_name(struct weir_region *region, uint32_t index, uint64_t bytes,
-                                    struct weir_label label, enum weir__extent_state state)
-{
-    struct weir__entry *entry = weir__region_entry(region, index);
-    struct weir__figures *figures = weir__region_figures(region);
-    uint32_t generation = weir__entry_generation(entry) + 1;
-
-    WEIR_ASSERT(generation % 2 == 1); /* S1 */
-
-    weir__word_store(&region->slots.sums[index], 0);
-    weir__word_store(&entry->place, weir__entry_place(weir__entry_offset(entry), bytes));
-    weir__word_store(&entry->key, label.key);
-    weir__fence_release();
-    weir__word_store(&entry->tag, weir__entry_tag(generation, label.owner, state, bytes));
-
-    /* Not left to the tick: a view compares handles with it. */
-    weir__word_store(&figures->entry_count, region->slots.used_count);
-    weir__word_add(&figures->slot_count, 1);
-    weir__word_add(&figures->live_bytes, bytes);
-    weir__word_add(&figures->put_bytes, bytes);
-    region->live_bytes_peak =
-        weir__max(region->live_bytes_peak, weir__word_load(&figures->live_bytes));
-    region->put_count++;
-    return (struct weir_slot){index, generation};
-}
-
 /* The copy comes after the tables: its source can be on its way meanwhile. */
 static void region_prefetch(const void *data, size_t bytes)
 {
@@ -485,30 +467,50 @@ static void region_prefetch(const void *data, size_t bytes)
         __builtin_prefetch(at);
 }
 
+/* Entries for later puts; what is under way may have ended. Before anything is decided. */
+static void region_table_ahead(struct weir_region *region)
+{
+    if (WEIR_LIKELY(weir__slots_spare(&region->slots) >= region->spare_ahead))
+        return;
+    if (region->tables.is_under_way && region->owns_ring)
+        (void)!weir__ring_reap(region->ring); /* what went wrong is told by poll */
+    weir__table_ahead(region);
+}
+
+/* As weir_region_put(), where something has to be decided, waited for or begun. */
+WEIR_COLD static int region_put_slowly(struct weir_region *region, const void *data, size_t bytes,
+                                       struct weir_label label, struct weir_slot *ret_slot)
+{
+    uint64_t space = weir__extent_space(bytes);
+    struct region_need need = {.space = space, .alignment = LAYOUT_GRANULE, .touched = space};
+    uint32_t index;
+
+    region_table_ahead(region);
+    int r = region_take_or_wait(region, &need, &index);
+    if (r < 0)
+        return r;
+    uint64_t offset = weir__space_offset(region, index);
+    uint64_t resident = region->chunks.resident_count;
+    weir__chunks_touch(&region->chunks, offset, space);
+    if (bytes > 0)
+        memcpy(region->store.base + offset, data, bytes);
+    *ret_slot = weir__space_name(region, index, offset, bytes, label, EXTENT_LIVE);
+    region_stored(region, space, resident);
+    return 0;
+}
+
 int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
                     struct weir_label label, struct weir_slot *ret_slot)
 {
-    uint32_t index;
-
     WEIR_ASSERT(region_is_mine(region));
     WEIR_ASSERT(data != NULL || bytes == 0);
     if (bytes > region->put_bytes_max)
         return -EFBIG;
 
     region_prefetch(data, bytes);
-    uint64_t space = weir__extent_space(bytes);
-    struct region_need need = {.space = space, .alignment = LAYOUT_GRANULE, .touched = space};
-    int r = region_take_or_wait(region, &need, &index);
-    if (r < 0)
-        return r;
-
-    uint64_t offset = weir__entry_offset(weir__region_entry(region, index));
-    uint64_t resident = region->chunks.resident_count;
-    weir__chunks_touch(&region->chunks, offset, space);
-    if (bytes > 0)
-        memcpy(region->store.base + offset, data, bytes);
-    *ret_slot = region_name(region, index, bytes, label, EXTENT_LIVE);
-    region_stored(region, space, resident);
+    if (WEIR_UNLIKELY(!weir__quick_put(region, data, bytes, label, ret_slot)))
+        return region_put_slowly(region, data, bytes, label, ret_slot);
+    region_stored(region, weir__extent_space(bytes), region->chunks.resident_count);
     return 0;
 }
 
@@ -531,7 +533,8 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
         weir__space_release(region, index);
         return r;
     }
-    *ret_slot = region_name(region, index, bytes, label, EXTENT_BUILT);
+    *ret_slot = weir__space_name(region, index, weir__space_offset(region, index), bytes, label,
+                                 EXTENT_BUILT);
     return 0;
 }
 
@@ -572,7 +575,8 @@ int weir_region_alloc_in_place(struct weir_region *region, size_t bytes, size_t 
     weir__chunks_place(&region->chunks, offset, space);
     weir__word_add(&weir__region_figures(region)->pinned_bytes, bytes);
     region->pin_count++; /* its address is held: where the mapping may move, it may not now */
-    *ret_slot = region_name(region, index, bytes, label, EXTENT_PLACED);
+    *ret_slot = weir__space_name(region, index, weir__space_offset(region, index), bytes, label,
+                                 EXTENT_PLACED);
     weir__word_store(&entry->tag, weir__tag_align(weir__word_load(&entry->tag), need.alignment));
     *ret_data = region->store.base + offset;
     region_stored(region, space, resident);
@@ -681,12 +685,11 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
     return 0;
 }
 
-int weir_region_free(struct weir_region *region, struct weir_slot slot)
+WEIR_COLD static int region_free_slowly(struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = region_find(region, slot);
     struct weir__figures *figures = weir__region_figures(region);
 
-    WEIR_ASSERT(region_is_mine(region));
     if (entry == NULL)
         return -ESTALE;
 
@@ -709,6 +712,14 @@ int weir_region_free(struct weir_region *region, struct weir_slot slot)
     if (!is_held && !is_confirmed)
         weir__space_release(region, slot.index);
     return 0;
+}
+
+int weir_region_free(struct weir_region *region, struct weir_slot slot)
+{
+    WEIR_ASSERT(region_is_mine(region));
+    if (WEIR_LIKELY(weir__quick_free(region, slot)))
+        return 0;
+    return region_free_slowly(region, slot);
 }
 
 void weir_region_free_owner(struct weir_region *region, uint16_t owner, uint64_t *ret_slot_count)
@@ -855,6 +866,7 @@ static int region_tick(struct weir_region *region, int completions)
     weir__growth_advance(region);
     weir__bound_advance(region);
     /* Ahead of need; where that fails, put says so when it needs them. */
+    weir__table_ahead(region);
     (void)!weir__table_ready(region, region->spare_min + TABLE_ENTRY_STEP / 4);
     weir__table_publish_figures(region);
 
@@ -954,6 +966,7 @@ void weir_region_audit(const struct weir_region *region)
 
     WEIR_CHECK(region->mark_bytes <= region->store.file_bytes); /* R1 */
     WEIR_CHECK(region->store.file_bytes <= region->bytes_max);
+    weir__slots_audit(&region->slots);
     weir__extents_audit(&region->extents);
     weir__space_audit(region);
     weir__growth_audit(region);

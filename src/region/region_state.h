@@ -50,6 +50,7 @@
 #define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
 #define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
 #define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
+#define TABLE_ENTRY_STEP_MAX  UINT64_C(16384)       /* ahead of need, where many are in use */
 
 /* How far the items of a chunk have been looked at, which takes more than one tick. */
 struct weir__walk {
@@ -260,6 +261,19 @@ struct weir__named {
     uint64_t freed_bytes;     /* space of confirmed items freed since */
 };
 
+/* Memory for more entries, ahead of need. */
+struct weir__tables {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t from; /* which entries; as many as @to */
+    uint64_t to;
+    bool is_under_way;
+    bool is_window;   /* it is one large page for all of them */
+    bool has_entries; /* theirs is there, that of their checksums is not */
+    bool cannot_populate;
+    bool cannot_collapse;
+};
+
 /* Making room among what is in memory. */
 struct weir__compactor {
     uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
@@ -285,7 +299,8 @@ struct weir_region {
     uint64_t resident_bytes_max; /* fixed */
     uint64_t item_bytes_max;
     uint64_t put_bytes_max;
-    uint64_t spare_min; /* entries that must be there before anything is split */
+    uint64_t spare_min;   /* entries that must be there before anything is split */
+    uint64_t spare_ahead; /* fewer: it is time for weir__table_ahead() */
 
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
@@ -297,6 +312,7 @@ struct weir_region {
 
     int table_fd;
     uint64_t table_bytes;
+    struct weir__tables tables;
     struct weir__header *header; /* the table file, mapped whole */
     struct weir__slots slots;
     struct weir__extents extents;
@@ -358,6 +374,9 @@ void weir__table_close(struct weir_region *region);
 
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);
+
+/* Have memory for the next entries made, through the ring; where that fails it is made at need. */
+void weir__table_ahead(struct weir_region *region);
 
 /* The tables of a region that was there: blocks and memory for entries 1 .. @entry_count. */
 int weir__table_reopen(struct weir_region *region, uint64_t entry_count);
@@ -648,6 +667,20 @@ bool weir__clean_may_grow(const struct weir_region *region);
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
 
 /* ---- compact.c ---------------------------------------------------------- */
+
+#define COMPACT_FREE_MIN   (LAYOUT_CHUNK_BYTES / 4) /* below that it is not worth it */
+#define COMPACT_FREE_SHARE 48                       /* nor below this part of what is live */
+
+/* Enough is free to be worth it: else compaction would only delay growth, at a high price. */
+static inline bool weir__compact_is_due(const struct weir_region *region)
+{
+    uint64_t free_bytes = region->extents.free_bytes;
+
+    if (free_bytes <= COMPACT_FREE_MIN)
+        return false;
+    uint64_t live_bytes = region->mark_bytes - free_bytes - region->resting_bytes;
+    return free_bytes > COMPACT_FREE_MIN + live_bytes / COMPACT_FREE_SHARE;
+}
 
 /*
  * Make a free extent of @space bytes out of smaller ones, by moving items that

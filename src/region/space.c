@@ -20,6 +20,7 @@
  *   R5  the extent that ends at the mark is not FREE: it gave the mark back
  *   R6  an item lies at a multiple of its alignment, wherever it is moved
  */
+#include "region/space.h"
 #include "region/region_state.h"
 
 #include "base/bits.h"
@@ -31,160 +32,120 @@
 #define SPACE_ITEM_COST                                                                            \
  UINT64_C(512) /* a small item takes as long as so many bytes of a large one */
 
-/* ---- Entries ------------------------------------------------------------ */
-
-static uint64_t space_offset(const struct weir_region *region, uint32_t index)
-{
-    return weir__entry_offset(weir__region_entry(region, index));
-}
-
-static uint64_t space_bytes(const struct weir_region *region, uint32_t index)
-{
-    return weir__entry_space(weir__region_entry(region, index));
-}
-
-static uint64_t space_end(const struct weir_region *region, uint32_t index)
-{
-    return space_offset(region, index) + space_bytes(region, index);
-}
-
-static enum weir__extent_state space_state(const struct weir_region *region, uint32_t index)
-{
-    return weir__entry_state(weir__region_entry(region, index));
-}
-
-static uint32_t space_previous(const struct weir_region *region, uint32_t index)
-{
-    return weir__entry_previous(weir__region_entry(region, index));
-}
-
-static uint32_t space_next(const struct weir_region *region, uint32_t index)
-{
-    return weir__entry_next(weir__region_entry(region, index));
-}
-
-/* Extents of whole granules without an owner: everything that is not an item. */
-static void space_set(struct weir_region *region, uint32_t index, uint64_t offset, uint64_t bytes,
-                      enum weir__extent_state state)
-{
-    struct weir__entry *entry = weir__region_entry(region, index);
-
-    weir__word_store(&entry->place, weir__entry_place(offset, bytes));
-    weir__word_store(&entry->tag, weir__entry_tag(weir__entry_generation(entry), 0, state, bytes));
-}
-
-/* @index holds [offset, end) now, and with it the first bytes of chunks there (R4). */
-static void space_claim(struct weir_region *region, uint32_t index, uint64_t offset, uint64_t end)
-{
-    uint64_t chunk = (offset + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
-
-    for (; chunk * LAYOUT_CHUNK_BYTES < end; chunk++)
-        region->chunks.table[chunk].first = index;
-}
-
-static void space_link(struct weir_region *region, uint32_t previous, uint32_t next)
-{
-    if (previous != 0)
-        weir__entry_set_next(weir__region_entry(region, previous), next);
-    if (next != 0)
-        weir__entry_set_previous(weir__region_entry(region, next), previous);
-    else
-        region->last = previous;
-}
-
 /* ---- Split and merge, of extents in no index ---------------------------- */
 
 /* The first @bytes of @index become an extent of their own, of the same state. */
 static uint32_t space_split(struct weir_region *region, uint32_t index, uint64_t bytes)
 {
-    uint64_t offset = space_offset(region, index);
-    uint64_t end = space_end(region, index);
-    enum weir__extent_state state = space_state(region, index);
+    uint64_t offset = weir__space_offset(region, index);
+    uint64_t end = weir__space_end(region, index);
+    enum weir__extent_state state = weir__space_state(region, index);
     uint32_t front = weir__slots_take(&region->slots);
-    uint32_t previous = space_previous(region, index);
+    uint32_t previous = weir__space_previous(region, index);
 
     WEIR_ASSERT(bytes > 0 && bytes < end - offset);
 
-    space_set(region, front, offset, bytes, state);
-    space_set(region, index, offset + bytes, end - offset - bytes, state);
-    space_link(region, previous, front);
-    space_link(region, front, index);
-    space_claim(region, front, offset, offset + bytes);
+    weir__space_set(region, front, offset, bytes, state);
+    weir__space_set(region, index, offset + bytes, end - offset - bytes, state);
+    weir__space_link(region, previous, front);
+    weir__space_link(region, front, index);
+    weir__space_claim(region, front, offset, offset + bytes);
     return front;
 }
 
-/* Two neighbours become one; the longer keeps its entry, so that fewer chunks change hands. */
-static uint32_t space_join(struct weir_region *region, uint32_t front, uint32_t back)
+/*
+ * Two neighbours, [from, middle) and [middle, end), become one, whose words are
+ * still to be set; the longer keeps its entry, so that fewer chunks change hands.
+ */
+static inline uint32_t space_join(struct weir_region *region, uint32_t front, uint32_t back,
+                                  uint64_t from, uint64_t middle, uint64_t end)
 {
-    uint64_t offset = space_offset(region, front);
-    uint64_t middle = space_offset(region, back);
-    uint64_t end = space_end(region, back);
-    enum weir__extent_state state = space_state(region, front);
-    bool keeps_front = middle - offset >= end - middle;
-    uint32_t kept = keeps_front ? front : back;
-    uint32_t gone = keeps_front ? back : front;
+    WEIR_ASSERT(from < middle && middle < end);
 
-    WEIR_ASSERT(space_end(region, front) == middle);
-    WEIR_ASSERT(space_state(region, back) == state);
-
-    if (keeps_front) {
-        space_link(region, kept, space_next(region, gone));
-        space_claim(region, kept, middle, end);
-    } else {
-        space_link(region, space_previous(region, gone), kept);
-        space_claim(region, kept, offset, middle);
+    if (middle - from >= end - middle) {
+        weir__space_link(region, front, weir__space_next(region, back));
+        weir__space_claim(region, front, middle, end);
+        weir__slots_give(&region->slots, back);
+        return front;
     }
-    space_set(region, kept, offset, end - offset, state);
-    weir__slots_give(&region->slots, gone);
-    return kept;
+    weir__space_link(region, weir__space_previous(region, front), back);
+    weir__space_claim(region, back, from, middle);
+    weir__slots_give(&region->slots, front);
+    return back;
 }
 
 /* ---- Free extents ------------------------------------------------------- */
 
-static void space_list(struct weir_region *region, uint32_t index)
+static void space_list_as(struct weir_region *region, uint32_t index, enum weir__extent_state state)
 {
-    if (space_state(region, index) == EXTENT_FREE) {
+    WEIR_ASSERT(weir__space_state(region, index) == state);
+    if (WEIR_LIKELY(state == EXTENT_FREE)) {
         weir__extents_insert(&region->extents, index);
     } else {
         region->resting_count++;
-        region->resting_bytes += space_bytes(region, index);
+        region->resting_bytes += weir__space_bytes(region, index);
     }
+}
+
+static void space_unlist_as(struct weir_region *region, uint32_t index,
+                            enum weir__extent_state state)
+{
+    WEIR_ASSERT(weir__space_state(region, index) == state);
+    if (WEIR_LIKELY(state == EXTENT_FREE)) {
+        weir__extents_remove(&region->extents, index);
+    } else {
+        WEIR_ASSERT(state == EXTENT_RESTING);
+        region->resting_count--;
+        region->resting_bytes -= weir__space_bytes(region, index);
+    }
+}
+
+static void space_list(struct weir_region *region, uint32_t index)
+{
+    space_list_as(region, index, weir__space_state(region, index));
 }
 
 static void space_unlist(struct weir_region *region, uint32_t index)
 {
-    if (space_state(region, index) == EXTENT_FREE) {
-        weir__extents_remove(&region->extents, index);
-    } else {
-        WEIR_ASSERT(space_state(region, index) == EXTENT_RESTING);
-        region->resting_count--;
-        region->resting_bytes -= space_bytes(region, index);
-    }
+    space_unlist_as(region, index, weir__space_state(region, index));
 }
 
 /*
  * An extent in no index is free in this way: join it with its neighbours of the
  * same kind (R2) and list it; returns what it became.
  */
-static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir__extent_state state)
+static inline uint32_t space_add_range(struct weir_region *region, uint32_t index, uint64_t from,
+                                       uint64_t end, enum weir__extent_state state)
 {
-    uint32_t previous = space_previous(region, index);
-    uint32_t next = space_next(region, index);
+    uint32_t previous = weir__space_previous(region, index);
+    uint32_t next = weir__space_next(region, index);
     /* Both are looked at before either is changed: each may be a cache miss. */
-    bool joins_previous = previous != 0 && space_state(region, previous) == state;
-    bool joins_next = next != 0 && space_state(region, next) == state;
+    bool joins_previous = previous != 0 && weir__space_state(region, previous) == state;
+    bool joins_next = next != 0 && weir__space_state(region, next) == state;
 
-    space_set(region, index, space_offset(region, index), space_bytes(region, index), state);
     if (joins_previous) {
-        space_unlist(region, previous);
-        index = space_join(region, previous, index);
+        uint64_t middle = from;
+        WEIR_ASSERT(weir__space_end(region, previous) == middle);
+        space_unlist_as(region, previous, state);
+        from = weir__space_offset(region, previous);
+        index = space_join(region, previous, index, from, middle, end);
     }
     if (joins_next) {
-        space_unlist(region, next);
-        index = space_join(region, index, next);
+        uint64_t middle = end;
+        WEIR_ASSERT(weir__space_offset(region, next) == middle);
+        space_unlist_as(region, next, state);
+        end = weir__space_end(region, next);
+        index = space_join(region, index, next, from, middle, end);
     }
-    space_list(region, index);
+    weir__space_set(region, index, from, end - from, state);
+    space_list_as(region, index, state);
     return index;
+}
+
+static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir__extent_state state)
+{
+    return space_add_range(region, index, weir__space_offset(region, index),
+                           weir__space_end(region, index), state);
 }
 
 /* The last free extent gives the mark back (R5). */
@@ -192,15 +153,22 @@ static void space_lower_mark(struct weir_region *region)
 {
     uint32_t last = region->last;
 
-    if (last == 0 || space_state(region, last) != EXTENT_FREE)
+    if (last == 0 || weir__space_state(region, last) != EXTENT_FREE)
         return;
 
-    uint64_t offset = space_offset(region, last);
+    uint64_t offset = weir__space_offset(region, last);
     space_unlist(region, last);
-    space_claim(region, 0, offset, region->mark_bytes);
-    space_link(region, space_previous(region, last), 0);
+    weir__space_claim(region, 0, offset, region->mark_bytes);
+    weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
     region->mark_bytes = offset;
+}
+
+void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end)
+{
+    index = space_add_range(region, index, from, end, EXTENT_FREE);
+    if (WEIR_UNLIKELY(index == region->last)) /* else nothing new is there */
+        space_lower_mark(region);
 }
 
 static enum weir__extent_state space_kind(const struct weir_region *region, uint64_t offset)
@@ -239,10 +207,10 @@ static void space_wipe(const struct weir_region *region, uint64_t offset, uint64
 /* An extent of several chunks, which may be of both kinds. */
 static void space_release_many(struct weir_region *region, uint32_t index)
 {
-    uint64_t offset = space_offset(region, index);
-    uint64_t end = space_end(region, index);
+    uint64_t offset = weir__space_offset(region, index);
+    uint64_t end = weir__space_end(region, index);
 
-    space_set(region, index, offset, end - offset, EXTENT_ZOMBIE);
+    weir__space_set(region, index, offset, end - offset, EXTENT_ZOMBIE);
     for (uint64_t at = offset; at < end;) {
         uint64_t run_end = space_run_end(region, at, end);
         uint32_t piece = run_end < end ? space_split(region, index, run_end - at) : index;
@@ -256,8 +224,8 @@ static void space_release_many(struct weir_region *region, uint32_t index)
 
 void weir__space_release(struct weir_region *region, uint32_t index)
 {
-    uint64_t offset = space_offset(region, index);
-    uint64_t bytes = space_bytes(region, index);
+    uint64_t offset = weir__space_offset(region, index);
+    uint64_t bytes = weir__space_bytes(region, index);
 
     WEIR_ASSERT(weir__entry_generation(weir__region_entry(region, index)) % 2 == 0);
 
@@ -266,9 +234,11 @@ void weir__space_release(struct weir_region *region, uint32_t index)
     weir__chunks_sub_live(&region->chunks, offset, bytes);
     if (WEIR_LIKELY(weir__chunk_is_one(offset, bytes))) {
         uint64_t chunk = weir__chunk_of(offset);
-        space_add(region, index, space_kind(region, offset));
+        index = space_add(region, index, space_kind(region, offset));
         if (WEIR_UNLIKELY(weir__chunk_live(&region->chunks, chunk) == 0))
             weir__pager_empty(region, chunk);
+        else if (WEIR_LIKELY(index != region->last)) /* R5: else nothing new is there */
+            return;
     } else {
         space_release_many(region, index);
     }
@@ -286,21 +256,24 @@ static void space_turn(struct weir_region *region, uint64_t chunk, enum weir__ex
     uint64_t end = weir__min(begin + LAYOUT_CHUNK_BYTES, region->mark_bytes);
     uint32_t index = begin < end ? region->chunks.table[chunk].first : 0;
 
-    while (index != 0 && space_offset(region, index) < end) {
-        if (space_state(region, index) == from) {
+    while (index != 0 && weir__space_offset(region, index) < end) {
+        if (weir__space_state(region, index) == from) {
             space_unlist(region, index);
-            if (space_offset(region, index) < begin)
-                space_list(region, space_split(region, index, begin - space_offset(region, index)));
-            if (space_end(region, index) > end) {
-                uint32_t inside = space_split(region, index, end - space_offset(region, index));
+            if (weir__space_offset(region, index) < begin)
+                space_list(region,
+                           space_split(region, index, begin - weir__space_offset(region, index)));
+            if (weir__space_end(region, index) > end) {
+                uint32_t inside =
+                    space_split(region, index, end - weir__space_offset(region, index));
                 space_list(region, index);
                 index = inside;
             }
             if (region->wipes && to == EXTENT_FREE)
-                space_wipe(region, space_offset(region, index), space_end(region, index));
+                space_wipe(region, weir__space_offset(region, index),
+                           weir__space_end(region, index));
             index = space_add(region, index, to);
         }
-        index = space_next(region, index);
+        index = weir__space_next(region, index);
     }
 }
 
@@ -319,14 +292,15 @@ void weir__space_cut(struct weir_region *region, uint64_t offset)
 {
     uint32_t last = region->last;
 
-    WEIR_ASSERT(last != 0 && space_state(region, last) == EXTENT_RESTING);
-    WEIR_ASSERT(space_offset(region, last) <= offset && space_end(region, last) > offset);
+    WEIR_ASSERT(last != 0 && weir__space_state(region, last) == EXTENT_RESTING);
+    WEIR_ASSERT(weir__space_offset(region, last) <= offset &&
+                weir__space_end(region, last) > offset);
 
     space_unlist(region, last);
-    if (space_offset(region, last) < offset)
-        space_list(region, space_split(region, last, offset - space_offset(region, last)));
-    space_claim(region, 0, offset, region->mark_bytes);
-    space_link(region, space_previous(region, last), 0);
+    if (weir__space_offset(region, last) < offset)
+        space_list(region, space_split(region, last, offset - weir__space_offset(region, last)));
+    weir__space_claim(region, 0, offset, region->mark_bytes);
+    weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
     region->mark_bytes = offset;
     space_lower_mark(region);
@@ -336,7 +310,7 @@ void weir__space_cut(struct weir_region *region, uint64_t offset)
 
 uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uint64_t alignment)
 {
-    uint64_t offset = index != 0 ? space_offset(region, index) : region->mark_bytes;
+    uint64_t offset = index != 0 ? weir__space_offset(region, index) : region->mark_bytes;
 
     return weir__round_up(offset, alignment);
 }
@@ -351,7 +325,7 @@ uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint
 
     if (WEIR_LIKELY(alignment == LAYOUT_GRANULE) || index == 0)
         return index;
-    if (weir__space_place(region, index, alignment) + space <= space_end(region, index))
+    if (weir__space_place(region, index, alignment) + space <= weir__space_end(region, index))
         return index;
     return weir__extents_find(&region->extents, weir__space_most(space, alignment));
 }
@@ -361,18 +335,18 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
 {
     uint64_t offset = weir__space_place(region, index, alignment);
 
-    WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
-    WEIR_ASSERT(offset + space <= space_end(region, index));
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
+    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
 
     space_unlist(region, index);
-    if (offset > space_offset(region, index))
-        space_list(region, space_split(region, index, offset - space_offset(region, index)));
-    if (space_bytes(region, index) > space) {
+    if (offset > weir__space_offset(region, index))
+        space_list(region, space_split(region, index, offset - weir__space_offset(region, index)));
+    if (weir__space_bytes(region, index) > space) {
         uint32_t front = space_split(region, index, space);
         space_list(region, index);
         index = front;
     }
-    space_set(region, index, offset, space, EXTENT_BUILT);
+    weir__space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
 }
@@ -381,16 +355,16 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
 static void space_append(struct weir_region *region, uint32_t index)
 {
     uint64_t offset = region->mark_bytes;
-    uint64_t space = space_bytes(region, index);
+    uint64_t space = weir__space_bytes(region, index);
 
-    WEIR_ASSERT(space_offset(region, index) == offset);
+    WEIR_ASSERT(weir__space_offset(region, index) == offset);
     WEIR_ASSERT(offset + space <= region->store.file_bytes); /* R1 */
 
     weir__entry_set_previous(weir__region_entry(region, index), 0);
     weir__entry_set_next(weir__region_entry(region, index), 0);
-    space_link(region, region->last, index);
+    weir__space_link(region, region->last, index);
     region->last = index;
-    space_claim(region, index, offset, offset + space);
+    weir__space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
     region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
@@ -400,7 +374,7 @@ uint32_t weir__space_bump(struct weir_region *region, uint64_t space)
 {
     uint32_t index = weir__slots_take(&region->slots);
 
-    space_set(region, index, region->mark_bytes, space, EXTENT_BUILT);
+    weir__space_set(region, index, region->mark_bytes, space, EXTENT_BUILT);
     space_append(region, index);
     return index;
 }
@@ -424,18 +398,19 @@ uint32_t weir__space_take_chunk(struct weir_region *region, uint64_t chunk)
             weir__space_release(region, space_split(region, index, begin - mark));
     } else {
         index = region->chunks.table[chunk].first;
-        WEIR_ASSERT(space_state(region, index) == EXTENT_FREE);
+        WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
         space_unlist(region, index);
-        if (space_offset(region, index) < begin)
-            space_list(region, space_split(region, index, begin - space_offset(region, index)));
-        if (space_end(region, index) > end) {
+        if (weir__space_offset(region, index) < begin)
+            space_list(region,
+                       space_split(region, index, begin - weir__space_offset(region, index)));
+        if (weir__space_end(region, index) > end) {
             uint32_t front = space_split(region, index, LAYOUT_CHUNK_BYTES);
             space_list(region, index);
             index = front;
         }
         weir__chunks_add_live(&region->chunks, begin, LAYOUT_CHUNK_BYTES);
     }
-    space_set(region, index, begin, LAYOUT_CHUNK_BYTES, EXTENT_ZOMBIE);
+    weir__space_set(region, index, begin, LAYOUT_CHUNK_BYTES, EXTENT_ZOMBIE);
     return index;
 }
 
@@ -443,14 +418,14 @@ uint32_t weir__space_carve(struct weir_region *region, uint32_t *extent, uint64_
 {
     uint32_t index = *extent;
 
-    WEIR_ASSERT(space_state(region, index) == EXTENT_ZOMBIE);
-    WEIR_ASSERT(space_bytes(region, index) >= space);
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_ZOMBIE);
+    WEIR_ASSERT(weir__space_bytes(region, index) >= space);
 
-    if (space_bytes(region, index) > space)
+    if (weir__space_bytes(region, index) > space)
         index = space_split(region, index, space);
     else
         *extent = 0;
-    space_set(region, index, space_offset(region, index), space, EXTENT_BUILT);
+    weir__space_set(region, index, weir__space_offset(region, index), space, EXTENT_BUILT);
     return index;
 }
 
@@ -476,16 +451,16 @@ uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, ui
 void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
-    uint64_t from = space_offset(region, index);
-    uint64_t to = space_offset(region, target);
+    uint64_t from = weir__space_offset(region, index);
+    uint64_t to = weir__space_offset(region, target);
     uint64_t bytes = weir__entry_bytes(entry);
-    uint64_t space = space_bytes(region, index);
-    uint32_t before_index = space_previous(region, index);
-    uint32_t after_index = space_next(region, index);
-    uint32_t before_target = space_previous(region, target);
-    uint32_t after_target = space_next(region, target);
+    uint64_t space = weir__space_bytes(region, index);
+    uint32_t before_index = weir__space_previous(region, index);
+    uint32_t after_index = weir__space_next(region, index);
+    uint32_t before_target = weir__space_previous(region, target);
+    uint32_t after_target = weir__space_next(region, target);
 
-    WEIR_ASSERT(space_bytes(region, target) == space);
+    WEIR_ASSERT(weir__space_bytes(region, target) == space);
     /* On disk its place could change before its bytes are there. */
     WEIR_CHECK(!weir__sync_is_confirmed(region, index));
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
@@ -494,24 +469,24 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
     weir__fence_release();
-    space_set(region, target, from, space, EXTENT_ZOMBIE);
+    weir__space_set(region, target, from, space, EXTENT_ZOMBIE);
 
     if (after_index == target) {
-        space_link(region, before_index, target);
-        space_link(region, target, index);
-        space_link(region, index, after_target);
+        weir__space_link(region, before_index, target);
+        weir__space_link(region, target, index);
+        weir__space_link(region, index, after_target);
     } else if (after_target == index) {
-        space_link(region, before_target, index);
-        space_link(region, index, target);
-        space_link(region, target, after_index);
+        weir__space_link(region, before_target, index);
+        weir__space_link(region, index, target);
+        weir__space_link(region, target, after_index);
     } else {
-        space_link(region, before_index, target);
-        space_link(region, target, after_index);
-        space_link(region, before_target, index);
-        space_link(region, index, after_target);
+        weir__space_link(region, before_index, target);
+        weir__space_link(region, target, after_index);
+        weir__space_link(region, before_target, index);
+        weir__space_link(region, index, after_target);
     }
-    space_claim(region, index, to, to + space);
-    space_claim(region, target, from, from + space);
+    weir__space_claim(region, index, to, to + space);
+    weir__space_claim(region, target, from, from + space);
     weir__space_release(region, target);
 }
 
@@ -526,7 +501,7 @@ void weir__space_move(struct weir_region *region, uint32_t index, uint32_t targe
 /* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
 static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
-    if (walk->index != 0 && space_state(region, walk->index) == EXTENT_LIVE &&
+    if (walk->index != 0 && weir__space_state(region, walk->index) == EXTENT_LIVE &&
         weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
         return walk->index;
     return region->chunks.table[walk->chunk].first;
@@ -538,10 +513,10 @@ static uint32_t space_walk(const struct weir_region *region, struct weir__walk *
 {
     uint64_t end = (walk->chunk + 1) * LAYOUT_CHUNK_BYTES;
 
-    while (index != 0 && space_offset(region, index) < end &&
-           space_state(region, index) != EXTENT_LIVE)
-        index = space_next(region, index);
-    if (index == 0 || space_offset(region, index) >= end) {
+    while (index != 0 && weir__space_offset(region, index) < end &&
+           weir__space_state(region, index) != EXTENT_LIVE)
+        index = weir__space_next(region, index);
+    if (index == 0 || weir__space_offset(region, index) >= end) {
         walk->is_done = true;
         return 0;
     }
@@ -558,7 +533,7 @@ static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, u
     uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
 
     *budget -= weir__min(*budget, bytes);
-    return weir__sum(region->store.base + space_offset(region, index), bytes);
+    return weir__sum(region->store.base + weir__space_offset(region, index), bytes);
 }
 
 uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)
@@ -569,7 +544,7 @@ uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, ui
         uint64_t *sum = &region->slots.sums[index];
         if (weir__word_load(sum) == 0)
             weir__word_store(sum, space_sum_of(region, index, &budget));
-        index = space_walk(region, walk, space_next(region, index), &budget);
+        index = space_walk(region, walk, weir__space_next(region, index), &budget);
     }
     return budget;
 }
@@ -577,8 +552,8 @@ uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, ui
 /* Whether all chunks of the item but @chunk, which is just coming back, are in memory. */
 static bool space_is_here(const struct weir_region *region, uint32_t index, uint64_t chunk)
 {
-    for (uint64_t i = weir__chunk_of(space_offset(region, index));
-         i <= weir__chunk_of(space_end(region, index) - 1); i++)
+    for (uint64_t i = weir__chunk_of(weir__space_offset(region, index));
+         i <= weir__chunk_of(weir__space_end(region, index) - 1); i++)
         if (i != chunk && !weir__chunk_is_resident(weir__chunk_state(&region->chunks, i)))
             return false;
     return true;
@@ -590,7 +565,7 @@ uint64_t weir__space_verify(struct weir_region *region, struct weir__walk *walk,
 
     while (index != 0) {
         uint64_t sum = weir__word_load(&region->slots.sums[index]);
-        uint32_t next = space_next(region, index);
+        uint32_t next = weir__space_next(region, index);
         if (sum != 0 && space_is_here(region, index, walk->chunk) &&
             sum != space_sum_of(region, index, &budget)) {
             region->read_error_count++;
@@ -617,11 +592,12 @@ bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint
     uint64_t end = begin + LAYOUT_CHUNK_BYTES;
     uint32_t index = region->chunks.table[chunk].first;
 
-    for (; index != 0 && space_offset(region, index) < end; index = space_next(region, index)) {
-        if (space_state(region, index) != EXTENT_RESTING)
+    for (; index != 0 && weir__space_offset(region, index) < end;
+         index = weir__space_next(region, index)) {
+        if (weir__space_state(region, index) != EXTENT_RESTING)
             continue;
-        uint64_t from = weir__max(begin, space_offset(region, index));
-        uint64_t to = weir__min(end, space_end(region, index));
+        uint64_t from = weir__max(begin, weir__space_offset(region, index));
+        uint64_t to = weir__min(end, weir__space_end(region, index));
         if (to - from >= space)
             return true;
     }
@@ -632,12 +608,12 @@ bool weir__space_has_hole(const struct weir_region *region, uint64_t chunk, uint
 
 static void space_audit_free(const struct weir_region *region, uint32_t index)
 {
-    enum weir__extent_state state = space_state(region, index);
-    uint32_t previous = space_previous(region, index);
+    enum weir__extent_state state = weir__space_state(region, index);
+    uint32_t previous = weir__space_previous(region, index);
 
     if (previous != 0)
-        WEIR_CHECK(space_state(region, previous) != state); /* R2 */
-    for (uint64_t at = space_offset(region, index); at < space_end(region, index);
+        WEIR_CHECK(weir__space_state(region, previous) != state); /* R2 */
+    for (uint64_t at = weir__space_offset(region, index); at < weir__space_end(region, index);
          at += LAYOUT_GRANULE) {
         WEIR_CHECK(space_kind(region, at) == state); /* R3 */
         at = weir__round_down(at, LAYOUT_CHUNK_BYTES) + LAYOUT_CHUNK_BYTES - LAYOUT_GRANULE;
@@ -652,28 +628,28 @@ void weir__space_audit(const struct weir_region *region)
     uint32_t previous = 0;
     uint32_t index = region->mark_bytes > 0 ? region->chunks.table[0].first : 0;
 
-    for (; index != 0; index = space_next(region, index)) {
-        enum weir__extent_state state = space_state(region, index);
+    for (; index != 0; index = weir__space_next(region, index)) {
+        enum weir__extent_state state = weir__space_state(region, index);
 
-        WEIR_CHECK(space_offset(region, index) == at); /* R1 */
-        WEIR_CHECK(space_previous(region, index) == previous);
+        WEIR_CHECK(weir__space_offset(region, index) == at); /* R1 */
+        WEIR_CHECK(weir__space_previous(region, index) == previous);
         WEIR_CHECK(state != EXTENT_VACANT);
         if (state == EXTENT_FREE || state == EXTENT_RESTING)
             space_audit_free(region, index);
         if (weir__state_is_item(state)) /* R6 */
             WEIR_CHECK(at % weir__entry_alignment(weir__region_entry(region, index)) == 0);
-        free_bytes += state == EXTENT_FREE ? space_bytes(region, index) : 0;
-        resting_bytes += state == EXTENT_RESTING ? space_bytes(region, index) : 0;
+        free_bytes += state == EXTENT_FREE ? weir__space_bytes(region, index) : 0;
+        resting_bytes += state == EXTENT_RESTING ? weir__space_bytes(region, index) : 0;
         for (uint64_t chunk = (at + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
-             chunk * LAYOUT_CHUNK_BYTES < space_end(region, index); chunk++)
+             chunk * LAYOUT_CHUNK_BYTES < weir__space_end(region, index); chunk++)
             WEIR_CHECK(region->chunks.table[chunk].first == index); /* R4 */
-        at = space_end(region, index);
+        at = weir__space_end(region, index);
         previous = index;
     }
     WEIR_CHECK(at == region->mark_bytes); /* R1 */
     WEIR_CHECK(previous == region->last);
     if (previous != 0)
-        WEIR_CHECK(space_state(region, previous) != EXTENT_FREE); /* R5 */
+        WEIR_CHECK(weir__space_state(region, previous) != EXTENT_FREE); /* R5 */
     WEIR_CHECK(free_bytes == region->extents.free_bytes);
     WEIR_CHECK(resting_bytes == region->resting_bytes);
 }

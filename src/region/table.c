@@ -7,7 +7,11 @@
  *
  * The table file has its full length from the start and is sparse; what is used
  * of it grows by steps, ahead of need, so that put and free allocate nothing.
- * Its length is sealed: a view that maps it cannot be cut short.
+ * Its length is sealed: a view that maps it cannot be cut short. A page of it costs
+ * more than a microsecond, to get it and to fault it in, so the ring does both
+ * ahead of need; who is faster than that reserves by himself, and faults. Where
+ * entries are many they come by large pages, 65536 at a time: these are made in a
+ * sixth of the time, and whoever goes through entries at random misses less.
  *
  * That of a named region is a file with blocks under whatever is stored to, so
  * that a full disk is no signal here either. Its chunk table has room for the
@@ -26,6 +30,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <xxhash.h>
+
+#ifndef MADV_COLLAPSE /* Linux 6.1 */
+# define MADV_COLLAPSE 25
+#endif
+
+#define TABLE_WINDOW_BYTES LAYOUT_CHUNK_BYTES
+/* So many must be in use before a window of them may wait to be used. */
+#define TABLE_WINDOW_USED (5 * TABLE_WINDOW_BYTES / sizeof(struct weir__entry))
 
 struct table_plan {
     uint64_t chunk_count;
@@ -61,6 +73,31 @@ static int table_extend(struct weir_region *region, uint64_t offset, uint64_t by
     return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
 }
 
+/*
+ * Words for the bits of entries @from .. @to - 1 (S2), which say of none that it is
+ * vacant; what was there before us is another owner's.
+ */
+static int table_extend_vacant(struct weir_region *region, uint64_t from, uint64_t to)
+{
+    char *base = (char *)region->header;
+    uint64_t bytes = 0;
+
+    from = from == 1 ? 0 : from; /* entry 0 is never used, but its word is */
+    for (uint32_t level = 0; level < SLOT_LEVEL_COUNT; level++) {
+        uint64_t *words = region->slots.levels[level];
+        uint64_t first = weir__slots_words(from, level);
+        uint64_t end = weir__slots_words(to, level);
+        int r = table_extend(region, (uint64_t)((char *)words - base), first * sizeof(*words),
+                             end * sizeof(*words));
+        if (r < 0)
+            return r;
+        memset(words + first, 0, (end - first) * sizeof(*words));
+        bytes += (end - first) * sizeof(*words);
+    }
+    weir__heap_account(&region->heap, (int64_t)bytes);
+    return 0;
+}
+
 bool weir__table_is_ours(const struct weir__header *header)
 {
     if (header->chunk_count_max != LAYOUT_BYTES_LIMIT / LAYOUT_CHUNK_BYTES ||
@@ -74,6 +111,44 @@ bool weir__table_is_ours(const struct weir__header *header)
            header->vacant_offset == plan.vacant_offset;
 }
 
+/* Where many are in use they come and go in greater number. */
+static uint64_t table_step(const struct weir_region *region)
+{
+    return weir__min(weir__max(region->slots.used_count / 8, TABLE_ENTRY_STEP),
+                     TABLE_ENTRY_STEP_MAX);
+}
+
+/* That of a named region needs blocks first, and is not in such a hurry. */
+static bool table_may_populate(const struct weir_region *region)
+{
+    const struct weir__tables *tables = &region->tables;
+
+    return !tables->is_under_way && !tables->cannot_populate && !weir__region_is_named(region) &&
+           region->slots.ready_count < region->slots.count_max;
+}
+
+/* When it is time for more. */
+static void table_look_again(struct weir_region *region)
+{
+    region->spare_ahead = region->spare_min;
+    if (table_may_populate(region))
+        region->spare_ahead += table_step(region) / 2;
+}
+
+/* Entries up to @to, which is one too many, have all their memory: they may be used. */
+static int table_accept(struct weir_region *region, uint64_t from, uint64_t to)
+{
+    int r = table_extend_vacant(region, from, to);
+
+    if (r < 0)
+        return r;
+    region->slots.ready_count = (uint32_t)(to - 1);
+    weir__heap_account(&region->heap,
+                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t))));
+    table_look_again(region);
+    return 0;
+}
+
 /* Blocks and memory for entries up to @to, which is one too many. */
 static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t to)
 {
@@ -85,16 +160,100 @@ static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t t
         r = table_extend(region, header->sum_offset, from * sizeof(uint64_t),
                          to * sizeof(uint64_t));
     if (r == 0)
-        r = table_extend(region, header->vacant_offset, from * sizeof(uint32_t),
-                         to * sizeof(uint32_t));
+        r = table_accept(region, from, to);
     if (r < 0) /* of a memfd it is memory that there is no more of */
         return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
-
-    region->slots.ready_count = (uint32_t)(to - 1);
-    weir__heap_account(&region->heap,
-                       (int64_t)((to - from) * (sizeof(struct weir__entry) + sizeof(uint64_t) +
-                                                sizeof(uint32_t))));
     return 0;
+}
+
+/* ---- Ahead -------------------------------------------------------------- */
+
+/* The first entry behind the window that holds entry @index. */
+static uint64_t table_window_end(const struct weir_region *region, uint64_t index)
+{
+    uint64_t entry_offset = region->header->entry_offset;
+    uint64_t at = entry_offset + index * sizeof(struct weir__entry);
+
+    return (weir__round_down(at, TABLE_WINDOW_BYTES) + TABLE_WINDOW_BYTES - entry_offset) /
+           sizeof(struct weir__entry);
+}
+
+/*
+ * Which entries are next: a step, or what is left of its window, or all of one.
+ * There must be a page in a window that is to become a large one.
+ */
+static void table_plan_ahead(struct weir_region *region)
+{
+    struct weir__tables *tables = &region->tables;
+    uint64_t end = (uint64_t)region->slots.count_max + 1;
+
+    tables->from = (uint64_t)region->slots.ready_count + 1;
+    tables->to = weir__min(tables->from + table_step(region), end);
+    tables->is_window = false;
+    tables->has_entries = false;
+    if (tables->cannot_collapse || region->slots.used_count < TABLE_WINDOW_USED)
+        return;
+
+    uint64_t window_end = table_window_end(region, tables->from);
+    uint64_t at = region->header->entry_offset + tables->from * sizeof(struct weir__entry);
+    tables->is_window =
+        at % TABLE_WINDOW_BYTES == 0 && window_end <= end &&
+        weir__sys_fallocate(region->table_fd, 0, at, sizeof(struct weir__entry)) == 0;
+    tables->to = tables->is_window ? window_end : weir__min(tables->to, window_end);
+}
+
+static void table_advise_ahead(struct weir_region *region, char *rows, uint64_t row_bytes,
+                               int advice)
+{
+    struct weir__tables *tables = &region->tables;
+    uint64_t page = LAYOUT_HEADER_BYTES;
+    uint64_t from = weir__round_down((uint64_t)rows + tables->from * row_bytes, page);
+    uint64_t to = weir__round_up((uint64_t)rows + tables->to * row_bytes, page);
+
+    weir__ring_madvise(region->ring, &tables->operation, (void *)(uintptr_t)from,
+                       (uint32_t)(to - from), advice);
+}
+
+static void table_ahead_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__tables *tables = WEIR_CONTAINER_OF(operation, struct weir__tables, operation);
+    struct weir_region *region = tables->region;
+
+    (void)flags;
+    if (result == 0 && !tables->has_entries) {
+        tables->has_entries = true;
+        table_advise_ahead(region, (char *)region->slots.sums, sizeof(uint64_t),
+                           MADV_POPULATE_WRITE);
+        return;
+    }
+    /* Somebody may have been faster, for some of them or for all. */
+    uint64_t from = (uint64_t)region->slots.ready_count + 1;
+    bool is_collapse = tables->is_window && !tables->has_entries;
+    tables->is_under_way = false;
+    if (result < 0 && is_collapse && tables->from == from)
+        tables->cannot_collapse = true; /* small pages will do */
+    else if (result == -EINVAL && !is_collapse)
+        tables->cannot_populate = true;      /* before Linux 5.14 */
+    region->spare_ahead = region->spare_min; /* after a failure: not before the next need */
+    if (is_collapse || (result == 0 && tables->to <= from))
+        table_look_again(region);
+    else if (result == 0)
+        (void)!table_accept(region, from, tables->to);
+}
+
+void weir__table_ahead(struct weir_region *region)
+{
+    struct weir__tables *tables = &region->tables;
+
+    if (weir__slots_spare(&region->slots) >= region->spare_ahead || !table_may_populate(region))
+        return;
+    tables->operation = (struct weir_operation){table_ahead_complete};
+    tables->region = region;
+    tables->is_under_way = true;
+    table_plan_ahead(region);
+    region->spare_ahead = region->spare_min;
+    table_advise_ahead(region, (char *)region->slots.entries, sizeof(struct weir__entry),
+                       tables->is_window ? MADV_COLLAPSE : MADV_POPULATE_WRITE);
 }
 
 int weir__table_ready(struct weir_region *region, uint64_t spare)
@@ -122,8 +281,27 @@ static int table_map_plan(struct weir_region *region, const struct table_plan *p
 
     if (r < 0)
         return r;
-    return weir__sys_mmap(NULL, plan->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-                          region->table_fd, 0, ret_tables);
+
+    /* Where a large page of the file is one of the mapping, too. */
+    uint64_t reserved_bytes = plan->bytes + TABLE_WINDOW_BYTES;
+    void *reserved;
+    r = weir__sys_mmap(NULL, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0, &reserved);
+    if (r < 0)
+        return r;
+    uint64_t gap = -(uint64_t)(uintptr_t)reserved % TABLE_WINDOW_BYTES;
+    char *base = (char *)reserved + gap;
+    r = weir__sys_mmap(base, plan->bytes, PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_NORESERVE | MAP_FIXED, region->table_fd, 0, ret_tables);
+    if (r < 0) {
+        weir__sys_munmap(reserved, reserved_bytes);
+        return r;
+    }
+    if (gap > 0)
+        weir__sys_munmap(reserved, gap);
+    if (gap < TABLE_WINDOW_BYTES)
+        weir__sys_munmap(base + plan->bytes, TABLE_WINDOW_BYTES - gap);
+    return 0;
 }
 
 /* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
@@ -181,12 +359,12 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
     region->slots = (struct weir__slots){
         .entries = (struct weir__entry *)(void *)(base + plan->entry_offset),
         .sums = (uint64_t *)(void *)(base + plan->sum_offset),
-        .vacant = (uint32_t *)(void *)(base + plan->vacant_offset),
         .count_max = (uint32_t)plan->entry_count,
         .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
     };
     if (region->named.report.existed)
         region->slots.generation = region->named.found.generation;
+    weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
     region->chunks.count_max = region->bytes_max / LAYOUT_CHUNK_BYTES;
     weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);

@@ -188,6 +188,13 @@ static bool loan_grow(struct weir__loan *loan)
     return true;
 }
 
+/* What pins hold up need not go any more: the region has it for its puts again. */
+static void loan_give_up(struct weir__loan *loan)
+{
+    if (loan_has_room(loan, 0))
+        loan_wish(loan, loan->charged_bytes);
+}
+
 /* ---- Turns ---------------------------------------------------------------- */
 
 bool weir__loan_was_asked(struct weir__loan *loan)
@@ -211,15 +218,18 @@ bool weir__loan_advance(struct weir__loan *loan)
             loan->turns_left = LOAN_TURNS;
         if (loan->charged_bytes == loan->wish_bytes && now_ns - loan->asked_ns < LOAN_PROMPT_NS)
             loan->is_slow = false;
-        if (loan->turns_left == 0)
-            return false;
-        loan->turns_left--;
-        return true;
+        if (loan->turns_left > 0) {
+            loan->turns_left--;
+            return true;
+        }
     }
     if (now_ns < loan->grow_ns || now_ns - loan->asked_ns < LOAN_QUIET_NS)
         return false;
     loan->grow_ns = now_ns + LOAN_GROW_NS;
-    (void)loan_grow(loan);
+    if (loan->charged_bytes > loan->wish_bytes)
+        loan_give_up(loan);
+    else
+        (void)loan_grow(loan);
     return false;
 }
 

@@ -512,14 +512,18 @@ static uint64_t small_rows(struct small *small)
     return small->row_count;
 }
 
+static void small_begin(struct small *small, const struct world *world, char path[96])
+{
+    assert_true(snprintf(path, 96, "%s/small.db", world->directory) < 96);
+    small_open(small, path);
+}
+
 static void test_a_database_outlives_its_sets(void **state)
 {
-    struct world *world = *state;
     struct small small;
     char path[96];
 
-    assert_true(snprintf(path, sizeof(path), "%s/small.db", world->directory) < 96);
-    small_open(&small, path);
+    small_begin(&small, *state, path);
     small_append(&small, WEIR_WRITEBUF_INSERT, 10, "a", "A");
     small_append(&small, WEIR_WRITEBUF_INSERT, 11, "b", "x");
     small_append(&small, WEIR_WRITEBUF_UPDATE, 12, "b", "B");
@@ -543,12 +547,10 @@ static void test_a_database_outlives_its_sets(void **state)
 
 static void test_a_barrier_runs_its_statement(void **state)
 {
-    struct world *world = *state;
     struct small small;
     char path[96];
 
-    assert_true(snprintf(path, sizeof(path), "%s/small.db", world->directory) < 96);
-    small_open(&small, path);
+    small_begin(&small, *state, path);
     small_append(&small, WEIR_WRITEBUF_INSERT, 1, "a", "A");
     small_append(&small, WEIR_WRITEBUF_BARRIER, 2, "", "");
     small_append(&small, WEIR_WRITEBUF_BARRIER, 3, "", "DELETE FROM weir_7");

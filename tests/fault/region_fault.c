@@ -110,6 +110,18 @@ static struct weir_region_stats figures(struct job *job)
     return stats;
 }
 
+/* NULL: nothing goes cold here. */
+static struct job *start_bounded(struct weir_region_config config)
+{
+    struct job *job = start(config);
+
+    if (figures(job).bounded)
+        return job;
+    print_message("# passed over: this file system keeps pages in memory\n");
+    finish(job);
+    return NULL;
+}
+
 static bool is_resident(struct job *job, size_t i)
 {
     struct weir_slot_info info;
@@ -199,15 +211,13 @@ static void emptied_chunks_that_cannot_be_zeroed(void **state)
 
 static void a_suspect_chunk_at_the_mark(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    struct job *job = start_bounded(
+        (struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
     int r;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     seam_fail_on(SEAM_ring_sync_range, 1);
     seam_fail_on(SEAM_ring_fdatasync, 1);
     while ((r = put(job, 60 * KIB)) == 0)
@@ -287,15 +297,13 @@ static void one_bad_place_harms_no_neighbour(void **state)
 
 static void a_chunk_that_cannot_come_back(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_max = 40 * MIB, .resident_bytes_max = 8 * MIB});
+    struct job *job = start_bounded(
+        (struct weir_region_config){.bytes_max = 40 * MIB, .resident_bytes_max = 8 * MIB});
     int r;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     /* Too large to be moved, so that holes are only filled where they are. */
     while ((r = put(job, 600 * KIB)) == 0)
         ;
@@ -321,7 +329,7 @@ static void a_chunk_that_cannot_come_back(void **state)
 /* Each item that must move asks for more file; to be told once that there is none is enough. */
 static void cleaning_on_a_full_disk(void **state)
 {
-    struct job *job = start((struct weir_region_config){
+    struct job *job = start_bounded((struct weir_region_config){
         .bytes_initial = 4 * MIB,
         .bytes_max = 64 * MIB,
         .resident_bytes_max = 8 * MIB,
@@ -329,10 +337,8 @@ static void cleaning_on_a_full_disk(void **state)
     int r;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     while (job->count < 6000)
         assert_int_equal(put(job, 4000), 0);
     seam_arm((struct seam_rule){
@@ -358,7 +364,7 @@ static void cleaning_on_a_full_disk(void **state)
 /* Emptied chunks that rest there come back where they are; made holes, they would be lost. */
 static void a_full_disk_that_cannot_zero(void **state)
 {
-    struct job *job = start((struct weir_region_config){
+    struct job *job = start_bounded((struct weir_region_config){
         .bytes_initial = 4 * MIB,
         .bytes_max = 64 * MIB,
         .resident_bytes_max = 8 * MIB,
@@ -366,10 +372,8 @@ static void a_full_disk_that_cannot_zero(void **state)
     int r;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     while (job->count < 600)
         assert_int_equal(put(job, 40000), 0);
     seam_arm((struct seam_rule){
@@ -413,8 +417,8 @@ static void fetch_answered(void *context, struct weir_slot slot, int result)
 /* What the cleaner has fetched and cannot store is in nobody's way. */
 static void a_fetch_beside_a_cleaner_without_room(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    struct job *job = start_bounded(
+        (struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
     struct weir_slot large;
     struct weir_slot pinned[64];
     const void *data;
@@ -422,10 +426,8 @@ static void a_fetch_beside_a_cleaner_without_room(void **state)
     bool is_answered = false;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     uint64_t bytes = figures(job).fetch_bytes_max;
     unsigned char *item = calloc(1, bytes);
     assert_int_equal(weir_region_put(job->region, item, bytes, (struct weir_label){0, 2}, &large),
@@ -921,16 +923,14 @@ static bool sees_a_drop(const struct seam_use *use, void *context)
 /* The kernel tells of a failed write once, and not always to the range that failed. */
 static void nothing_goes_while_in_doubt(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
+    struct job *job = start_bounded(
+        (struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 16 * MIB});
     uint64_t drops = 0;
     int r;
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     seam_arm(
         (struct seam_rule){.call = SEAM_sys_fadvise, .matches = sees_a_drop, .context = &drops});
     while (job->count < 500 && drops < 4) {
@@ -1149,14 +1149,12 @@ static void free_the_other(void *context, struct weir_slot slot, int result)
 
 static void freed_after_its_read_failed(void **state)
 {
-    struct job *job = start((struct weir_region_config){.resident_bytes_max = 8 * MIB});
+    struct job *job = start_bounded((struct weir_region_config){.resident_bytes_max = 8 * MIB});
     struct freeing freeing = {.job = job};
 
     (void)state;
-    if (!figures(job).bounded) {
-        finish(job);
-        return; /* nothing goes cold here */
-    }
+    if (job == NULL)
+        return;
     while (job->count < 2 || is_resident(job, 1))
         assert_int_equal(put(job, 60 * KIB), 0);
     seam_fail_on(SEAM_ring_read, 1);

@@ -92,7 +92,8 @@ static int start(struct job *job)
         .region = {.directory = harness_tmpdir(),
                    .bytes_initial = 2 * MIB,
                    .bytes_max = 16 * MIB,
-                   .resident_bytes_max = 8 * MIB},
+                   .resident_bytes_max = 14 * MIB,
+                   .resident_bytes_min = 8 * MIB},
         .ring_entries = 16,
         .tick_ns = LONG_NS,
     };
@@ -147,6 +148,30 @@ static void store(struct job *job)
     weir_region_audit(region);
 }
 
+/* Memory gets short, and ample again: the region is paid for all the time. */
+static void lend(struct job *job)
+{
+    struct weir_account *other = NULL;
+    int r = weir_account_open(job->governor, &(struct weir_account_config){.name = "o"}, &other);
+
+    assert_true(r == 0 || is_fault(r));
+    if (r < 0)
+        return;
+    weir_account_charge_forced(other, 60 * MIB);
+    for (int i = 0; i < 60; i++) {
+        struct weir_worker_stats stats;
+        struct weir_region_stats region;
+        weir_worker_poll(job->ours, 0);
+        weir_worker_stats(job->ours, &stats);
+        weir_region_stats(weir_worker_region(job->ours), &region);
+        assert_true(region.resident_bytes <= region.resident_bytes_max);
+        assert_true(region.resident_bytes_max <= stats.region_charged_bytes);
+        if (i == 40)
+            weir_account_refund(other, 60 * MIB);
+    }
+    weir_account_close(other);
+}
+
 static void run(void *context)
 {
     struct job *job = calloc(1, sizeof(*job));
@@ -158,6 +183,7 @@ static void run(void *context)
         correspond(job);
         operate(job);
         store(job);
+        lend(job);
     } else {
         assert_true(seam_fired() > 0);
         assert_null(job->theirs);

@@ -11,6 +11,8 @@
  *      - nobody is passed more often than the queue says
  *      - in any ten dwells the level changes ten times at most
  *      - leases are at most 1 % of the limit; in the end all books are empty
+ *      - of the reclaimers, which come and go, one is asked at a time, in its owner's
+ *        poll, and no cheaper one is left that has not failed in this round
  *
  * Two nodes (--two-nodes) borrow from each other; a restless limit (--restless)
  * changes while giants are charged. Time is a number that grows a little with every step. WEIR_SEED= repeats a run,
@@ -74,6 +76,7 @@ struct fiber {
     uint64_t forced_bytes;
     uint64_t limit_max; /* the largest during the call it is in */
     struct sleeper sleepers[SLEEPER_COUNT];
+    struct weir_reclaimer reclaimer;
     bool is_giving_back;
 };
 
@@ -106,6 +109,8 @@ static int parcel_count;
 static int busy_count;
 static uint64_t woken_count;
 static uint64_t lease_charge_count;
+static uint64_t asked_count;
+static bool is_reclaiming;
 
 /* ---- The game ------------------------------------------------------------------- */
 
@@ -333,6 +338,57 @@ static void fiber_refund(struct fiber *fiber)
         fiber_give_back(fiber, fiber_take_item(fiber));
 }
 
+/* It gives what it has, nothing, or not what it says. */
+static uint64_t fiber_reclaim(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct fiber *fiber = reclaimer->context;
+    uint64_t dice = draw_below(100);
+    uint64_t given = 0;
+
+    MODEL_CHECK(!is_reclaiming);
+    MODEL_CHECK(fiber == current);
+    MODEL_CHECK(governor->asked == reclaimer);
+    MODEL_CHECK(bytes > 0);
+    is_reclaiming = true;
+    asked_count++;
+    while (dice > 5 && given < bytes && fiber->item_count > 0) {
+        uint64_t more = fiber_take_item(fiber);
+
+        fiber_give_back(fiber, more);
+        given += more;
+    }
+    is_reclaiming = false;
+    return dice == 0 ? 1 : given;
+}
+
+/* The list as the next is chosen from it: R3. */
+static void check_reclaimers(void)
+{
+    const struct weir_reclaimer *previous = NULL;
+
+    for (const struct weir_reclaimer *at = governor->reclaimers; at != NULL; at = at->next) {
+        MODEL_CHECK(at->previous == previous);
+        MODEL_CHECK(previous == NULL || previous->cost <= at->cost);
+        previous = at;
+    }
+    MODEL_CHECK(governor->reclaimers_last == previous);
+}
+
+static void fiber_turn_reclaimer(struct fiber *fiber)
+{
+    if (fiber->reclaimer.account != NULL) {
+        weir_account_remove_reclaimer(fiber->account, &fiber->reclaimer);
+        return;
+    }
+    fiber->reclaimer = (struct weir_reclaimer){
+        .name = "fiber",
+        .cost = (uint32_t)draw_below(2) * 100,
+        .reclaim = fiber_reclaim,
+        .context = fiber,
+    };
+    weir_account_add_reclaimer(fiber->account, &fiber->reclaimer);
+}
+
 static void fiber_send(struct fiber *fiber)
 {
     if (fiber->item_count > 0 && parcel_count < PARCEL_COUNT)
@@ -472,8 +528,12 @@ static void fiber_step(struct fiber *fiber)
         fiber_look();
     else if (dice < (is_restless ? 990 : 950))
         fiber_limit(fiber);
+    else if (dice == 990)
+        fiber_turn_reclaimer(fiber);
     else
         weir_account_poll(fiber->account);
+    if (held == NULL)
+        check_reclaimers();
     if (dice == 999) /* now and then it is away, and the rest may calm down */
         while (fiber->item_count > 0)
             fiber_refund(fiber);
@@ -501,6 +561,7 @@ static void fiber_main(void)
     if (fiber == &fibers[2])
         config.bytes_max = LIMIT_BYTES / 3;
     MODEL_CHECK(weir_account_open(governor, &config, &fiber->account) == 0);
+    fiber_turn_reclaimer(fiber);
     while (step_count < step_max)
         fiber_step(fiber);
 
@@ -520,6 +581,8 @@ static void fiber_main(void)
     }
     while (parcel_count > 0)
         fiber_receive();
+    if (fiber->reclaimer.account != NULL)
+        fiber_turn_reclaimer(fiber);
     weir_account_close(fiber->account);
     fiber->ended = true;
     play_on();
@@ -625,11 +688,13 @@ int main(int argument_count, char **arguments)
     for (uint32_t i = 0; i < governor->nodes.count; i++)
         MODEL_CHECK(weir__nodes_use(&governor->nodes, i) == 0);
     MODEL_CHECK(woken_count > 0);
+    MODEL_CHECK(asked_count > 0);
     MODEL_CHECK(is_restless || lease_charge_count > 0);
-    printf("1..1\nok 1 - %llu steps, %llu ms, %llu woken, %llu from leases, %llu level changes\n",
-           (unsigned long long)step_count, (unsigned long long)(now_ns / 1000000),
-           (unsigned long long)woken_count, (unsigned long long)lease_charge_count,
-           (unsigned long long)change_count);
+    printf(
+        "1..1\nok 1 - %llu steps, %llu ms, %llu woken, %llu from leases, %llu asked, %llu level changes\n",
+        (unsigned long long)step_count, (unsigned long long)(now_ns / 1000000),
+        (unsigned long long)woken_count, (unsigned long long)lease_charge_count,
+        (unsigned long long)asked_count, (unsigned long long)change_count);
     weir_governor_destroy(governor);
     for (int i = 0; i < FIBER_COUNT; i++)
         free(fibers[i].stack);

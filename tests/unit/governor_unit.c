@@ -548,6 +548,51 @@ static void queue_up(struct weir_account *account, struct sleeper *sleeper, size
     assert_int_equal(weir_account_wait(account, &sleeper->waiter, bytes, UINT64_MAX), 0);
 }
 
+/* Whatever the relief is, its first poll wakes who waits. */
+static void test_relief_is_seen_by_the_next_poll(void **state)
+{
+    struct weir_governor_config larger = {.bytes_max = 2000};
+    struct weir_account *account = open_transient();
+    struct sleeper sleepers[2];
+
+    (void)state;
+    for (int way = 0; way < 5; way++) {
+        struct weir_account *holder = open_transient();
+
+        (void)charge(holder, 900);
+        (void)charge(account, 50);
+        queue_up(account, &sleepers[0], 300);
+        queue_up(account, &sleepers[1], 300);
+        assert_int_equal(weir_account_poll(account), 0);
+        switch (way) {
+        case 0:
+            weir_account_refund(holder, 600);
+            break;
+        case 1:
+            weir_account_refund_remote(holder, 600);
+            break;
+        case 2:
+            weir_account_close(holder);
+            holder = NULL;
+            break;
+        case 3:
+            weir_account_refund(holder, 300);
+            assert_int_equal(weir_account_cancel(account, &sleepers[0].waiter), -ENOENT);
+            weir_account_refund(holder, 300);
+            break;
+        default:
+            assert_int_equal(weir_governor_set_limits(governor, &larger), 0);
+            break;
+        }
+        assert_int_equal(weir_account_poll(account), 2);
+        assert_int_equal(sleepers[0].result, 0);
+        assert_int_equal(sleepers[1].result, 0);
+        weir_account_refund(account, 650);
+        weir_account_close(holder);
+    }
+    weir_account_close(account);
+}
+
 static void test_memory_is_charged_before_the_wake(void **state)
 {
     struct weir_account *account = open_transient();
@@ -2422,6 +2467,7 @@ int main(void)
         CASE("the delay grows between soft and hard", test_delay_between_soft_and_hard),
         CASE("a dwell keeps the level but not the waiters",
              test_a_dwell_keeps_the_level_but_not_the_waiters),
+        CASE("relief is seen by the next poll", test_relief_is_seen_by_the_next_poll),
         CASE("memory is charged before the wake", test_memory_is_charged_before_the_wake),
         CASE("first come, first served", test_first_come_first_served),
         CASE("small ones pass a giant a bounded number of times",

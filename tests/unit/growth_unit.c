@@ -313,12 +313,51 @@ static void hollow_out(struct job *job, uint64_t bytes)
     weir_region_audit(job->region);
 }
 
+static struct job *start_plain(void)
+{
+    return start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+}
+
+/* Of 64 MiB all but the ends has been freed, and given back. */
+static struct job *start_hollow(void)
+{
+    struct job *job = start_plain();
+
+    hollow_out(job, 64 * MIB);
+    poll_until_disk_is(job, 16 * MIB);
+    settle(job);
+    return job;
+}
+
+/* What the ring reserves ahead is under way, until it is released. */
+static void hold_what_is_reserved(struct job *job)
+{
+    holds = true;
+    while (held.ring == NULL) {
+        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
+        poll_once(job);
+    }
+}
+
+/* The same of what is given back; what is reserved meanwhile is not held. */
+static void hold_what_is_given_back(struct job *job)
+{
+    holds = true;
+    for (uint64_t since_ns = weir__clock_ns(); held.ring == NULL || held.mode == 0;) {
+        assert_true(weir__clock_ns() - since_ns < PATIENCE_NS);
+        if (held.ring != NULL) {
+            release();
+            holds = true;
+        }
+        poll_once(job);
+    }
+}
+
 /* ---- Ahead ---------------------------------------------------------------- */
 
 static void room_is_there_before_it_is_needed(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
 
     (void)state;
     while (job->count < 1000) {
@@ -344,8 +383,7 @@ static void room_is_there_before_it_is_needed(void **state)
 /* An idle region reserves nothing more, and makes no page. */
 static void an_idle_region_stays_as_it_is(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
 
     (void)state;
     for (int i = 0; i < 100; i++)
@@ -363,8 +401,7 @@ static void an_idle_region_stays_as_it_is(void **state)
 
 static void what_fails_ahead_is_told_to_nobody(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
 
     (void)state;
     ahead_fails = true;
@@ -386,11 +423,7 @@ static void a_put_overtakes_the_ring(void **state)
         bool shares_ring = round % 2 == 1;
         struct job *job =
             start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, shares_ring);
-        holds = true;
-        while (held.ring == NULL) {
-            assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
-            poll_once(job);
-        }
+        hold_what_is_reserved(job);
         assert_int_equal(held.mode, 0);
         uint64_t end = held.offset + held.bytes;
         while (figures(job).mark_bytes < end + 8 * MIB)
@@ -404,16 +437,11 @@ static void a_put_overtakes_the_ring(void **state)
 
 static void a_full_disk_while_the_ring_reserves(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
     int r;
 
     (void)state;
-    holds = true;
-    while (held.ring == NULL) {
-        assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
-        poll_once(job);
-    }
+    hold_what_is_reserved(job);
     growing_fails = true;
     while ((r = put_bytes(job, ITEM_BYTES)) == 0)
         ;
@@ -433,8 +461,7 @@ static void a_full_disk_while_the_ring_reserves(void **state)
 /* A file system that has become read-only: the rest is cut off when it can be. */
 static void what_cannot_be_undone_is_undone_later(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
     int r;
 
     (void)state;
@@ -478,8 +505,7 @@ static void flags_of(const void *address, char *flags, size_t flags_bytes)
 
 static void the_advice_is_kept_across_growth(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
     char first[512];
     char last[512];
     const void *data;
@@ -637,15 +663,7 @@ static void a_put_into_a_tail_under_way(void **state)
             assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
         while (job->count > 1)
             free_at(job, job->count - 1);
-        holds = true;
-        for (uint64_t since_ns = weir__clock_ns(); held.ring == NULL || held.mode == 0;) {
-            assert_true(weir__clock_ns() - since_ns < PATIENCE_NS);
-            if (held.ring != NULL) {
-                release();
-                holds = true;
-            }
-            poll_once(job);
-        }
+        hold_what_is_given_back(job);
         assert_true(figures(job).file_bytes <= held.offset);
         int r = 0;
         while (figures(job).mark_bytes < held.offset - ITEM_BYTES)
@@ -699,13 +717,9 @@ static void free_chunks_become_holes_and_are_used_again(void **state)
 
 static void an_item_larger_than_a_chunk_goes_into_holes(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_hollow();
 
     (void)state;
-    hollow_out(job, 64 * MIB);
-    poll_until_disk_is(job, 16 * MIB);
-    settle(job);
     uint64_t mark_bytes = figures(job).mark_bytes;
     uint64_t file_bytes = figures(job).file_bytes;
     assert_int_equal(put_bytes(job, 9 * MIB), 0);
@@ -717,14 +731,10 @@ static void an_item_larger_than_a_chunk_goes_into_holes(void **state)
 
 static void a_hole_is_no_room_on_a_full_disk(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_hollow();
     int r;
 
     (void)state;
-    hollow_out(job, 64 * MIB);
-    poll_until_disk_is(job, 16 * MIB);
-    settle(job);
     growing_fails = true;
     while ((r = put_bytes(job, ITEM_BYTES)) == 0)
         assert_true(job->count < 20 * MIB / ITEM_BYTES);
@@ -746,14 +756,10 @@ static void a_hole_is_no_room_on_a_full_disk(void **state)
 
 static void the_cap_refuses_holes_too(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_hollow();
     int r;
 
     (void)state;
-    hollow_out(job, 64 * MIB);
-    poll_until_disk_is(job, 16 * MIB);
-    settle(job);
     job->cap.most = job->cap.taken + 4 * MIB;
     while ((r = put_bytes(job, ITEM_BYTES)) == 0)
         assert_true(job->count < 24 * MIB / ITEM_BYTES);
@@ -764,8 +770,7 @@ static void the_cap_refuses_holes_too(void **state)
 /* Where no holes can be punched nothing is lost, and it is not tried again and again. */
 static void holes_that_cannot_be_punched(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
 
     (void)state;
     punching_fails = true;
@@ -802,14 +807,7 @@ static void a_free_does_not_wait_for_what_is_given_back(void **state)
     holds = true;
     while (job->count > 48 * MIB / ITEM_BYTES)
         free_at(job, job->count - 1);
-    for (uint64_t since_ns = weir__clock_ns(); held.ring == NULL || held.mode == 0;) {
-        assert_true(weir__clock_ns() - since_ns < PATIENCE_NS);
-        if (held.ring != NULL) {
-            release();
-            holds = true;
-        }
-        poll_once(job);
-    }
+    hold_what_is_given_back(job);
     uint64_t before = zero_count;
     for (int i = 0; i < (int)(8 * MIB / ITEM_BYTES); i++)
         free_at(job, 4 * MIB / ITEM_BYTES); /* cold ones, and the last of their chunks */
@@ -827,13 +825,9 @@ static void a_free_does_not_wait_for_what_is_given_back(void **state)
 /* Holes are passed when what lies above them is freed. */
 static void holes_at_the_end_are_cut_off(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_hollow();
 
     (void)state;
-    hollow_out(job, 64 * MIB);
-    poll_until_disk_is(job, 16 * MIB);
-    settle(job);
     free_at(job, 1);
     uint64_t since_ns = weir__clock_ns();
     while (figures(job).file_bytes > 16 * MIB) {
@@ -851,8 +845,7 @@ static void holes_at_the_end_are_cut_off(void **state)
 /* What is used again and again keeps its blocks. */
 static void churn_punches_nothing(void **state)
 {
-    struct job *job =
-        start((struct weir_region_config){.bytes_initial = 4 * MIB}, UINT64_MAX, false);
+    struct job *job = start_plain();
 
     (void)state;
     while (job->count < 32 * MIB / ITEM_BYTES)

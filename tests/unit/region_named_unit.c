@@ -373,6 +373,31 @@ static void check_many(struct fixture *f, const struct weir_slot *slots)
     }
 }
 
+/* Entries that were vacant are used again, and then more than the tables had room for. */
+static void tables_grow_after_it_was_found_again(void **state)
+{
+    const uint64_t count = 6000;
+    struct weir_slot slots[6000];
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 0; i < count; i++)
+        slots[i] = put(&f, i, 16);
+    for (uint64_t i = 0; i < count; i += 3)
+        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, count - count / 3);
+    for (uint64_t i = 0; i < 4 * count; i++) /* no poll in between */
+        (void)put(&f, i, 16);
+    for (uint64_t i = 0; i < count; i++)
+        assert_int_equal(check(&f, slots[i], i, 16), i % 3 == 0 ? -ESTALE : 0);
+    close_named(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 static void a_region_is_found_again(void **state)
 {
     struct fixture f;
@@ -928,6 +953,7 @@ int main(int argc, char **argv)
         CASE("a data file that is not ours is left alone", a_foreign_data_file_is_left_alone),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
+        CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),

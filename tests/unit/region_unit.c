@@ -826,6 +826,51 @@ static void the_books_end_at_zero(void **state)
     finish(&f);
 }
 
+/* Before the next entry needs it, and without a put that made it. */
+static void tables_grow_ahead_of_need(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = 256 * MIB});
+    uint64_t before = figures(&f).metadata_bytes;
+    for (uint64_t i = 0; i < 2600; i++) /* of 4096 at least */
+        put(&f, i, 16);
+    for (int i = 0; i < 1000 && figures(&f).metadata_bytes == before; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_true(figures(&f).metadata_bytes > before);
+    finish(&f);
+}
+
+/* So many that their tables come by large pages, where the kernel has them. */
+static void many_small_items_are_whole(void **state)
+{
+    const uint32_t count = 600000;
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = 64 * MIB});
+    struct weir_slot *slots = test_calloc(count, sizeof(*slots));
+    for (uint64_t i = 0; i < count; i++) {
+        assert_int_equal(
+            weir_region_put(f.region, &i, sizeof(i), (struct weir_label){.key = i}, &slots[i]), 0);
+        if (i % 1000 == 0)
+            assert_true(wait_once(&f) >= 0);
+    }
+    assert_in_range(figures(&f).metadata_bytes, 0, count * 48 + 2 * MIB);
+    weir_region_audit(f.region);
+    for (uint64_t i = 0; i < count; i++) {
+        const void *data;
+        size_t bytes;
+        assert_int_equal(weir_region_at(f.region, slots[i], &data, &bytes), 0);
+        assert_int_equal(bytes, sizeof(i));
+        assert_memory_equal(data, &i, sizeof(i));
+        assert_int_equal(info_of(&f, slots[i]).label.key, i);
+    }
+    test_free(slots);
+    finish(&f);
+}
+
 static int open_under_file_limits(const char *directory)
 {
     static const uint64_t hopeless[] = {0, 1, 4096, 65536};
@@ -1813,6 +1858,46 @@ static void a_region_a_quarter_full_is_never_full(void **state)
     finish(&f);
 }
 
+#define CHURN_COUNT 8192u
+
+/* Items of 8 KiB, most of them cold, that die and are born at random. */
+static struct churn {
+    struct weir_slot slots[CHURN_COUNT];
+    uint64_t keys[CHURN_COUNT];
+    uint64_t key; /* of the next */
+    uint64_t random;
+} churn;
+
+static void churn_put(struct fixture *f, size_t k)
+{
+    churn.keys[k] = churn.key;
+    churn.slots[k] = put(f, churn.key++, 8 * KIB);
+}
+
+static void churn_replace(struct fixture *f, size_t k)
+{
+    bool has_tick = churn.key % 8 == 0;
+
+    assert_int_equal(weir_region_free(f->region, churn.slots[k]), 0);
+    churn_put(f, k);
+    if (has_tick)
+        assert_true(poll_once(f) >= 0);
+}
+
+/* False: nothing goes cold here. */
+static bool churn_start(struct fixture *f, uint64_t random)
+{
+    start(f, (struct weir_region_config){.bytes_initial = 4 * MIB,
+                                         .resident_bytes_max = 2 * RESIDENT_MIN});
+    if (!is_bounded(f))
+        return false;
+    churn.random = random;
+    churn.key = 0;
+    while (churn.key < CHURN_COUNT)
+        churn_put(f, churn.key);
+    return true;
+}
+
 /*
  * Births and deaths at random in cold chunks: without cleaning the file grows to
  * more than three times what is live.
@@ -1820,28 +1905,12 @@ static void a_region_a_quarter_full_is_never_full(void **state)
 static void sparse_chunks_are_emptied(void **state)
 {
     struct fixture f;
-    static struct weir_slot slots[8192];
-    static uint64_t keys[8192];
-    uint64_t random = 12;
-    uint64_t key = 0;
 
     (void)state;
-    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB,
-                                          .resident_bytes_max = 2 * RESIDENT_MIN});
-    if (!is_bounded(&f))
+    if (!churn_start(&f, 12))
         return;
-    for (; key < 8192; key++) {
-        keys[key] = key;
-        slots[key] = put(&f, key, 8 * KIB);
-    }
-    for (; key < 4 * 8192; key++) {
-        size_t k = weir__random_below(&random, 8192);
-        assert_int_equal(weir_region_free(f.region, slots[k]), 0);
-        keys[k] = key;
-        slots[k] = put(&f, key, 8 * KIB);
-        if (key % 8 == 0)
-            assert_true(poll_once(&f) >= 0);
-    }
+    while (churn.key < 4 * CHURN_COUNT)
+        churn_replace(&f, weir__random_below(&churn.random, CHURN_COUNT));
     weir_region_audit(f.region);
 
     struct weir_region_stats stats = figures(&f);
@@ -1852,9 +1921,9 @@ static void sparse_chunks_are_emptied(void **state)
     assert_true(stats.file_bytes <= stats.live_bytes / 100 * 152);
     assert_true(stats.written_bytes <= 2 * stats.put_bytes);
     assert_bound_holds(&f);
-    for (size_t k = 0; k < 8192; k++) { /* the handles are good, wherever their items went */
-        assert_int_equal(info_of(&f, slots[k]).label.key, keys[k]);
-        assert_whole(&f, slots[k]);
+    for (size_t k = 0; k < CHURN_COUNT; k++) { /* the handles are good, wherever their items went */
+        assert_int_equal(info_of(&f, churn.slots[k]).label.key, churn.keys[k]);
+        assert_whole(&f, churn.slots[k]);
     }
 
     /* What the cleaner keeps for itself goes when there is nothing to clean. */
@@ -3145,43 +3214,29 @@ static void what_is_brought_back_is_verified(void **state)
 static void cleaning_names_what_is_damaged(void **state)
 {
     struct fixture f;
-    static struct weir_slot slots[8192];
-    static uint64_t keys[8192];
-    uint64_t random = 13;
-    uint64_t key = 0;
 
     (void)state;
-    start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB,
-                                          .resident_bytes_max = 2 * RESIDENT_MIN});
-    if (!is_bounded(&f))
+    if (!churn_start(&f, 13))
         return;
-    for (; key < 8192; key++) {
-        keys[key] = key;
-        slots[key] = put(&f, key, 8 * KIB);
-    }
     for (size_t k = 0; k < 3; k++) {
-        assert_false(info_of(&f, slots[700 * k]).resident);
+        assert_false(info_of(&f, churn.slots[700 * k]).resident);
         damage(&f, 700 * k, 8 * KIB - 1);
     }
-    for (; figures(&f).damaged_count < 3; key++) {
-        size_t k = weir__random_below(&random, 8192);
-        assert_true(key < UINT64_C(20) * 8192);
+    while (figures(&f).damaged_count < 3) {
+        size_t k = weir__random_below(&churn.random, CHURN_COUNT);
+        assert_true(churn.key < UINT64_C(20) * CHURN_COUNT);
         if (k == 0 || k == 700 || k == 1400)
             continue;
-        assert_int_equal(weir_region_free(f.region, slots[k]), 0);
-        keys[k] = key;
-        slots[k] = put(&f, key, 8 * KIB);
-        if (key % 8 == 0)
-            assert_true(poll_once(&f) >= 0);
+        churn_replace(&f, k);
     }
     weir_region_audit(f.region);
     assert_true(figures(&f).moved_bytes > 0);
-    for (size_t k = 0; k < 8192; k++) {
-        assert_int_equal(info_of(&f, slots[k]).label.key, keys[k]);
+    for (size_t k = 0; k < CHURN_COUNT; k++) {
+        assert_int_equal(info_of(&f, churn.slots[k]).label.key, churn.keys[k]);
         if (k == 0 || k == 700 || k == 1400)
-            assert_true(info_of(&f, slots[k]).damaged);
+            assert_true(info_of(&f, churn.slots[k]).damaged);
         else
-            assert_whole(&f, slots[k]);
+            assert_whole(&f, churn.slots[k]);
     }
     finish(&f);
 }
@@ -3908,6 +3963,8 @@ int main(int argc, char **argv)
         CASE("tmpfs is refused unless asked for, and then every byte counts",
              memory_is_no_place_for_overflow),
         CASE("the books are told what the stats say, and end at zero", the_books_end_at_zero),
+        CASE("tables grow ahead of need", tables_grow_ahead_of_need),
+        CASE("many small items are whole", many_small_items_are_whole),
         CASE("a small RLIMIT_FSIZE is -EDQUOT, never a signal",
              the_largest_file_allowed_is_a_limit),
         CASE("without address space to reserve the mapping may move",

@@ -203,6 +203,25 @@ static void test_packs_are_used_again(void **state)
     assert_int_equal(window->packs.bytes, 0);
 }
 
+/* All memory of a leaf has left it, and with it the pack that it filled, which had room. */
+static void test_memory_comes_again(void **state)
+{
+    struct weir__window *window = &((struct fixture *)*state)->window;
+    struct weir__window_view view;
+
+    for (uint64_t i = 0; i < 6400; i++)
+        if (i % 64 < 60)
+            assert_int_equal(add(window, i, 64), 0);
+    for (uint64_t i = 6336; i < 6396; i++)
+        weir__window_spill(window, i, slot_of(i), 70);
+    assert_int_equal(add(window, 6396, 64), 0);
+    assert_int_equal(add(window, 6397, 64), 0);
+    weir__window_audit(window);
+    assert_true(weir__window_get(window, 6397, &view));
+    assert_int_equal(view.kind, WINDOW_MEMORY);
+    assert_int_equal(((unsigned char *)view.data)[63], 6397 & 0xff);
+}
+
 static void test_popped_stays(void **state)
 {
     struct weir__window *window = &((struct fixture *)*state)->window;
@@ -256,26 +275,55 @@ struct model {
     uint8_t kind[MODEL_SPAN]; /* 0: not there; else 1 + kind */
 };
 
-static uint64_t model_sequence(uint64_t base, uint32_t index)
+static uint64_t model_sequence(bool is_dense, uint32_t index)
 {
+    uint64_t base = UINT64_C(1) << 40;
+
+    if (is_dense)
+        return base + index;
     /* Clusters and gaps, over a width that needs several levels. */
     return base + (index % 3 == 0 ? (uint64_t)index << 23 : index);
 }
 
-static void test_model(void **state)
+/* It is there: found, taken out, and its bytes are its own. */
+static void model_drop(struct weir__window *window, struct model *model, uint32_t index,
+                       uint64_t sequence)
 {
-    struct weir__window *window = &((struct fixture *)*state)->window;
+    struct weir__window_view found;
+    struct weir__window_view view;
+
+    assert_true(weir__window_get(window, sequence, &found));
+    weir__window_remove(window, sequence, &view);
+    assert_int_equal(view.kind + 1, model->kind[index]);
+    assert_int_equal(found.kind, view.kind);
+    assert_int_equal(found.bytes, view.bytes);
+    if (view.kind != WINDOW_REGION)
+        assert_int_equal(view.is_object, view.kind == WINDOW_OBJECT);
+    assert_ptr_equal(view.object, view.kind == WINDOW_OBJECT ? &model->kind[index] : NULL);
+    assert_int_equal(view.slot.index, view.kind == WINDOW_REGION ? slot_of(index).index : 0);
+    assert_int_equal(view.data != NULL, view.kind == WINDOW_MEMORY);
+    assert_ptr_equal(view.data, found.data);
+    if (view.kind == WINDOW_MEMORY) {
+        for (size_t at = 0; at < view.bytes; at++)
+            assert_int_equal(((unsigned char *)view.data)[at], sequence & 0xff);
+        weir__window_release(window, view.pack);
+    }
+    model->kind[index] = 0;
+}
+
+static void model_run(struct weir__window *window, bool is_dense)
+{
     struct model *model = calloc(1, sizeof(*model));
-    uint64_t base = UINT64_C(1) << 40;
     uint64_t seed = 42;
 
     for (uint32_t step = 0; step < 100000; step++) {
         uint32_t index = (uint32_t)weir__random_below(&seed, MODEL_SPAN);
-        uint64_t sequence = model_sequence(base, index);
+        uint64_t sequence = model_sequence(is_dense, index);
         uint64_t dice = weir__random_below(&seed, 100);
         bool is_here = model->kind[index] != 0;
 
         assert_int_equal(weir__window_contains(window, sequence), is_here);
+        assert_int_equal(weir__window_touch(window, sequence), is_here);
         if (dice < 40) {
             size_t bytes = weir__random_below(&seed, 200);
 
@@ -297,19 +345,7 @@ static void test_model(void **state)
             weir__window_spill(window, sequence, slot_of(index), 70);
             model->kind[index] = 1 + WINDOW_REGION;
         } else if (dice < 95 && is_here) {
-            struct weir__window_view view;
-
-            assert_true(weir__window_get(window, sequence, &view));
-            assert_int_equal(view.kind + 1, model->kind[index]);
-            if (view.kind == WINDOW_MEMORY)
-                for (size_t at = 0; at < view.bytes; at++)
-                    assert_int_equal(((unsigned char *)view.data)[at], sequence & 0xff);
-            if (view.kind == WINDOW_OBJECT)
-                assert_ptr_equal(view.object, &model->kind[index]);
-            if (view.kind == WINDOW_REGION)
-                assert_int_equal(view.slot.index, slot_of(index).index);
-            drop(window, sequence);
-            model->kind[index] = 0;
+            model_drop(window, model, index, sequence);
         } else if (dice >= 95) {
             enum weir__window_mark mark = (enum weir__window_mark)weir__random_below(&seed, 3);
             uint64_t lowest = UINT64_MAX;
@@ -317,7 +353,7 @@ static void test_model(void **state)
             uint64_t found;
 
             for (uint32_t i = 0; i < MODEL_SPAN; i++) {
-                uint64_t other = model_sequence(base, i);
+                uint64_t other = model_sequence(is_dense, i);
 
                 if (model->kind[i] == 0 ||
                     (mark == WINDOW_MARK_MEMORY && model->kind[i] != 1 + WINDOW_MEMORY &&
@@ -343,6 +379,17 @@ static void test_model(void **state)
     free(model);
 }
 
+static void test_model(void **state)
+{
+    model_run(&((struct fixture *)*state)->window, false);
+}
+
+/* Leaves of 64, which begin with packs that came free: add and remove in a line. */
+static void test_dense_model(void **state)
+{
+    model_run(&((struct fixture *)*state)->window, true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,10 +400,13 @@ int main(void)
         {"searches follow the marks", test_marks, begin, end, NULL},
         {"spilling the furthest frees packs whole", test_spilled_memory_goes, begin, end, NULL},
         {"packs are used again while leaves fill", test_packs_are_used_again, begin, end, NULL},
+        {"memory comes again to a leaf that it has left", test_memory_comes_again, begin, end,
+         NULL},
         {"a removed payload stays until it is released", test_popped_stays, begin, end, NULL},
         {"sparse items cost little", test_sparse_is_small, begin, end, NULL},
         {"payloads of any length keep their bytes", test_large_payload, begin, end, NULL},
         {"random operations agree with a plain model", test_model, begin, end, NULL},
+        {"and so they do in a dense window", test_dense_model, begin, end, NULL},
     };
 
     return cmocka_run_group_tests_name("window", tests, NULL, NULL);

@@ -815,6 +815,71 @@ static void long_turn_is_a_stall(void **state)
     weir_worker_stop(worker);
 }
 
+/* Two threads on one cpu, and neither sleeps. */
+struct rival {
+    uint32_t cpu;
+    uint32_t ended;
+};
+
+static void *rival_main(void *context)
+{
+    struct rival *rival = context;
+    cpu_set_t cpus;
+
+    CPU_ZERO(&cpus);
+    CPU_SET(rival->cpu, &cpus);
+    if (sched_setaffinity(0, sizeof(cpus), &cpus) == 0)
+        while (__atomic_load_n(&rival->ended, __ATOMIC_RELAXED) == 0)
+            continue;
+    return NULL;
+}
+
+static void on_tick_until(struct weir_worker *worker, void *context)
+{
+    const struct reports *reports = context;
+    uint64_t end_ns = weir__clock_ns() + reports->spin_ns;
+
+    (void)worker;
+    while (weir__clock_ns() < end_ns)
+        continue;
+}
+
+static void preempted_turn_is_a_stall(void **state)
+{
+    struct reports reports = {.spin_ns = 0};
+    struct rival rival = {0};
+    cpu_set_t allowed;
+    pthread_t thread;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    while (!CPU_ISSET(rival.cpu, &allowed))
+        rival.cpu++;
+    struct weir_worker *worker = attach(&(struct weir_worker_config){
+        .pinned = true,
+        .cpu = rival.cpu,
+        .stall_ns = 200000000,
+        .report = report_note,
+        .on_tick = on_tick_until,
+        .context = &reports,
+    });
+    assert_int_equal(pthread_create(&thread, NULL, rival_main, &rival), 0);
+
+    /* It wants to compute for little longer than the limit, and gets half of the cpu. */
+    bool seen = false;
+    reports.spin_ns = 210000000;
+    for (int i = 0; i < 20 && !seen; i++) {
+        (void)weir_worker_poll(worker, 0);
+        assert_true(reports.counts[WEIR_REPORT_STALL] > 0);
+        seen = reports.last.cause == WEIR_STALL_PREEMPTED;
+    }
+    assert_true(seen);
+    assert_int_equal(reports.last.station, WEIR_STATION_TICK);
+    __atomic_store_n(&rival.ended, 1, __ATOMIC_RELAXED);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    weir_worker_stop(worker);
+}
+
 struct slow {
     struct weir_message message;
     uint32_t *count;
@@ -1606,6 +1671,43 @@ static void nothing_is_taken_where_it_is_tight(void **state)
     lent_finish(lent);
 }
 
+/* Pins hold up what was asked for, until nobody wants it any more: then puts have it again. */
+static void what_is_not_wanted_any_more_is_kept(void **state)
+{
+    struct lent *lent = lent_start(128 * MIB);
+    struct weir_region *region = weir_worker_region(lent->worker);
+    struct weir_region_stats stats;
+    const void *data;
+
+    (void)state;
+    if (!lent_is_bounded(lent))
+        return;
+    lent_put(lent, 40 * MIB);
+    for (uint32_t i = 0; i < lent->count; i += 32)
+        assert_int_equal(weir_region_pin(region, lent->slots[i], &data, NULL), 0);
+    weir_account_charge_forced(lent->other, 100 * MIB);
+    do {
+        lent_turn(lent);
+        weir_region_stats(region, &stats);
+    } while (stats.resident_wish_bytes >= 40 * MIB);
+    assert_true(lent_look(lent) >= 40 * MIB);
+    weir_account_refund(lent->other, 100 * MIB);
+    uint64_t begin_ns = weir__clock_ns();
+    uint32_t last = lent->count + 64;
+    while (lent->count < last) { /* two chunks, at least, beside those that are pinned */
+        static unsigned char item[64 * 1024];
+        int r = weir_region_put(region, item, sizeof(item), (struct weir_label){0, 0},
+                                &lent->slots[lent->count]);
+        assert_true(r == 0 || r == -EAGAIN);
+        assert_true(weir__clock_ns() - begin_ns < LONG_NS);
+        lent->count += r == 0;
+        lent_turn(lent);
+    }
+    for (uint32_t i = 0; i < last - 64; i += 32)
+        weir_region_unpin(region, lent->slots[i]);
+    lent_finish(lent);
+}
+
 static void books_are_exact_in_all_weathers(void **state)
 {
     struct lent *lent = lent_start(128 * MIB);
@@ -1805,6 +1907,8 @@ int main(void)
         {"an armed worker is woken by messages", armed_worker_is_woken_by_messages, NULL, NULL,
          NULL},
         {"a long turn is a stall, told with its cause", long_turn_is_a_stall, NULL, NULL, NULL},
+        {"a turn that lost the cpu is a stall, told with its cause", preempted_turn_is_a_stall,
+         NULL, NULL, NULL},
         {"a late turn leaves the rest to the next", late_turn_leaves_the_rest, NULL, NULL, NULL},
         {"fall-backs are told before the start", fall_backs_are_told, NULL, NULL, NULL},
         {"the life of a worker", life_of_a_worker, NULL, NULL, NULL},
@@ -1820,6 +1924,8 @@ int main(void)
         {"who waits gets what the region has, and it takes it back",
          who_waits_gets_what_the_region_has, NULL, NULL, NULL},
         {"nothing is taken back where it is tight", nothing_is_taken_where_it_is_tight, NULL, NULL,
+         NULL},
+        {"what is not wanted any more is kept", what_is_not_wanted_any_more_is_kept, NULL, NULL,
          NULL},
         {"the region's books are exact in all weathers", books_are_exact_in_all_weathers, NULL,
          NULL, NULL},

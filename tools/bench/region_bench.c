@@ -208,7 +208,8 @@ static void items_open(struct items *items, struct bench *bench, size_t bytes, u
         .count = (uint32_t)bench_count(bench, count),
         .size_name = size_name,
     };
-    workload_machine(2 * bytes * items->count);
+    /* The region, its tables and the memory beside it; both sources, and as much again. */
+    workload_machine(3 * bytes * items->count + 4 * WORKLOAD_SOURCE_LINES * 64);
     items->region = region_open(bench, 2 * bytes * count, UINT64_MAX);
     items->slots = region_array(items->count, sizeof(*items->slots));
     workload_source_open(&items->source, 3);

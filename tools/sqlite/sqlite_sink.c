@@ -94,13 +94,23 @@ static int sink_bind(struct sqlite_sink *sink, sqlite3_stmt *statement, int plac
 
 /* ---- The sink ------------------------------------------------------------------- */
 
+/* A batch that could not even be taken back is still to be seen, and must not be believed. */
+static int sink_clear(struct sqlite_sink *sink)
+{
+    if (sink->is_open || sqlite3_get_autocommit(sink->database))
+        return 0;
+    return sink_run(sink, "ROLLBACK");
+}
+
 static int sink_position(void *context, uint64_t id, uint64_t *ret_sequence)
 {
     struct sqlite_sink *sink = context;
     sqlite3_stmt *statement;
-    int r = sink_prepare(sink, "SELECT sequence FROM weir_position WHERE id = %" PRId64, id,
-                         &statement);
+    int r = sink_clear(sink);
 
+    if (r == 0)
+        r = sink_prepare(sink, "SELECT sequence FROM weir_position WHERE id = %" PRId64, id,
+                         &statement);
     if (r < 0)
         return r;
     int code = sqlite3_step(statement);
@@ -148,7 +158,9 @@ static int sink_begin(void *context, uint64_t id, void **ret_batch)
 
     if (sink->is_open)
         return -EAGAIN;
-    int r = sink_run(sink, "BEGIN IMMEDIATE");
+    int r = sink_clear(sink);
+    if (r == 0)
+        r = sink_run(sink, "BEGIN IMMEDIATE");
     if (r < 0)
         return r;
     sink->is_open = true;
