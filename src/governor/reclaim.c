@@ -163,7 +163,9 @@ void weir__governor_reclaim(struct weir_governor *governor)
         return;
 
     uint64_t need = reclaim_need(governor);
-    uint64_t look_ns = need > 0 ? now_ns + RECLAIM_LOOK_NS : UINT64_MAX;
+    bool is_calm = weir__word_level(weir__relaxed(&governor->word)) == WEIR_LEVEL_CALM;
+    /* A level that dwells has no need, and may have one again without a rise. */
+    uint64_t look_ns = need > 0 || !is_calm ? now_ns + RECLAIM_LOOK_NS : UINT64_MAX;
 
     atomic_store_explicit(&governor->reclaim_look_ns, look_ns, memory_order_relaxed);
     if (need == 0) {

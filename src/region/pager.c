@@ -31,6 +31,7 @@
 
 #define PAGER_FULL_BYTES (LAYOUT_CHUNK_BYTES / 8 * 7)
 #define PAGER_RETRY_NS   UINT64_C(100000000)
+#define PAGER_SLOW_NS    UINT64_C(200000000) /* for a chunk: slower than 10 MiB/s */
 #define PAGER_SUSPECT    UINT64_MAX /* as the ticket of a chunk that must be written again */
 #define PAGER_HOLE_TRIES 8
 #define PAGER_LOOK_MAX   64 /* chunks in the wrong state that a choice passes over */
@@ -252,6 +253,7 @@ static void pager_write_complete(struct weir_operation *operation, int32_t resul
     WEIR_ASSERT(weir__chunk_state(&region->chunks, chunk) == CHUNK_WRITING); /* T1 */
     write->ticket = 0;
     write->chunk = CHUNK_NO;
+    region->pager.is_slow = weir__clock_ns() - write->begun_ns >= PAGER_SLOW_NS;
     if (result < 0)
         pager_failed(region, chunk, result);
     else if (write->doubted)
@@ -309,6 +311,7 @@ static uint64_t pager_write(struct weir_region *region, struct weir__write *writ
     if (!write->sums.is_done)
         return budget;
     write->ticket = ++region->pager.ticket_last;
+    write->begun_ns = weir__clock_ns();
     weir__store_write(region, &write->operation, chunk);
     return budget;
 }
@@ -432,12 +435,21 @@ static bool pager_forget(struct weir_region *region, uint64_t chunk)
     return true;
 }
 
+/*
+ * One at a time while the disk is slow: nothing is dropped before all that are under
+ * way have succeeded, and puts would have to wait for the last of them.
+ */
 static struct weir__write *pager_idle_write(struct weir__pager *pager)
 {
-    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+    struct weir__write *idle = NULL;
+
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++) {
         if (pager->writes[i].chunk == CHUNK_NO)
-            return &pager->writes[i];
-    return NULL;
+            idle = &pager->writes[i];
+        else if (pager->is_slow)
+            return NULL;
+    }
+    return idle;
 }
 
 /*

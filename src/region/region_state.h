@@ -67,7 +67,8 @@ struct weir__write {
     struct weir__walk sums; /* before it is submitted: checksums are computed */
     uint64_t chunk;         /* CHUNK_NO: none */
     uint64_t ticket;        /* 0: not under way */
-    bool doubted;           /* another one failed meanwhile: its success proves nothing */
+    uint64_t begun_ns;
+    bool doubted; /* another one failed meanwhile: its success proves nothing */
 };
 
 /* A chunk on its way back, to be stored to. */
@@ -163,6 +164,7 @@ struct weir__pager {
     bool cannot_zero;               /* blocks were not made unwritten when last asked */
     bool wanted;                    /* somebody waits for room: write back beyond the target */
     bool refused;                   /* nobody has got room since somebody got none */
+    bool is_slow;                   /* the disk, as the last write-back was */
     uint64_t ticket_last;           /* of the last write-back submitted */
     uint64_t retry_ns;              /* after an error: not before */
     uint64_t suspect_count;         /* chunks to be written again after an error */

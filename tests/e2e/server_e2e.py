@@ -431,6 +431,27 @@ class Settings(unittest.TestCase):
             self.assertEqual(result.returncode, 2, (words, result))
             self.assertTrue(result.stderr, words)
 
+    def test_levels_that_cannot_be_are_refused_by_name(self):
+        for words, said in ((('--soft', '19'), b'--soft'), (('--soft', '97'), b'--soft'),
+                            (('--soft', 'much'), b'--soft'), (('--spill', '99'), b'--spill'),
+                            (('--spill', '21'), b'--spill'), (('--spill', '-90'), b'--spill'),
+                            (('--soft', '90'), b'--soft 90 is not at least 2 below --spill 90'),
+                            (('--soft', '70', '--spill', '71'), b'2 below --spill 71'),
+                            (('--spill', '80'), b'--soft 80 is not at least 2 below')):
+            result = run(*words)
+            self.assertEqual(result.returncode, 2, (words, result))
+            self.assertIn(said, result.stderr, words)
+
+    def test_levels_are_what_was_said(self):
+        for words, soft, spill in (((), 80, 90), (('--soft', '20', '--spill', '22'), 20, 22),
+                                   (('--soft', '96', '--spill', '98'), 96, 98),
+                                   (('--soft', '60'), 60, 90)):
+            with start('--memory', '32m', '--workers', '1', *words) as server, \
+                    server.client() as c:
+                info = c.info()
+                self.assertEqual(int(info['memory_soft_bytes']), server.limit * soft // 100)
+                self.assertEqual(int(info['memory_spill_bytes']), server.limit * spill // 100)
+
     def test_help_and_version(self):
         self.assertIn(b'--spill-max', run('--help').stdout)
         self.assertRegex(run('--version').stdout, rb'^weir-server \d+\.\d+\.\d+\n$')
@@ -691,6 +712,146 @@ class Pressure(unittest.TestCase):
     def try_set(c):
         c.send('SET', 'again', pattern(1, 4096))
         return c.receive()
+
+
+class Pacing(unittest.TestCase):
+    """Between soft and the limit, with memory that cannot be spilled: names of keys."""
+
+    @staticmethod
+    def fill(server, per_cent):
+        def work(which):
+            with server.client() as c:
+                number = 0
+                while 100 * int(c.info()['used_memory']) < per_cent * server.limit:
+                    for _ in range(8):
+                        c('SET', (f'{which}:{number}:' + 'x' * 4000)[:4000], 'v')
+                        number += 1
+
+        threads = [threading.Thread(target=work, args=(which,)) for which in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def test_who_writes_pauses_and_nobody_else(self):
+        with start('--memory', '24m', '--workers', '1') as server, server.client() as c, \
+                server.client() as writer:
+            c('SET', 'k', 'v')
+            self.assertEqual(c.info()['writes_paced'], '0')
+            self.fill(server, 93)
+            before = c.info()
+            delay_s = int(before['memory_delay_us']) / 1e6
+            self.assertGreater(delay_s, 0.002)
+            request = Client.encode('SET', 'k', 'v')
+            for count in (50, 1):  # at once, or each after the answer to the one before
+                started = time.monotonic()
+                for _ in range(0, 50, count):
+                    writer.send_raw(request * count)
+                    answered = 0
+                    reads = []
+                    while answered < count:
+                        begun = time.monotonic()
+                        self.assertEqual(c('GET', 'k'), b'v')
+                        reads.append(time.monotonic() - begun)
+                        if count == 1 or len(reads) > 20:
+                            self.assertEqual(writer.receive(), 'OK')
+                            answered += 1
+                took = time.monotonic() - started
+                # The last pause begins with its answer.
+                self.assertGreater(took, 0.8 * 48 * delay_s, count)
+                if count > 1 and not arguments.sanitized:
+                    self.assertLess(sorted(reads)[len(reads) // 2], delay_s)
+            after = c.info()
+            self.assertEqual(int(after['writes_paced']) - int(before['writes_paced']), 100)
+            self.assertGreater(int(after['writes_paced_ms']) - int(before['writes_paced_ms']),
+                               0.8 * 100 * delay_s * 1000)
+
+    def test_what_removes_or_reads_does_not_pause(self):
+        with start('--memory', '24m', '--workers', '1') as server, server.client() as c:
+            c('SET', 'k', 'v')
+            c('WPUSH', 's', 0, 'a')
+            self.fill(server, 93)
+            before = c.info()['writes_paced']
+            c('GET', 'k')
+            c('EXPIRE', 'k', 1000)
+            c('WPOP', 's')
+            c('DEL', 'k')
+            self.assertEqual(c.info()['writes_paced'], before)
+
+    def test_a_client_that_ends_its_side_is_answered_to_the_end(self):
+        with start('--memory', '24m', '--workers', '1') as server:
+            self.fill(server, 93)
+            with server.client() as c:
+                c.send_raw(Client.encode('SET', 'k', 'v') * 60)
+                c.socket.shutdown(socket.SHUT_WR)
+                for i in range(60):
+                    self.assertEqual(c.receive(), 'OK', i)
+                self.assertTrue(c.is_closed())
+
+    def test_a_head_behind_many_items_comes_in_time(self):
+        with start('--memory', '48m', '--workers', '2') as server, server.client() as c:
+            names = ('s0', 's1', 's2', 's3')  # of both cores
+            for name in names:
+                c('WPUSH', name, 100, '')
+            self.fill(server, 97)
+            for name in names:
+                with server.client() as waiter, server.client() as pusher:
+                    waiter.send('WPOP', name, 'BLOCK', 20000, 'COUNT', 1)
+                    started = time.monotonic()
+                    pusher.send_raw(b''.join(
+                        Client.encode('WPUSH', name, sequence, pattern(sequence, 40))
+                        for sequence in [*range(1, 100), 0]))
+                    self.assertEqual(waiter.receive(), [[0, pattern(0, 40)]])
+                    self.assertLess(time.monotonic() - started, 3)
+                    for _ in range(100):
+                        self.assertEqual(pusher.receive(), 'OK')
+
+    def test_info_says_how_it_stands(self):
+        with start('--memory', '24m', '--workers', '1', '--wait-max', '300') as server, \
+                server.client() as c, server.client() as waiter:
+            self.fill(server, 93)
+            wait_for(lambda: c.info()['machine_rss_bytes'] != '0', 10, 'a look')
+            info = c.info()
+            number = {name: int(value) for name, value in info.items()
+                      if value.lstrip('-').isdigit()}
+            self.assertIn(info['memory_level'], ('soft', 'spill'))
+            levels = ('calm', 'soft', 'spill', 'hard')
+            self.assertEqual(number['memory_level_changes'],
+                             sum(number[f'memory_level_{level}_count'] for level in levels))
+            self.assertGreater(number['memory_level_calm_ms'], 0)
+            self.assertGreater(number['memory_verdict_admit'], 1000)
+            self.assertEqual(number['memory_verdict_wait'], 0)
+            self.assertEqual((number['memory_waiters'], info['memory_wait_reason'],
+                              info['memory_oldest_waiter']), (0, 'none', ''))
+            self.assertLess(number['machine_look_ms_ago'], 5000)
+            self.assertGreater(number['machine_limit_bytes'], server.limit)
+            self.assertIn('machine_drift_bytes', number)
+            self.assertRegex(info['machine_pressure_some'], r'^\d+\.\d\d$')
+            holders = [dict(pair.split('=') for pair in info[name].split(','))
+                       for name in sorted(info) if name.startswith('holder')]
+            self.assertEqual(holders[0]['name'], 'tables-0')
+            held = [int(holder['bytes']) for holder in holders]
+            self.assertEqual(held, sorted(held, reverse=True))
+            self.assertAlmostEqual(sum(held), number['used_memory'], delta=1 << 20)
+            for name in ('buffers', 'values'):
+                figures = dict(pair.split('=') for pair in info[f'reclaimer_{name}_0'].split(','))
+                self.assertGreater(int(figures['asked']), 0, name)
+
+            # At the limit: who waits, why, how long; then who has it.
+            waiter.send('SET', 'x' * 4000, 'v')
+            for i in range(4000):
+                waiter.send('SET', (f'{i}:' + 'y' * 4000)[:4000], 'v')
+                if waiter.receive() != 'OK':
+                    break
+            refusal = waiter.receive()
+            self.assertRegex(str(refusal), r'^OOM .*held by tables-0 \d+M, weir-core-0 \d+M$')
+            waiter.send('SET', 'z' * 4000, 'v')
+            wait_for(lambda: c.info()['memory_waiters'] == '1', 5, 'a waiter')
+            info = c.info()
+            self.assertEqual((info['memory_level'], info['memory_oldest_waiter'],
+                              info['memory_wait_reason']), ('hard', 'tables-0', 'limit'))
+            self.assertIsInstance(waiter.receive(), ReplyError)
+            self.assertGreaterEqual(int(c.info()['memory_longest_wait_ms']), 290)
 
 
 class Ends(unittest.TestCase):

@@ -1124,6 +1124,66 @@ static void a_failed_write_casts_doubt_on_others(void **state)
     finish(job);
 }
 
+/* Holds all writes, and lets them go when none has joined them for a while. */
+struct slowness {
+    uint64_t held;
+    uint64_t since_ns;
+    bool is_over;
+    uint64_t over_count;
+    uint64_t held_max; /* after the first time */
+};
+
+static bool slows(const struct seam_use *use, void *context)
+{
+    struct slowness *slowness = context;
+
+    (void)use;
+    if (slowness->is_over)
+        slowness->held = 0;
+    slowness->is_over = false;
+    slowness->since_ns = weir__clock_ns();
+    if (++slowness->held > slowness->held_max && slowness->over_count > 0)
+        slowness->held_max = slowness->held;
+    return true;
+}
+
+static bool has_been_slow(void *context)
+{
+    struct slowness *slowness = context;
+
+    if (weir__clock_ns() - slowness->since_ns < UINT64_C(250000000))
+        return false;
+    slowness->over_count += !slowness->is_over;
+    slowness->is_over = true;
+    return true;
+}
+
+/* Once writes have taken long, each is begun when the one before has ended. */
+static void a_slow_disk_gets_one_write_at_a_time(void **state)
+{
+    struct job *job =
+        start((struct weir_region_config){.bytes_max = 128 * MIB, .resident_bytes_max = 16 * MIB});
+    struct slowness slowness = {0};
+
+    (void)state;
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range,
+                                FOR_GOOD,
+                                .how = SEAM_HOLD,
+                                .matches = slows,
+                                .releases = has_been_slow,
+                                .context = &slowness});
+    while (job->count < 900 && slowness.over_count < 4)
+        if (put(job, 60 * KIB) < 0)
+            assert_true(weir_region_wait(job->region, 1000000) >= 0);
+    seam_lift();
+    /* Where whole files are written, or nothing is, there is nothing to see. */
+    if (slowness.over_count > 0)
+        assert_int_equal(slowness.held_max, 1);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    finish(job);
+}
+
 struct freeing {
     struct job *job;
     size_t count;
@@ -1261,6 +1321,7 @@ int main(int argc, char **argv)
         SEAM_TEST("nothing is dropped while a write is in doubt", nothing_goes_while_in_doubt),
         SEAM_TEST("what was under way or clean when a write failed is written again",
                   a_failed_write_casts_doubt_on_others),
+        SEAM_TEST("a slow disk gets one write at a time", a_slow_disk_gets_one_write_at_a_time),
         SEAM_TEST("freed after its read failed is stale", freed_after_its_read_failed),
         SEAM_TEST("close goes on after a reap that failed", close_after_a_reap_that_failed),
         SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),

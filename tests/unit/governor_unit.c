@@ -1300,6 +1300,36 @@ static void test_a_promise_may_be_kept_later(void **state)
     weir_account_close(account);
 }
 
+/* Use falls while the level dwells, and rises again: no level changes, yet there is need. */
+static void test_need_that_comes_back_is_seen(void **state)
+{
+    const struct weir_governor_config config = {
+        .bytes_max = 1000, .dwell_ns = UINT64_C(3600000000000), .node_count = 1};
+    struct weir_account *account = open_plain();
+    struct store store;
+
+    (void)state;
+    assert_int_equal(weir_governor_set_limits(governor, &config), 0);
+    store_open(&store, account, 1, 0);
+    assert_int_equal(charge(account, 850), WEIR_FLUSH);
+    weir_account_refund(account, 250);
+    for (int i = 0; i < 3; i++)
+        weir_account_poll(account);
+    assert_int_equal(figures().level, WEIR_LEVEL_SOFT);
+
+    const int called_count = store.called_count;
+    const uint64_t begin_ns = weir__clock_ns();
+
+    assert_int_equal(charge(account, 200), WEIR_ADMIT);
+    while (store.called_count == called_count) {
+        weir_account_poll(account);
+        assert_true(weir__clock_ns() - begin_ns < UINT64_C(5000000000));
+    }
+    assert_int_equal(store.wanted_bytes, 100);
+    weir_account_remove_reclaimer(account, &store.reclaimer);
+    weir_account_close(account);
+}
+
 static void test_equals_take_turns(void **state)
 {
     struct weir_account *account = open_plain();
@@ -2465,6 +2495,7 @@ int main(void)
         CASE("the cheapest is asked first", test_the_cheapest_is_asked_first),
         CASE("what came is checked", test_what_came_is_checked),
         CASE("a promise may be kept later", test_a_promise_may_be_kept_later),
+        CASE("need that comes back is seen", test_need_that_comes_back_is_seen),
         CASE("reclaimers of the same cost take turns", test_equals_take_turns),
         CASE("a reclaimer is hope", test_a_reclaimer_is_hope),
         CASE("bad limits change nothing", test_bad_limits_change_nothing),

@@ -13,7 +13,9 @@
  * carried out.
  *
  * Copies made for replies are bounded by loose_max; beyond, holds wait in their
- * queue until replies were sent. Pushing values out is bounded per turn.
+ * queue until replies were sent. Values are pushed out by cold_push() alone, a
+ * bounded number of bytes at a time: for the flush that begins at soft, on all
+ * cores at once, and for the governor when it asks this core's reclaimer.
  *
  *   C1  a slot is in the keyspace or its hold is dead
  *   C2  a hold with requests waiting is queued or being fetched
@@ -30,7 +32,7 @@
 #include "stream.h"
 
 #define COLD_FETCH_MAX   64                    /* slots of one call */
-#define COLD_FLUSH_BYTES (UINT64_C(512) << 10) /* pushed out per turn */
+#define COLD_PUSH_BYTES  (UINT64_C(512) << 10) /* pushed out at a time */
 #define COLD_CLOCK_STEPS 256
 
 /* ---- Holds ---------------------------------------------------------------------- */
@@ -302,7 +304,7 @@ void cold_read(struct shard *shard, struct request *request)
 /* ---- Pushing out ---------------------------------------------------------------- */
 
 /* One value; 0, or why not. */
-static int flush_value(struct shard *shard, struct value *value, uint64_t *freed_bytes)
+static int push_value(struct shard *shard, struct value *value, uint64_t *freed_bytes)
 {
     struct entry *entry = value->entry;
     const uint32_t bytes = value->bytes;
@@ -322,7 +324,7 @@ static int flush_value(struct shard *shard, struct value *value, uint64_t *freed
     return 0;
 }
 
-static int flush_values(struct shard *shard, uint64_t bytes, uint64_t *freed_bytes)
+static int push_values(struct shard *shard, uint64_t bytes, uint64_t *freed_bytes)
 {
     uint32_t spared = 0;
     struct value *value;
@@ -337,29 +339,36 @@ static int flush_values(struct shard *shard, uint64_t bytes, uint64_t *freed_byt
             spared++;
             continue;
         }
-        r = flush_value(shard, value, freed_bytes);
+        r = push_value(shard, value, freed_bytes);
         if (r < 0)
             return r;
     }
     return 0;
 }
 
-bool cold_flush(struct shard *shard)
+uint64_t cold_push(struct shard *shard, uint64_t bytes)
 {
-    uint64_t want = weir_account_flush_bytes(shard->values);
     uint64_t freed = 0;
     int r;
 
-    if (want == 0 || !shard_has_room(shard, COLD_FLUSH_BYTES) || shard->is_stopping)
-        return false;
-    if (want > COLD_FLUSH_BYTES)
-        want = COLD_FLUSH_BYTES;
-    r = flush_values(shard, want, &freed);
+    if (bytes == 0 || !shard_has_room(shard, COLD_PUSH_BYTES) || shard->is_stopping)
+        return 0;
+    if (bytes > COLD_PUSH_BYTES)
+        bytes = COLD_PUSH_BYTES;
+    r = push_values(shard, bytes, &freed);
     if (r == -EDQUOT || r == -ENOSPC)
         shard_region_full(shard);
-    if (r < 0)
-        return false; /* -EAGAIN: what is being written ends a turn */
-    if (freed < want)
-        freed += stream_spill(shard, want - freed);
-    return freed > 0;
+    if (r == -EAGAIN)
+        shard_region_behind(shard);
+    else if (freed > 0)
+        shard->region_is_behind = false;
+    if (r == 0 && freed < bytes)
+        freed += stream_spill(shard, bytes - freed);
+    return freed;
+}
+
+bool cold_flush(struct shard *shard)
+{
+    return cold_push(shard, weir_account_flush_bytes(shard->values)) > 0 &&
+           !shard->region_is_behind; /* what is being written ends a turn */
 }

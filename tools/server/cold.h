@@ -26,7 +26,13 @@ void cold_read(struct shard *shard, struct request *request);
 /* Ask the region for what replies wait for. */
 void cold_fetch(struct shard *shard);
 
-/* Push values and items out, a bounded number of bytes; whether there is more to do. */
+/*
+ * Push values and items out, about @bytes of them but a bounded number at a time;
+ * returns how many memory has back. 0: none can go now.
+ */
+uint64_t cold_push(struct shard *shard, uint64_t bytes);
+
+/* What the governor's flush asks of this turn; whether there is more to do. */
 bool cold_flush(struct shard *shard);
 
 #endif

@@ -20,7 +20,8 @@
  * be, arm the socket. A turn makes at most one send and one receive each.
  *
  * What holds a client back: replies not yet sent, too many requests under way,
- * a blocked WPOP, a payload without a place. Then its socket is not read; it is
+ * a blocked WPOP, a payload without a place, and, when memory runs short, the
+ * pause that its own writes cost it (pace.h). Then its socket is not read; it is
  * never cut off for being slow.
  *
  *   N1  start <= parsed <= filled <= the chunk; bytes from start on are needed
@@ -143,6 +144,7 @@ struct connection {
     struct output output;
     struct iovec vectors[CONNECTION_VECTORS];
     struct msghdr header;
+    struct pace_seat pace;
     struct lane lanes[];
 };
 
@@ -506,6 +508,29 @@ static void request_send(struct connection *connection, struct request *request,
     shard_submit(connection->shard, request);
 }
 
+/*
+ * Above soft a producer pauses for each item, longer as memory fills. What must
+ * wait for memory may wait for the head of a stream behind it: so a SET pays when
+ * it was read, a WPUSH only when it was accepted.
+ */
+static void connection_pace(struct connection *connection)
+{
+    struct shard *shard = connection->shard;
+    const uint64_t delay_ns = weir_account_delay_ns(shard->values);
+
+    if (delay_ns == 0)
+        return;
+    shard->figures.paced_count++;
+    shard->figures.paced_ns += delay_ns;
+    (void)pace_add(&shard->pace, &connection->pace, shard->now_ns, delay_ns);
+}
+
+static void connection_pace_read(struct connection *connection, enum operation operation)
+{
+    if (operation == OPERATION_SET || operation == OPERATION_INCR)
+        connection_pace(connection);
+}
+
 /* A child has done, or its parent has no more words to come. */
 static void parent_count_down(struct connection *connection, struct request *parent)
 {
@@ -600,6 +625,7 @@ static void command_whole(struct connection *connection)
     request_route(connection, request);
     if (request->call.flags & CALL_BLOCK && request->call.operation == OPERATION_WPOP)
         connection->barrier = request;
+    connection_pace_read(connection, request->call.operation);
     request_send(connection, request, STAGE_COMMAND);
 }
 
@@ -623,6 +649,7 @@ static void command_unit(struct connection *connection)
         reply_append(connection, request);
     request->in_array = command->scope == SCOPE_EACH;
     request_route(connection, request);
+    connection_pace_read(connection, request->call.operation);
     request_send(connection, request, STAGE_COMMAND);
 }
 
@@ -978,7 +1005,7 @@ static void connection_long_word(struct connection *connection)
 static bool connection_may_read_on(const struct connection *connection)
 {
     return !connection->is_closing && !connection->is_failed && connection->barrier == NULL &&
-           connection->reply_count < CONNECTION_REPLIES_MAX &&
+           !connection->pace.is_paused && connection->reply_count < CONNECTION_REPLIES_MAX &&
            connection->output.bytes < OUTPUT_BYTES_MAX / 2;
 }
 
@@ -1200,6 +1227,8 @@ void connection_answered(struct shard *shard, struct request *request)
     case STAGE_COMMAND:
         if (connection->barrier == request)
             connection->barrier = NULL;
+        if (request->call.operation == OPERATION_WPUSH && !request->is_failed)
+            connection_pace(connection);
         if (request->parent != NULL) {
             parent_take(connection, request);
             return;
@@ -1346,6 +1375,7 @@ static void connection_end(struct connection *connection)
     if (connection->payload != NULL)
         request_end(shard, connection->payload);
     piece_wait_leave(connection);
+    pace_leave(&shard->pace, &connection->pace);
     pool_give(&shard->pool, connection->input, false);
     close(connection->fd);
     if (connection->previous != NULL)
@@ -1398,10 +1428,37 @@ static void connection_serve(struct connection *connection)
         connection_end(connection);
 }
 
+static void connection_resume(struct pace_seat *seat)
+{
+    connection_touch(
+        (struct connection *)(void *)((char *)seat - offsetof(struct connection, pace)));
+}
+
+static void pace_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    (void)operation;
+    (void)result;
+    (void)flags;
+    shard_here()->pace_is_armed = false;
+}
+
+/* While anybody pauses there is a turn per grain. */
+static void pace_arm(struct shard *shard)
+{
+    static struct __kernel_timespec grain = {.tv_nsec = PACE_GRAIN_NS};
+
+    if (shard->pace.paused_count == 0 || shard->pace_is_armed || shard->is_stopping)
+        return;
+    shard->pace_is_armed = true;
+    shard->pace_timer.complete = pace_complete;
+    io_uring_prep_timeout(weir_worker_sqe(shard->worker, &shard->pace_timer), &grain, 0, 0);
+}
+
 void connection_tick(struct shard *shard)
 {
     if (shard->cancels != NULL)
         cancel_send_again(shard);
+    pace_turn(&shard->pace, shard->now_ns, connection_resume);
     while (shard->touched != NULL) {
         struct connection *connection = shard->touched;
 
@@ -1409,6 +1466,7 @@ void connection_tick(struct shard *shard)
         connection->is_touched = false;
         connection_serve(connection);
     }
+    pace_arm(shard);
     if (!shard->accept_is_armed && !shard->is_stopping && shard->now_ns >= shard->accept_again_ns)
         connection_listen(shard);
 }

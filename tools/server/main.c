@@ -4,8 +4,8 @@
  *
  * Everything that can be wrong with the settings is found before a thread runs:
  * a wrong word or number ends in status 2, a machine that cannot carry it in
- * status 1, each with one line that says what. Then the main thread only waits
- * for a signal.
+ * status 1, each with one line that says what. Then the main thread waits for a
+ * signal, and looks at the machine once a second meanwhile.
  */
 #include <argp.h>
 #include <arpa/inet.h>
@@ -36,6 +36,9 @@
 #define SPILL_BYTES_MAX     (UINT64_C(1) << 40)
 #define CLIENT_BYTES        UINT64_C(16384)
 #define CLIENT_MAX          10000
+#define SOFT_PERCENT_MIN    20
+#define SPILL_PERCENT_MAX   98
+#define LEVEL_POINTS        2 /* between soft, spill and the limit */
 #define MAIN_MMAP_THRESHOLD (64 * 1024)
 #define MAIN_WORKERS_MAX    256
 #define MAIN_LISTEN_BACKLOG 511
@@ -141,6 +144,8 @@ enum key {
     KEY_PORT,
     KEY_WORKERS,
     KEY_MEMORY,
+    KEY_SOFT,
+    KEY_SPILL,
     KEY_SPILL_DIR,
     KEY_SPILL_MAX,
     KEY_WAIT_MAX,
@@ -177,6 +182,18 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
             config->memory_bytes == 0)
             argp_error(state, "--memory is like 64m, 1g or 50%%, not '%s'", text);
         return 0;
+    case KEY_SOFT:
+        if (!read_number(text, SOFT_PERCENT_MIN, SPILL_PERCENT_MAX - LEVEL_POINTS, &value))
+            argp_error(state, "--soft is per cent of --memory, from %d to %d, not '%s'",
+                       SOFT_PERCENT_MIN, SPILL_PERCENT_MAX - LEVEL_POINTS, text);
+        config->soft_percent = (uint32_t)value;
+        return 0;
+    case KEY_SPILL:
+        if (!read_number(text, SOFT_PERCENT_MIN + LEVEL_POINTS, SPILL_PERCENT_MAX, &value))
+            argp_error(state, "--spill is per cent of --memory, from %d to %d, not '%s'",
+                       SOFT_PERCENT_MIN + LEVEL_POINTS, SPILL_PERCENT_MAX, text);
+        config->spill_percent = (uint32_t)value;
+        return 0;
     case KEY_SPILL_DIR:
         config->spill_directory = text;
         return 0;
@@ -210,6 +227,10 @@ static const struct argp_option options[] = {
      "Cores to run on (one per core this process may use, as far as the memory goes)", 0},
     {"memory", KEY_MEMORY, "BYTES", 0,
      "The limit: 64m, 1g, or per cent of what the machine or cgroup has (60%)", 0},
+    {"soft", KEY_SOFT, "PERCENT", 0,
+     "Of the limit: above it values go to files, and who writes is slowed down (80)", 0},
+    {"spill", KEY_SPILL, "PERCENT", 0, "Of the limit: above it new values go there at once (90)",
+     0},
     {"spill-dir", KEY_SPILL_DIR, "DIRECTORY", 0,
      "Where values go that memory has no room for (/var/tmp)", 0},
     {"spill-max", KEY_SPILL_MAX, "BYTES", 0,
@@ -297,6 +318,17 @@ static void settle_memory(struct settings *settings, uint32_t cpu_count)
 
         config->client_max = room < CLIENT_MAX ? (uint32_t)room : CLIENT_MAX;
     }
+}
+
+/* The governor would refuse them too, but not say which. */
+static void settle_levels(const struct server_config *config)
+{
+    if (config->soft_percent + LEVEL_POINTS <= config->spill_percent)
+        return;
+    fprintf(stderr,
+            "weir-server: --soft %" PRIu32 " is not at least %d below --spill %" PRIu32 "\n",
+            config->soft_percent, LEVEL_POINTS, config->spill_percent);
+    exit(MAIN_EXIT_USAGE);
 }
 
 static void settle_spill(struct server_config *config)
@@ -438,12 +470,14 @@ static void explain_start(int r, const struct server_config *config)
     }
 }
 
-static void wait_for_signal(const sigset_t *signals)
+/* Once a second, off the cores' turns: what the machine says, for INFO. */
+static void look_until_signal(struct weir_governor *governor, const sigset_t *signals)
 {
-    int signal_number;
+    const struct timespec second = {.tv_sec = 1};
 
-    while (sigwait(signals, &signal_number) != 0)
-        ;
+    do
+        weir_governor_look(governor, NULL);
+    while (sigtimedwait(signals, NULL, &second) < 0);
 }
 
 int main(int argument_count, char **arguments)
@@ -457,6 +491,8 @@ int main(int argument_count, char **arguments)
                 .port = 6380,
                 .spill_directory = "/var/tmp",
                 .wait_ms = 5000,
+                .soft_percent = 80,
+                .spill_percent = 90,
             },
     };
     struct server server = {0};
@@ -469,6 +505,7 @@ int main(int argument_count, char **arguments)
     cpu_count = allowed_cpus(cpus, MAIN_WORKERS_MAX);
     if (settings.server.memory_bytes == 0)
         settings.server.memory_bytes = weir_governor_machine_bytes() / 100 * 60;
+    settle_levels(&settings.server);
     settle_memory(&settings, cpu_count);
     settle_spill(&settings.server);
     for (uint32_t i = cpu_count; i < settings.server.worker_count; i++)
@@ -489,6 +526,10 @@ int main(int argument_count, char **arguments)
     server.start_ms = clock_ms(CLOCK_MONOTONIC);
     server.start_unix_ms = clock_ms(CLOCK_REALTIME);
     governor.bytes_max = settings.server.memory_bytes;
+    governor.soft_percent = settings.server.soft_percent;
+    governor.soft_leave_percent = settings.server.soft_percent - 10;
+    governor.spill_percent = settings.server.spill_percent;
+    governor.spill_leave_percent = settings.server.spill_percent - 5;
     governor.dwell_ns = UINT64_C(100000000); /* ten changes of level in a second at most */
     r = weir_governor_create(&governor, &server.governor);
     if (r < 0)
@@ -504,7 +545,7 @@ int main(int argument_count, char **arguments)
            server.config.address, server.config.port, server.config.worker_count,
            server.config.memory_bytes, server.config.spill_directory);
     fflush(stdout);
-    wait_for_signal(&signals);
+    look_until_signal(server.governor, &signals);
 
     server_stop(&server);
     weir_mesh_destroy(server.mesh);

@@ -3,7 +3,9 @@
  * pool - a stack of vacant buffers, and how many there may be
  *
  * A vacant chunk is still memory, so it is still in the books: what the pool
- * tells them is what it has taken from malloc, no matter who uses it.
+ * tells them is what it has taken from malloc, no matter who uses it. Those that
+ * come and go with each reply are no surplus: only what nobody had for a while is
+ * given back when memory is short.
  */
 #include "pool.h"
 
@@ -37,6 +39,8 @@ static void pool_shrink(struct pool *pool, uint32_t vacant_max)
         free(chunk);
         pool_tell(pool, -chunk_cost);
     }
+    if (pool->idle_count > pool->vacant_count)
+        pool->idle_count = pool->vacant_count;
 }
 
 void pool_deinit(struct pool *pool)
@@ -54,6 +58,8 @@ struct chunk *pool_take(struct pool *pool, bool is_spare)
     if (chunk != NULL) {
         pool->vacant = chunk->next;
         pool->vacant_count--;
+        if (pool->idle_count > pool->vacant_count)
+            pool->idle_count = pool->vacant_count;
     } else {
         chunk = malloc(POOL_CHUNK_BYTES);
         if (chunk == NULL)
@@ -78,7 +84,17 @@ void pool_give(struct pool *pool, struct chunk *chunk, bool is_spare)
     pool_shrink(pool, POOL_VACANT_MAX);
 }
 
-void pool_trim(struct pool *pool)
+void pool_age(struct pool *pool)
 {
-    pool_shrink(pool, pool->vacant_count / 2);
+    pool->idle_count = pool->vacant_count;
+}
+
+uint64_t pool_trim(struct pool *pool, uint64_t bytes)
+{
+    uint64_t count = bytes / (uint64_t)chunk_cost + 1;
+
+    if (count > pool->idle_count)
+        count = pool->idle_count;
+    pool_shrink(pool, pool->vacant_count - (uint32_t)count);
+    return count * (uint64_t)chunk_cost;
 }

@@ -26,6 +26,7 @@ struct pool {
     struct weir_books books;
     struct chunk *vacant;
     uint32_t vacant_count;
+    uint32_t idle_count; /* of these nobody had any since pool_age() */
     uint32_t used_count;
     uint32_t spare_max; /* used beyond those that must be: refused above */
     uint32_t spare_count;
@@ -38,7 +39,10 @@ void pool_deinit(struct pool *pool); /* all chunks are back */
 struct chunk *pool_take(struct pool *pool, bool is_spare);
 void pool_give(struct pool *pool, struct chunk *chunk, bool is_spare);
 
-/* Gives vacant chunks back to the system; called now and then. */
-void pool_trim(struct pool *pool);
+/* What is vacant from now to the next time is idle. */
+void pool_age(struct pool *pool);
+
+/* Gives about @bytes of idle chunks back to the system; returns how many. */
+uint64_t pool_trim(struct pool *pool, uint64_t bytes);
 
 #endif

@@ -21,7 +21,8 @@
 #include "stock.h"
 
 #define SESSION_INFO_BYTES    8192
-#define SESSION_INFO_PER_CORE 1024
+#define SESSION_INFO_PER_CORE 1536
+#define SESSION_HOLDERS       8
 #define SESSION_COMMAND_BYTES 8192
 #define SESSION_CONFIG_BYTES  2048
 
@@ -376,22 +377,92 @@ static void info_server(struct paper *paper, const struct shard *shard)
     FIGURE(paper, "maxclients", server->config.client_max);
 }
 
+static const char *reason_name(enum weir_wait_reason reason)
+{
+    switch (reason) {
+    case WEIR_REASON_NONE:
+        return "none";
+    case WEIR_REASON_LIMIT:
+        return "limit";
+    case WEIR_REASON_NODE:
+        return "node";
+    case WEIR_REASON_CAP:
+        return "cap";
+    case WEIR_REASON_TURN:
+        return "turn";
+    }
+    return "?";
+}
+
+static void info_levels(struct paper *paper, const struct shard *shard,
+                        const struct weir_governor_stats *stats)
+{
+    static const char *const verdicts[] = {"admit", "flush", "spill", "wait"};
+
+    paper_print(paper, "memory_level:%s\r\n", level_name(stats->level));
+    FIGURE(paper, "memory_level_changes", stats->level_change_count);
+    FIGURE(paper, "memory_level_since_ms", (shard->now_ns - stats->level_since_ns) / 1000000);
+    FIGURE(paper, "memory_soft_bytes", stats->soft_bytes);
+    FIGURE(paper, "memory_spill_bytes", stats->spill_bytes);
+    for (int level = WEIR_LEVEL_CALM; level <= WEIR_LEVEL_HARD; level++)
+        paper_print(paper,
+                    "memory_level_%s_count:%" PRIu64 "\r\nmemory_level_%s_ms:%" PRIu64 "\r\n",
+                    level_name(level), stats->level_count[level], level_name(level),
+                    stats->level_ns[level] / 1000000);
+    for (int verdict = WEIR_ADMIT; verdict <= WEIR_WAIT; verdict++)
+        paper_print(paper, "memory_verdict_%s:%" PRIu64 "\r\n", verdicts[verdict],
+                    stats->verdict_count[verdict]);
+    FIGURE(paper, "memory_delay_us", weir_account_delay_ns(shard->values) / 1000);
+}
+
+static void info_waiters(struct paper *paper, const struct weir_governor_stats *stats)
+{
+    FIGURE(paper, "memory_waiters", stats->waiter_count);
+    FIGURE(paper, "memory_oldest_waiter_ms", stats->oldest_waiter_ns / 1000000);
+    paper_print(paper, "memory_oldest_waiter:%s\r\nmemory_wait_reason:%s\r\n",
+                stats->oldest_waiter_name, reason_name(stats->reason));
+    FIGURE(paper, "memory_longest_wait_ms", stats->stall_ns_max / 1000000);
+    FIGURE(paper, "memory_timeouts", stats->timeout_count);
+    FIGURE(paper, "memory_hopeless_waits", stats->refused_count);
+}
+
+/* As of the last look, which the main thread takes once a second. */
+static void info_outside(struct paper *paper, const struct shard *shard,
+                         const struct weir_governor_outside *outside)
+{
+    FIGURE(paper, "machine_limit_bytes", outside->limit_bytes);
+    FIGURE(paper, "machine_usage_bytes", outside->usage_bytes);
+    FIGURE(paper, "machine_rss_bytes", outside->rss_bytes);
+    paper_print(paper, "machine_drift_bytes:%" PRId64 "\r\n", outside->drift_bytes);
+    paper_print(paper, "machine_pressure_some:%" PRIu32 ".%02" PRIu32 "\r\n",
+                outside->pressure_some / 100, outside->pressure_some % 100);
+    paper_print(paper, "machine_pressure_full:%" PRIu32 ".%02" PRIu32 "\r\n",
+                outside->pressure_full / 100, outside->pressure_full % 100);
+    FIGURE(paper, "machine_look_ms_ago", (shard->now_ns - outside->look_ns) / 1000000);
+}
+
 static void info_memory(struct paper *paper, const struct shard *shard, uint64_t drift_bytes)
 {
-    struct weir_governor_stats stats;
+    struct weir_governor_figures figures;
+    struct weir_account_stats holders[SESSION_HOLDERS];
+    const struct weir_governor_stats *stats = &figures.governor;
 
-    weir_governor_stats(shard->server->governor, &stats);
+    weir_governor_figures(shard->server->governor, &figures, holders, SESSION_HOLDERS);
     paper_print(paper, "\r\n# Memory\r\n");
-    FIGURE(paper, "used_memory", stats.charged_bytes);
-    FIGURE(paper, "used_memory_peak", stats.peak_bytes);
-    FIGURE(paper, "maxmemory", stats.bytes_max);
-    paper_print(paper, "memory_level:%s\r\n", level_name(stats.level));
-    FIGURE(paper, "memory_level_changes", stats.level_change_count);
-    FIGURE(paper, "memory_soft_bytes", stats.soft_bytes);
-    FIGURE(paper, "memory_spill_bytes", stats.spill_bytes);
-    FIGURE(paper, "memory_waiters", stats.waiter_count);
-    FIGURE(paper, "memory_timeouts", stats.timeout_count);
+    FIGURE(paper, "used_memory", stats->charged_bytes);
+    FIGURE(paper, "used_memory_peak", stats->peak_bytes);
+    FIGURE(paper, "maxmemory", stats->bytes_max);
+    FIGURE(paper, "memory_leases_bytes", stats->lease_bytes);
     FIGURE(paper, "memory_drift_bytes", drift_bytes);
+    info_levels(paper, shard, stats);
+    info_waiters(paper, stats);
+    info_outside(paper, shard, &figures.outside);
+    for (size_t i = 0; i < figures.account_count; i++)
+        paper_print(paper,
+                    "holder%zu:name=%s,bytes=%" PRIu64 ",peak=%" PRIu64 ",forced=%" PRIu64
+                    ",spillable=%d,waiters=%" PRIu64 "\r\n",
+                    i, holders[i].name, holders[i].charged_bytes, holders[i].peak_bytes,
+                    holders[i].forced_bytes, holders[i].spillable, holders[i].waiter_count);
 }
 
 struct sums {
@@ -439,6 +510,8 @@ static void sum_up(const struct shard_figures *all, uint32_t count, struct sums 
         to->hop_count += from->hop_count;
         to->blocked_count += from->blocked_count;
         to->drift_bytes += from->drift_bytes;
+        to->paced_count += from->paced_count;
+        to->paced_ns += from->paced_ns;
     }
 }
 
@@ -467,6 +540,8 @@ static void info_sums(struct paper *paper, const struct sums *sums)
     FIGURE(paper, "values_promoted", figures->promoted_count);
     FIGURE(paper, "writes_parked", figures->parked_count);
     FIGURE(paper, "writes_refused", figures->refused_count);
+    FIGURE(paper, "writes_paced", figures->paced_count);
+    FIGURE(paper, "writes_paced_ms", figures->paced_ns / 1000000);
     FIGURE(paper, "blocked_pops", figures->blocked_count);
     FIGURE(paper, "streams", figures->stream_count);
     FIGURE(paper, "values_in_memory", figures->memory_count);
@@ -496,13 +571,33 @@ static void info_workers(struct paper *paper, const struct shard_figures *all, u
                     region->file_bytes, region->disk_bytes, region->written_bytes,
                     region->put_bytes, region->dirty_bytes, region->fetched_bytes,
                     region->pinned_bytes, region->metadata_bytes);
-        paper_print(paper,
-                    ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
-                    ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64
-                    ",stalls=%" PRIu64 "\r\n",
-                    region->write_error_count, region->read_error_count, region->bounded,
-                    region->degraded, figures->worker.turn_count,
-                    figures->worker.longest_turn_ns / 1000, figures->worker.stall_count);
+        paper_print(
+            paper,
+            ",write_errors=%" PRIu64 ",read_errors=%" PRIu64
+            ",bounded=%d,degraded=%d,turns=%" PRIu64 ",longest_turn_us=%" PRIu64
+            ",stalls_busy=%" PRIu64 ",stalls_preempted=%" PRIu64 ",stalls_blocked=%" PRIu64 "\r\n",
+            region->write_error_count, region->read_error_count, region->bounded, region->degraded,
+            figures->worker.turn_count, figures->worker.longest_turn_ns / 1000,
+            figures->stall_counts[WEIR_STALL_BUSY], figures->stall_counts[WEIR_STALL_PREEMPTED],
+            figures->stall_counts[WEIR_STALL_BLOCKED]);
+    }
+}
+
+static void info_reclaimers(struct paper *paper, const struct shard_figures *all, uint32_t count)
+{
+    paper_print(paper, "\r\n# Reclaimers\r\n");
+    for (uint32_t i = 0; i < count; i++) {
+        for (int j = 0; j < SHARD_RECLAIMERS; j++) {
+            const struct weir_reclaimer *reclaimer = &all[i].reclaimers[j];
+
+            if (reclaimer->account == NULL)
+                continue;
+            paper_print(paper,
+                        "reclaimer_%s_%" PRIu32 ":cost=%" PRIu32 ",asked=%" PRIu64
+                        ",asked_bytes=%" PRIu64 ",came_bytes=%" PRIu64 ",broken=%" PRIu64 "\r\n",
+                        reclaimer->name, i, reclaimer->cost, reclaimer->asked_count,
+                        reclaimer->asked_bytes, reclaimer->came_bytes, reclaimer->broken_count);
+        }
     }
 }
 
@@ -543,6 +638,7 @@ void session_info(struct shard *shard, struct request *request)
     info_memory(&paper, shard, sums.figures.drift_bytes);
     info_sums(&paper, &sums);
     info_workers(&paper, all, count);
+    info_reclaimers(&paper, all, count);
     paper_print(&paper, "\r\n# Keyspace\r\ndb0:keys=%" PRIu64 ",expires=%" PRIu64 ",avg_ttl=0\r\n",
                 sums.figures.key_count + sums.figures.stream_count, sums.figures.expire_count);
     header_bytes = resp_write_bulk_header(header, paper.bytes - RESP_HEADER_MAX);

@@ -30,6 +30,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <malloc.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -58,6 +59,8 @@
 #define SHARD_TICK_NS       UINT64_C(10000000)
 #define SHARD_SLOW_NS       UINT64_C(100000000)
 #define SHARD_FULL_NS       UINT64_C(50000000) /* then a full region is asked again */
+#define SHARD_BEHIND_NS     UINT64_C(5000000)  /* and one that was behind */
+#define SHARD_TRIM_NS       UINT64_C(100000000)
 #define SHARD_FREE_REQUESTS 512
 #define SHARD_HEAD_BYTES    (UINT64_C(8) << 20) /* of the region, left for heads of streams */
 
@@ -351,13 +354,29 @@ static void shard_run(struct shard *shard, struct request *request)
         request = connection_lane(connection, shard->index)->first;
 }
 
+/* Who has the memory is told to whoever gets none of it. */
 void shard_reply_oom(struct shard *shard, struct request *request)
 {
+    struct weir_account_stats holders[2];
+    const size_t holder_count = weir_governor_holders(shard->server->governor, holders, 2);
+    const char *why = "";
+    char text[RESP_TEXT_MAX];
+    int length;
+
     shard->figures.refused_count++;
-    request_reply_text(request, !shard_has_room(shard, 1)
-                                    ? "-OOM command not allowed when used memory > limit and the "
-                                      "spill file is full\r\n"
-                                    : "-OOM command not allowed when used memory > limit\r\n");
+    if (!shard_has_room(shard, 1))
+        why = " and the spill file is full";
+    else if (shard->region_is_behind)
+        why = " and the disk is slow";
+    length =
+        snprintf(text, sizeof(text), "-OOM command not allowed when used memory > limit%s", why);
+    for (size_t i = 0; i < holder_count && (size_t)length < sizeof(text); i++)
+        length +=
+            snprintf(text + length, sizeof(text) - (size_t)length, "%s %s %" PRIu64 "M",
+                     i == 0 ? "; held by" : ",", holders[i].name, holders[i].charged_bytes >> 20);
+    length = (size_t)length < sizeof(text) - 3 ? length : (int)sizeof(text) - 3;
+    memcpy(text + length, "\r\n", 3);
+    request_reply_text(request, text);
 }
 
 static void waiting_add(struct shard *shard, struct request *request)
@@ -484,6 +503,15 @@ void shard_region_full(struct shard *shard)
     shard->region_full_ns = shard->now_ns;
 }
 
+/* Not longer than from the first time on: who waits for memory says -EAGAIN too. */
+void shard_region_behind(struct shard *shard)
+{
+    if (shard->region_is_behind)
+        return;
+    shard->region_is_behind = true;
+    shard->region_behind_ns = shard->now_ns;
+}
+
 /*
  * A share of the file is left for heads of streams: when everything else waits,
  * what they all wait for must have a place.
@@ -497,7 +525,7 @@ bool shard_has_room(struct shard *shard, uint64_t bytes)
 static bool shard_account_has_room(void *context, size_t bytes)
 {
     (void)context;
-    if (!shard_has_room(here, bytes))
+    if (here->region_is_behind || !shard_has_room(here, bytes))
         return false;
     here->room_bytes -= bytes;
     return true;
@@ -565,9 +593,9 @@ static uint64_t kernel_bytes(void)
 static void shard_charge_drift(struct shard *shard)
 {
     const struct server *server = shard->server;
+    const uint64_t truth = kernel_bytes();
     struct weir_governor_stats stats;
     struct weir_region_stats region;
-    uint64_t truth = kernel_bytes();
     uint64_t books;
     uint64_t drift;
 
@@ -576,18 +604,78 @@ static void shard_charge_drift(struct shard *shard)
     books = stats.charged_bytes - shard->drift_bytes;
     books -= server->config.worker_count * region.resident_bytes_max;
     drift = truth > books ? truth - books : 0;
-    if (drift > server->config.memory_bytes / 16 && drift > 4 * SHARD_MIB) {
-        malloc_trim(0);
-        truth = kernel_bytes();
-        drift = truth > books ? truth - books : 0;
-    }
     if (drift > shard->drift_bytes)
         weir_account_charge_forced(shard->drift, drift - shard->drift_bytes);
     else
         weir_account_refund(shard->drift, shard->drift_bytes - drift);
     shard->drift_bytes = drift;
 }
+
+/* Holes go back to the kernel, and with them the drift; not again soon if that was little. */
+static uint64_t shard_reclaim_heap(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct shard *shard = reclaimer->context;
+    const uint64_t before = shard->drift_bytes;
+    uint64_t came;
+
+    (void)bytes;
+    if (shard->now_ns < shard->trim_again_ns || before < SHARD_MIB)
+        return 0;
+    malloc_trim(0);
+    shard_charge_drift(shard);
+    came = before > shard->drift_bytes ? before - shard->drift_bytes : 0;
+    shard->trim_again_ns = shard->now_ns + (came > before / 8 ? SHARD_TRIM_NS : 10 * SHARD_TRIM_NS);
+    return came;
+}
 #endif
+
+static uint64_t shard_reclaim_buffers(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    struct shard *shard = reclaimer->context;
+
+    return pool_trim(&shard->pool, bytes);
+}
+
+static uint64_t shard_reclaim_values(struct weir_reclaimer *reclaimer, uint64_t bytes)
+{
+    return cold_push(reclaimer->context, bytes);
+}
+
+static void shard_add_reclaimers(struct shard *shard)
+{
+    struct weir_reclaimer *reclaimers = shard->reclaimers;
+
+    reclaimers[SHARD_RECLAIM_BUFFERS] = (struct weir_reclaimer){
+        .name = "buffers",
+        .reclaim = shard_reclaim_buffers,
+        .context = shard,
+    };
+    weir_account_add_reclaimer(shard->tables, &reclaimers[SHARD_RECLAIM_BUFFERS]);
+#if SHARD_HEAP_IS_TRUE
+    reclaimers[SHARD_RECLAIM_HEAP] = (struct weir_reclaimer){
+        .name = "heap",
+        .cost = 50,
+        .reclaim = shard_reclaim_heap,
+        .context = shard,
+    };
+    if (shard->drift != NULL)
+        weir_account_add_reclaimer(shard->drift, &reclaimers[SHARD_RECLAIM_HEAP]);
+#endif
+    reclaimers[SHARD_RECLAIM_VALUES] = (struct weir_reclaimer){
+        .name = "values",
+        .cost = 100,
+        .reclaim = shard_reclaim_values,
+        .context = shard,
+    };
+    weir_account_add_reclaimer(shard->values, &reclaimers[SHARD_RECLAIM_VALUES]);
+}
+
+static void shard_remove_reclaimers(struct shard *shard)
+{
+    for (int i = 0; i < SHARD_RECLAIMERS; i++)
+        if (shard->reclaimers[i].account != NULL)
+            weir_account_remove_reclaimer(shard->reclaimers[i].account, &shard->reclaimers[i]);
+}
 
 static void shard_slow_tick(struct shard *shard)
 {
@@ -595,7 +683,7 @@ static void shard_slow_tick(struct shard *shard)
 
     weir_governor_stats(shard->server->governor, &stats);
     shard->is_calm = stats.level == WEIR_LEVEL_CALM;
-    pool_trim(&shard->pool);
+    pool_age(&shard->pool);
 #if SHARD_HEAP_IS_TRUE
     if (shard->index == 0)
         shard_charge_drift(shard);
@@ -641,6 +729,7 @@ static void shard_clear(struct shard *shard)
 {
     struct request *request;
 
+    shard_remove_reclaimers(shard);
     stream_remove_all(shard);
     stock_clear(shard);
     while ((request = shard->free_requests) != NULL) {
@@ -690,6 +779,10 @@ static void shard_tick(struct weir_worker *worker, void *context)
     if (shard->is_done)
         return;
     shard_look_at_clock(shard);
+    if (shard->region_is_behind && shard->now_ns - shard->region_behind_ns > SHARD_BEHIND_NS)
+        shard->region_is_behind = false;
+    if (shard->drift != NULL)
+        (void)weir_account_poll(shard->drift);
     if (weir_account_poll(shard->tables) > 0)
         shard_look_at_clock(shard);
     run_list(shard, &shard->ready);
@@ -754,12 +847,26 @@ static void shard_set_bounds(struct shard *shard)
         memory / 32 / shard->server->config.worker_count / shard->piece_bytes, 4, 64);
 }
 
+static void shard_notify(void *context)
+{
+    weir_worker_wake(context);
+}
+
 static int shard_start(struct weir_worker *worker, void *context)
 {
     struct shard *shard = context;
     const struct server *server = shard->server;
-    const struct weir_account_config tables = {.name = "tables", .notify = NULL};
-    const struct weir_account_config drift = {.name = "drift"};
+    char name[32];
+    const struct weir_account_config tables = {
+        .name = name,
+        .notify = shard_notify,
+        .context = worker,
+    };
+    const struct weir_account_config drift = {
+        .name = "drift",
+        .notify = shard_notify,
+        .context = worker,
+    };
     uint64_t spare;
     int r;
 
@@ -771,6 +878,7 @@ static int shard_start(struct weir_worker *worker, void *context)
     shard->tick_ns = shard->now_ns;
     shard->slow_tick_ns = shard->now_ns;
     shard->is_calm = true;
+    snprintf(name, sizeof(name), "tables-%" PRIu32, shard->index);
     r = weir_account_open(server->governor, &tables, &shard->tables);
     if (r < 0)
         return r;
@@ -794,6 +902,7 @@ static int shard_start(struct weir_worker *worker, void *context)
         goto fail;
     shard_set_bounds(shard);
     shard_measure_room(shard);
+    shard_add_reclaimers(shard);
     connection_listen(shard);
     return 0;
 
@@ -811,9 +920,12 @@ fail:
 static void shard_report(struct weir_worker *worker, const struct weir_report *report,
                          void *context)
 {
-    (void)context;
-    if (report->kind == WEIR_REPORT_STALL)
+    struct shard *shard = context;
+
+    if (report->kind == WEIR_REPORT_STALL) {
+        shard->figures.stall_counts[report->cause]++;
         return;
+    }
     fprintf(stderr, "weir-server: core %u: %s%s%s\n", weir_worker_index(worker), report->text,
             report->error != 0 ? ": " : "",
             report->error != 0 ? strerrordesc_np(-report->error) : "");

@@ -19,6 +19,7 @@
 #include <weir/worker.h>
 
 #include "keyspace.h"
+#include "pace.h"
 #include "pool.h"
 #include "request.h"
 
@@ -29,6 +30,14 @@ struct cancel;
 #define SHARD_HOLD_BUCKETS  256
 #define SHARD_BUILDERS_MAX  16
 
+/* What can be freed when memory is short, the cheapest first. */
+enum {
+    SHARD_RECLAIM_BUFFERS, /* vacant ones of the pool */
+    SHARD_RECLAIM_HEAP,    /* shard 0: holes that malloc keeps */
+    SHARD_RECLAIM_VALUES,  /* into the region */
+    SHARD_RECLAIMERS,
+};
+
 struct server_config {
     uint64_t memory_bytes;
     uint64_t spill_bytes; /* of all workers */
@@ -38,6 +47,8 @@ struct server_config {
     uint16_t port;
     uint32_t worker_count;
     uint32_t client_max;
+    uint32_t soft_percent;
+    uint32_t spill_percent;
 };
 
 struct server {
@@ -81,6 +92,10 @@ struct shard_figures {
     uint64_t hop_count;     /* commands that came from another core */
     uint64_t blocked_count; /* WPOPs that wait now */
     uint64_t drift_bytes;
+    uint64_t paced_count; /* writes that their clients had to pause for */
+    uint64_t paced_ns;
+    uint64_t stall_counts[3]; /* by enum weir_stall_cause */
+    struct weir_reclaimer reclaimers[SHARD_RECLAIMERS];
 };
 
 /* A cold value that replies wait for or are sending: its slot stays until the last has done. */
@@ -121,6 +136,8 @@ struct shard {
     struct weir_account *tables; /* keys, short values, buffers: never */
     struct weir_account *drift;  /* shard 0: memory that the books do not know */
     uint64_t drift_bytes;
+    uint64_t trim_again_ns; /* the heap is not asked before */
+    struct weir_reclaimer reclaimers[SHARD_RECLAIMERS];
     uint64_t now_ns;
     int64_t now_ms;
 
@@ -172,6 +189,9 @@ struct shard {
     struct cancel *cancels;        /* that a queue had no room for */
     struct connection *connections;
     struct connection *touched;
+    struct pace_wheel pace; /* connections that pause */
+    struct weir_operation pace_timer;
+    bool pace_is_armed;
     uint32_t connection_count;
     int listen_fd;
     struct weir_operation accept;
@@ -184,6 +204,8 @@ struct shard {
     bool region_is_full;
     uint64_t room_bytes; /* of the region, for all but the heads of streams; as of the last tick */
     uint64_t region_full_ns;
+    bool region_is_behind; /* with writing: for now it takes nothing of its own accord */
+    uint64_t region_behind_ns;
     bool is_calm;     /* below soft: cold values that are used may come back to memory */
     uint64_t tick_ns; /* when the slower things were last looked at */
     uint64_t slow_tick_ns;
@@ -258,6 +280,9 @@ static inline void shard_region_freed(struct shard *shard)
 }
 
 void shard_region_full(struct shard *shard);
+
+/* It said -EAGAIN: for some milliseconds memory is used up to the limit instead. */
+void shard_region_behind(struct shard *shard);
 
 /* Whether the region takes @bytes more of what is no head of a stream. */
 bool shard_has_room(struct shard *shard, uint64_t bytes);

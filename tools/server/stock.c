@@ -236,10 +236,13 @@ static enum grant make_long(struct shard *shard, struct request *request, struct
             shard->figures.direct_count++;
             return GRANT_YES;
         }
-        if ((r != -EDQUOT && r != -ENOSPC) || shard->region_is_full)
+        /* From now on the governor admits up to the limit, then lets wait. */
+        if ((r == -EDQUOT || r == -ENOSPC) && !shard->region_is_full)
+            shard_region_full(shard);
+        else if (r == -EAGAIN && !shard->region_is_behind)
+            shard_region_behind(shard);
+        else
             return wait_region(shard, request);
-        /* Full: from now on the governor admits up to the limit, then lets wait. */
-        shard_region_full(shard);
     }
 }
 
@@ -551,6 +554,7 @@ static enum progress run_figures(struct shard *shard, struct request *request)
     figures->connection_count = shard->connection_count;
     figures->blocked_count = shard->blocked_count;
     figures->drift_bytes = shard->drift_bytes;
+    memcpy(figures->reclaimers, shard->reclaimers, sizeof(figures->reclaimers));
     request->value = stock_make_loose(shard, sizeof(*figures));
     if (request->value != NULL)
         memcpy(request->value->data, figures, sizeof(*figures));

@@ -283,6 +283,7 @@ enum progress stream_push(struct shard *shard, struct request *request)
         shard_region_full(shard);
         return shard_wait_region(shard, request);
     case -EAGAIN:
+        shard_region_behind(shard);
         return shard_wait_region(shard, request);
     default:
         shard_reply_oom(shard, request);
