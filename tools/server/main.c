@@ -66,6 +66,16 @@ static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *form
     exit(EXIT_FAILURE);
 }
 
+/* What shares of it are taken of. */
+static uint64_t memory_of_machine(void)
+{
+    uint64_t bytes = weir_governor_machine_bytes();
+
+    if (bytes == 0)
+        die("nobody says how much memory this machine has: give --memory in bytes");
+    return bytes;
+}
+
 /* ---- Words and numbers ----------------------------------------------------------- */
 
 /* Decimal digits from @text on, at least one; what follows is in *ret_rest. */
@@ -178,7 +188,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         settings->has_workers = true;
         return 0;
     case KEY_MEMORY:
-        if (!read_bytes(text, weir_governor_machine_bytes(), &config->memory_bytes) ||
+        if (!read_bytes(text, strchr(text, '%') != NULL ? memory_of_machine() : 0,
+                        &config->memory_bytes) ||
             config->memory_bytes == 0)
             argp_error(state, "--memory is like 64m, 1g or 50%%, not '%s'", text);
         return 0;
@@ -301,7 +312,7 @@ static void settle_memory(struct settings *settings, uint32_t cpu_count)
         fprintf(stderr, "weir-server: --memory %" PRIu64 ": at least 24m\n", config->memory_bytes);
         exit(MAIN_EXIT_USAGE);
     }
-    if (config->memory_bytes > machine_bytes)
+    if (machine_bytes > 0 && config->memory_bytes > machine_bytes)
         fprintf(stderr,
                 "weir-server: --memory is more than the machine or its cgroup has (%" PRIu64
                 " bytes)\n",
@@ -504,7 +515,7 @@ int main(int argument_count, char **arguments)
     argp_parse(&argp, argument_count, arguments, 0, NULL, &settings);
     cpu_count = allowed_cpus(cpus, MAIN_WORKERS_MAX);
     if (settings.server.memory_bytes == 0)
-        settings.server.memory_bytes = weir_governor_machine_bytes() / 100 * 60;
+        settings.server.memory_bytes = memory_of_machine() / 100 * 60;
     settle_levels(&settings.server);
     settle_memory(&settings, cpu_count);
     settle_spill(&settings.server);
