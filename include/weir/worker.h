@@ -145,8 +145,9 @@ struct weir_worker_config {
  * Returns when on_start has returned. Thread: any.
  *
  * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve, with what it has of the
- *         region, does not fit under the governor's hard level), -EOPNOTSUPP (the kernel forbids io_uring), what
- *         weir_region_open() or on_start say, or what pthread_create(3) says.
+ *         region, does not fit under the governor's hard level), -EOPNOTSUPP (the
+ *         kernel forbids io_uring), what weir_region_open() or on_start say, or what
+ *         pthread_create(3) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_worker_start(const struct weir_worker_config *config,
                                                struct weir_worker **ret_worker);
