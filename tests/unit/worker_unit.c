@@ -1603,6 +1603,38 @@ static void only_the_least_must_fit(void **state)
     weir_governor_destroy(governor);
 }
 
+/* Nobody pays for memory that a region has no file for; but all of that may stay. */
+static void a_small_file_is_no_large_loan(void **state)
+{
+    struct weir_governor *governor = governor_new(1024 * MIB);
+    struct weir_worker_stats stats;
+    struct weir_region_stats region;
+    struct weir_worker *worker = attach(&(struct weir_worker_config){
+        .governor = governor,
+        .region = {.directory = harness_tmpdir(),
+                   .bytes_max = 32 * MIB,
+                   .resident_bytes_max = 512 * MIB,
+                   .resident_bytes_min = LENT_LEAST},
+    });
+
+    (void)state;
+    weir_worker_stats(worker, &stats);
+    assert_int_equal(stats.region_charged_bytes, 40 * MIB);
+    for (uint32_t i = 0; i < 480; i++) {
+        static unsigned char item[64 * 1024];
+        struct weir_slot slot;
+        assert_int_equal(weir_region_put(weir_worker_region(worker), item, sizeof(item),
+                                         (struct weir_label){i, 0}, &slot),
+                         0);
+    }
+    weir_region_stats(weir_worker_region(worker), &region);
+    assert_true(region.resident_bytes >= 30 * MIB);
+    assert_true(region.resident_bytes <= 40 * MIB);
+    weir_worker_stop(worker);
+    assert_int_equal(governor_charged(governor), 0);
+    weir_governor_destroy(governor);
+}
+
 static void who_waits_gets_what_the_region_has(void **state)
 {
     struct lent *lent = lent_start(128 * MIB);
@@ -1930,6 +1962,7 @@ int main(void)
         {"the region is paid for, and given back", region_is_paid_for, NULL, NULL, NULL},
         {"a region that does not fit is -EDQUOT", region_that_does_not_fit, NULL, NULL, NULL},
         {"only the least of a region must fit", only_the_least_must_fit, NULL, NULL, NULL},
+        {"a small file is no large loan", a_small_file_is_no_large_loan, NULL, NULL, NULL},
         {"who waits gets what the region has, and it takes it back",
          who_waits_gets_what_the_region_has, NULL, NULL, NULL},
         {"nothing is taken back where it is tight", nothing_is_taken_where_it_is_tight, NULL, NULL,
