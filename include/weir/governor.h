@@ -344,9 +344,10 @@ struct weir_waiter {
  * Return: with @waiter->wake: 0, it is queued and will be woken once. Without:
  *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT: no
  *         reclaimer is left to ask, and nothing that is charged is spillable or
- *         transient (of this account, when its cap holds the waiter), so waiting
- *         would never end: weir_governor_holders() tells who has it. To a thread
- *         that sleeps also: the limit was lowered below @bytes.
+ *         transient (when its cap holds the waiter: nothing of this account is,
+ *         whatever reclaimers it has), so waiting would never end:
+ *         weir_governor_holders() tells who has it. To a thread that sleeps also:
+ *         the limit was lowered below @bytes.
  */
 WEIR_API WEIR_MUST_CHECK int weir_account_wait(struct weir_account *account,
                                                struct weir_waiter *waiter, size_t bytes,
