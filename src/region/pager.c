@@ -387,8 +387,8 @@ static uint64_t pager_choose_old(const struct weir_region *region)
 
 /*
  * The chunk to write next. One of which nothing is live; else the oldest that is
- * nearly full, or the fullest: its free space rests from then on. For somebody who waits the
- * fullest in any case, and one that is being filled if there is no other.
+ * nearly full, or the fullest: its free space rests from then on. For somebody who
+ * waits the fullest in any case, and one that is being filled if there is no other.
  */
 static uint64_t pager_choose(const struct weir_region *region, bool urgent)
 {
