@@ -478,11 +478,11 @@ static bool pager_should_write(const struct weir_region *region)
 /* More is dirty than may be in memory from now on: it is written half full as it may be. */
 static bool pager_is_over(const struct weir_region *region)
 {
-    const struct weir__chunks *chunks = &region->chunks;
+    const struct weir__chunk_queue *queues = region->chunks.queues;
 
-    return chunks->resident_count > chunks->resident_max + chunks->queues[CHUNK_WRITING].count +
-                                        chunks->queues[CHUNK_CLEAN].count +
-                                        chunks->queues[CHUNK_FRESH].count;
+    return region->chunks.resident_count >
+           weir__pager_chunks_max(region) + queues[CHUNK_WRITING].count +
+               queues[CHUNK_CLEAN].count + queues[CHUNK_FRESH].count;
 }
 
 /* ---- Coming back --------------------------------------------------------- */
