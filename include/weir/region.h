@@ -266,12 +266,13 @@ WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struc
  * mapping, in a fetch buffer and wherever it is moved.
  *
  * Chunks with such an item are neither written nor dropped. At most half of what
- * is for chunks is held so (rounded up, so that one item always fits): who has
- * more in place gets -EAGAIN at once, whatever the ring does, and a put may be
- * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
- * must not wait for room before it has committed or freed. The same is true of a
- * region that is degraded: it stays so while such a chunk is to be written again.
- * Nor are sparse chunks cleaned while fewer than three are left unheld.
+ * is for chunks, with config.resident_bytes_min, is held so (rounded up, so that
+ * one item always fits): who has more in place gets -EAGAIN at once, whatever the
+ * ring does, and a put may be told -EAGAIN that needs the other half. Nobody but
+ * the caller can end that: it must not wait for room before it has committed or
+ * freed. The same is true of a region that is degraded: it stays so while such a
+ * chunk is to be written again. Nor are sparse chunks cleaned while fewer than
+ * three are left unheld.
  *
  * Cost:    as weir_region_put(), without the copy.
  *
