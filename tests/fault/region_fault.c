@@ -300,6 +300,41 @@ static void one_bad_place_harms_no_neighbour(void **state)
     finish(job);
 }
 
+static bool counts_reads(const struct seam_use *use, void *context)
+{
+    (void)use;
+    ++*(uint64_t *)context;
+    return false;
+}
+
+/* Nothing fails here: the seam only watches. */
+static void neighbours_are_read_together(void **state)
+{
+    struct job *job = start_bounded((struct weir_region_config){.resident_bytes_max = 16 * MIB});
+    struct weir_slot slots[200];
+    struct answers answers = {0};
+    uint64_t reads = 0;
+
+    (void)state;
+    if (job == NULL)
+        return;
+    while (job->count < 200 || is_resident(job, 199))
+        assert_int_equal(put(job, 4000), 0);
+    for (size_t i = 0; i < 200; i++)
+        slots[i] = job->slots[i * 77 % 200]; /* in any order */
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_read, .matches = counts_reads, .context = &reads});
+    assert_int_equal(weir_region_fetch(job->region, slots, 200, answered, &answers), 0);
+    for (int tries = 0; answers.count < 200; tries++) {
+        assert_true(tries < 10000);
+        assert_true(weir_region_wait(job->region, 10000000) >= 0);
+    }
+    seam_lift();
+    assert_int_equal(answers.errors, 0);
+    assert_in_range(reads, 1, 2); /* 800 kB, by pieces of a megabyte at most */
+    finish(job);
+}
+
 /* ---- Filling -------------------------------------------------------------- */
 
 static void a_chunk_that_cannot_come_back(void **state)
@@ -1328,6 +1363,7 @@ int main(int argc, char **argv)
                   emptied_chunks_that_cannot_be_zeroed),
         SEAM_TEST("a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark),
         SEAM_TEST("one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour),
+        SEAM_TEST("neighbours are read together", neighbours_are_read_together),
         SEAM_TEST("a chunk that cannot be brought back is not asked for for ever",
                   a_chunk_that_cannot_come_back),
         SEAM_TEST("on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk),
