@@ -459,7 +459,8 @@ static void what_is_ready_is_no_room_for_its_own_item(void **state)
 /* The kernel may have tried to write it by itself: it gets fresh pages like all others. */
 static void a_failed_write_casts_doubt_on_it(void **state)
 {
-    struct job *job = start(RESIDENT_BYTES);
+    /* So much that the first write begins with room for chunks left. */
+    struct job *job = start_with(2 * RESIDENT_BYTES, 2 * RESIDENT_BYTES - CHUNK_BYTES);
     uint64_t ready = 0;
 
     (void)state;
@@ -481,7 +482,7 @@ static void a_failed_write_casts_doubt_on_it(void **state)
     watch();
     while (figures(job).degraded)
         poll_once(job);
-    while (job->count < 600) {
+    while (job->count < 1200) {
         int r = try_put(job);
         assert_true(r == 0 || r == -EAGAIN);
         poll_once(job);
