@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """server_e2e - weir-server from outside, over raw sockets
 
-    server_e2e.py --server FILE [-v] [CASE ...]
+    server_e2e.py --server FILE --untold LIBRARY [-v] [CASE ...]
 
 Every command, pipelines, nonsense, more data than memory, ordered streams, slow
 and dying clients, the end. Values are patterns of their number, so that a byte of
@@ -451,6 +451,22 @@ class Settings(unittest.TestCase):
                 info = c.info()
                 self.assertEqual(int(info['memory_soft_bytes']), server.limit * soft // 100)
                 self.assertEqual(int(info['memory_spill_bytes']), server.limit * spill // 100)
+
+    def test_where_nobody_tells_how_much_memory_there_is(self):
+        environment = dict(os.environ, LD_PRELOAD=arguments.untold,
+                           ASAN_OPTIONS='verify_asan_link_order=0')
+
+        def said(*words):
+            result = subprocess.run(
+                [arguments.server, '--spill-dir', '/dev/null', *words], capture_output=True,
+                timeout=30, check=False, env=environment)
+            self.assertEqual(result.returncode, 1, result)
+            return result.stderr
+
+        # Bytes will do, so it comes as far as the directory.
+        self.assertIn(b'not a directory', said('--memory', '64m'))
+        for words in ((), ('--memory', '50%')):
+            self.assertIn(b'nobody says how much memory this machine has', said(*words))
 
     def test_help_and_version(self):
         self.assertIn(b'--spill-max', run('--help').stdout)
@@ -903,6 +919,7 @@ def main():
     global arguments
     parser = argparse.ArgumentParser()
     parser.add_argument('--server', required=True)
+    parser.add_argument('--untold', required=True, help='a library that hides how much memory there is')
     parser.add_argument('--sanitized', action='store_true',
                         help='its own figures of memory are not true')
     arguments, rest = parser.parse_known_args()

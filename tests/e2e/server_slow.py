@@ -17,14 +17,21 @@ Slow GETs are told apart: what the cores or the client waited in the run queue
 (run_delay of /proc/PID/task/TID/schedstat) was somebody else's, what the cores
 slept in the kernel in the middle of a turn was ours.
 
+Whatever ends it lifts the throttle first, for nothing that writes there could end
+before; after SIGKILL the next run does.
+
 Status 77 and the reason where it takes root, a loop device or blkio.
 """
 
 import argparse
 import bisect
 import ctypes
+import fcntl
+import glob
 import os
 import select
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +43,9 @@ from server_harness import Client, Server, pattern
 MEBIBYTE = 1 << 20
 BLKIO = '/sys/fs/cgroup/blkio'
 CLONE_NEWNS = 0x20000
+LOOP_MAJOR = 7
+PR_SET_PDEATHSIG = 1
+PLACE = '/var/tmp/weir-slow-'
 VALUE_BYTES = 4096
 PRODUCERS = 8
 GET_LIMIT_S = 0.010
@@ -63,6 +73,62 @@ def run(*words):
 # ---- The disk ----------------------------------------------------------------
 
 
+def set_throttle(number, bytes_per_second):
+    """Of the device of this number; 0: no bound."""
+    for direction in ('write', 'read'):
+        with open(f'{BLKIO}/blkio.throttle.{direction}_bps_device', 'w', encoding='ascii') as file:
+            file.write(f'{number} {bytes_per_second}')
+
+
+def throttled():
+    """{number of a loop device: its image, or nothing}"""
+    found = {}
+    with open(f'{BLKIO}/blkio.throttle.write_bps_device', encoding='ascii') as file:
+        numbers = [line.split()[0] for line in file]
+    for number in numbers:
+        if not number.startswith(f'{LOOP_MAJOR}:'):
+            continue
+        try:
+            with open(f'/sys/dev/block/{number}/loop/backing_file', encoding='utf-8') as file:
+                found[number] = file.read().strip()
+        except FileNotFoundError:
+            found[number] = ''
+    return found
+
+
+def hold(directory):
+    """As long as this process lives; -1: another one has it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    except BlockingIOError:
+        os.close(fd)
+        return -1
+
+
+def sweep():
+    """What a run that was killed has left: a throttle stays with the number of the device."""
+    left = {directory: fd for directory in glob.glob(PLACE + '*') if (fd := hold(directory)) >= 0}
+    for number, image in throttled().items():
+        if not image or os.path.dirname(image) in left:
+            set_throttle(number, 0)
+    for directory, fd in left.items():
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(fd)
+
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_by_signal(number, _frame):
+    """Through all that is to be cleaned up, once."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 class SlowDisk:
     """An ext4 image on a loop device, seen by this process only, with a throttle."""
 
@@ -80,11 +146,7 @@ class SlowDisk:
             self.number = file.read().strip()
 
     def throttle(self, bytes_per_second):
-        """0: no bound."""
-        for direction in ('write', 'read'):
-            with open(f'{BLKIO}/blkio.throttle.{direction}_bps_device', 'w',
-                      encoding='ascii') as file:
-                file.write(f'{self.number} {bytes_per_second}')
+        set_throttle(self.number, bytes_per_second)
 
     def close(self):
         self.throttle(0)
@@ -134,6 +196,7 @@ class Reader:
             os.close(rows)
             os.close(stop)
             return
+        die_with_parent()
         os.close(self.rows_fd)
         os.close(self.stop_fd)
         status = 1
@@ -334,7 +397,8 @@ def check_stopped(server, info, held_bytes):
 def slow_disk(program, disk, seconds):
     slow_s, stopped_s, lifted_s = seconds
     with Server(program, '--memory', '64m', '--workers', '2', '--spill-max', '512m', '--wait-max',
-                '3000', spill_directory=disk.path) as server, server.client() as c:
+                '3000', spill_directory=disk.path,
+                preexec=die_with_parent) as server, server.client() as c:
         for i in range(RESIDENT_KEYS):
             check(c('SET', f'r{i}', pattern(i, 100)) == 'OK', 'a resident key')
         reader = Reader(server)
@@ -400,7 +464,12 @@ def main():
         skip('no v1 blkio cgroups')
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
         skip('no mount namespace')
-    with tempfile.TemporaryDirectory(dir='/var/tmp', prefix='weir-slow-') as directory:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_by_signal)
+    sweep()
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(PLACE),
+                                     prefix=os.path.basename(PLACE)) as directory:
+        hold(directory)
         try:
             disk = SlowDisk(directory, 1024)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -423,6 +423,31 @@ static void test_the_pool_refuses_what_is_beyond_it_but_never_the_first(void **s
     pool_deinit(&pool);
 }
 
+static void test_the_pool_gives_back_what_nobody_had_for_a_while(void **state)
+{
+    struct pool pool;
+    struct chunk *chunks[10];
+
+    (void)state;
+    pool_init(&pool, (struct weir_books){0}, 1);
+    for (int i = 0; i < 10; i++)
+        assert_non_null(chunks[i] = pool_take(&pool, false));
+    for (int i = 0; i < 10; i++)
+        pool_give(&pool, chunks[i], false);
+    assert_int_equal(pool_trim(&pool, UINT64_MAX), 0); /* they were in use since */
+    pool_age(&pool);
+    for (int i = 0; i < 4; i++)
+        assert_non_null(chunks[i] = pool_take(&pool, false));
+    for (int i = 0; i < 4; i++)
+        pool_give(&pool, chunks[i], false);
+    assert_in_range(pool_trim(&pool, 1), POOL_CHUNK_BYTES, 2 * POOL_CHUNK_BYTES - 1);
+    assert_int_equal(pool.vacant_count, 9);
+    assert_in_range(pool_trim(&pool, UINT64_MAX), 5 * POOL_CHUNK_BYTES, 6 * POOL_CHUNK_BYTES - 1);
+    assert_int_equal(pool.vacant_count, 4);
+    assert_int_equal(pool_trim(&pool, UINT64_MAX), 0);
+    pool_deinit(&pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -446,6 +471,8 @@ int main(void)
         {"what is sent is what was given", test_what_is_sent_is_what_was_given, NULL, NULL, NULL},
         {"the pool refuses what is beyond it but never the first",
          test_the_pool_refuses_what_is_beyond_it_but_never_the_first, NULL, NULL, NULL},
+        {"the pool gives back what nobody had for a while",
+         test_the_pool_gives_back_what_nobody_had_for_a_while, NULL, NULL, NULL},
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

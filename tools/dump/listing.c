@@ -243,7 +243,8 @@ static void listing_bad(void *context, const struct weir_view_extent *extent, in
     const size_t *region = context;
 
     if (extent->slot.generation == 0) {
-        printf("bad: region %zu entry %" PRIu32 ": makes no sense\n", *region, extent->slot.index);
+        printf("bad: region %zu entry %" PRIu32 ": %s\n", *region, extent->slot.index,
+               result == -EBADMSG ? "makes no sense" : strerror(-result));
         return;
     }
     printf("bad: region %zu slot %" PRIu32 ".%" PRIu32 " owner %" PRIu16 " key %" PRIu64

@@ -15,7 +15,8 @@
  * Copies made for replies are bounded by loose_max; beyond, holds wait in their
  * queue until replies were sent. Values are pushed out by cold_push() alone, a
  * bounded number of bytes at a time: for the flush that begins at soft, on all
- * cores at once, and for the governor when it asks this core's reclaimer.
+ * cores at once, and for the governor when it asks this core's reclaimer. Items
+ * of streams are for their reorder buffers, which have a reclaimer of their own.
  *
  *   C1  a slot is in the keyspace or its hold is dead
  *   C2  a hold with requests waiting is queued or being fetched
@@ -362,8 +363,6 @@ uint64_t cold_push(struct shard *shard, uint64_t bytes)
         shard_region_behind(shard);
     else if (freed > 0)
         shard->region_is_behind = false;
-    if (r == 0 && freed < bytes)
-        freed += stream_spill(shard, bytes - freed);
     return freed;
 }
 

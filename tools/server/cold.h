@@ -27,7 +27,7 @@ void cold_read(struct shard *shard, struct request *request);
 void cold_fetch(struct shard *shard);
 
 /*
- * Push values and items out, about @bytes of them but a bounded number at a time;
+ * Push values out, about @bytes of them but a bounded number at a time;
  * returns how many memory has back. 0: none can go now.
  */
 uint64_t cold_push(struct shard *shard, uint64_t bytes);

@@ -95,6 +95,7 @@ uint64_t pool_trim(struct pool *pool, uint64_t bytes)
 
     if (count > pool->idle_count)
         count = pool->idle_count;
+    pool->idle_count -= (uint32_t)count;
     pool_shrink(pool, pool->vacant_count - (uint32_t)count);
     return count * (uint64_t)chunk_cost;
 }

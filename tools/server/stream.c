@@ -8,11 +8,12 @@
  *      WPOP BLOCK waits here: served when the head comes, or comes back
  *
  * A batch is what one WPOP took. It ends at COUNT items, or with the first that
- * brings it to 256 KiB or is too long for memory, so that a reply stays bounded; its bytes stay with the
- * reorder buffer until the connection has sent them. An item that is too long for
- * memory is read piece by piece: it is the last of its batch, and the fetched ones
- * before it are given back first, for they hold what the reading needs. A stream that is removed
- * while batches of it are out leaves the table at once and memory later.
+ * brings it to 256 KiB or is too long for memory, so that a reply stays bounded;
+ * its bytes stay with the reorder buffer until the connection has sent them. An
+ * item that is too long for memory is read piece by piece: it is the last of its
+ * batch, and the fetched ones before it are given back first, for they hold what
+ * the reading needs. A stream that is removed while batches of it are out leaves
+ * the table at once and memory later.
  *
  *   T1  a stream is in the table and in the ring of all, or is_dead
  *   T2  a stream with blocked pops is in the list of those that wait
@@ -30,7 +31,6 @@
 
 #define STREAM_BATCH_BYTES (UINT64_C(256) << 10)
 #define STREAM_TICK_NS     UINT64_C(5000000)
-#define STREAM_SPILL_COUNT 16 /* streams asked per turn */
 #define STREAM_INFO_BYTES  2048
 #define STREAM_NONE        "-ERR no such stream\r\n"
 
@@ -544,15 +544,4 @@ enum progress stream_info(struct shard *shard, struct request *request)
     request->value_bytes = (uint32_t)at;
     request->reply = REPLY_RAW;
     return PROGRESS_DONE;
-}
-
-uint64_t stream_spill(struct shard *shard, uint64_t bytes)
-{
-    uint64_t freed = 0;
-
-    for (int i = 0; i < STREAM_SPILL_COUNT && shard->streams != NULL && freed < bytes; i++) {
-        freed += weir_reorder_spill(shard->streams->reorder, bytes - freed);
-        shard->streams = shard->streams->all_next;
-    }
-    return freed;
 }

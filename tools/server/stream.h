@@ -34,7 +34,4 @@ void stream_cancel(struct shard *shard, struct request *request);
 /* Serve pops whose items have come, and those whose time is over. */
 void stream_tick(struct shard *shard);
 
-/* Push up to @bytes of items out to the region; returns how many came free. */
-uint64_t stream_spill(struct shard *shard, uint64_t bytes);
-
 #endif
