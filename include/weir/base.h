@@ -118,8 +118,8 @@ struct weir_disk_cap {
  * @beyond_bytes:  on nodes from WEIR_NODES_MAX on
  * @asked_bytes:   that were asked for; what is not among the above is not in memory,
  *                 or not in the tables of this process
- * @stride:        1: each page was asked for; else each so-manieth of a range, standing
- *                 for those that follow it
+ * @stride:        1: each page was asked for; n: each n-th of a range, standing for
+ *                 those that follow it
  */
 struct weir_placement {
     uint64_t node_bytes[WEIR_NODES_MAX];

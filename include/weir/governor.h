@@ -344,8 +344,8 @@ struct weir_waiter {
  * Return: with @waiter->wake: 0, it is queued and will be woken once. Without:
  *         0, charged; -ETIMEDOUT. Both: -EINVAL (can never fit); -EDQUOT: no
  *         reclaimer is left to ask, and nothing that is charged is spillable or
- *         transient (of this account,
- *         when its cap holds the waiter), so waiting would never end:
+ *         transient (when its cap holds the waiter: nothing of this account is,
+ *         whatever reclaimers it has), so waiting would never end:
  *         weir_governor_holders() tells who has it. To a thread that sleeps also:
  *         the limit was lowered below @bytes.
  */
@@ -373,8 +373,8 @@ WEIR_API int weir_account_poll(struct weir_account *account);
  *            must be fetched again soon, or as you like
  * @reclaim:  free about @bytes, or begin to. Called from weir_account_poll() on the
  *            owner's thread, under no lock: may charge and refund, must not add or
- *            remove. Returns how many bytes will come back to this account within
- *            100 ms, counting what has already; 0: nothing now.
+ *            remove. Returns how many bytes will have come back to this account 100 ms
+ *            after the governor chose it, counting what has already; 0: nothing now.
  * @context:  yours
  *
  * Starts as zeros but for these. One reclaimer is asked at a time, when the level
@@ -382,8 +382,9 @@ WEIR_API int weir_account_poll(struct weir_account *account);
  * measured; who promises nothing, breaks a promise, or does not poll in time, is passed
  * over for the next in cost.
  *
- * A reorder buffer and a set of write buffers have reclaimers of their own on their
- * account: weir/reorder.h and weir/writebuf.h say what they give.
+ * Reorder buffers, sets of write buffers and a worker's region have reclaimers of their
+ * own on their account: weir/reorder.h, weir/writebuf.h and weir/worker.h say what they
+ * give.
  */
 struct weir_reclaimer {
     const char *name;

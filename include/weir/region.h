@@ -16,9 +16,9 @@
  *                                                   or fetch on the region
  *
  * At most resident_bytes_max of the file are in memory, and fetched items are
- * part of it: a region is one charge, made by its owner at open. It changes only by
- * weir_region_set_resident(), for owners whose memory gets short and ample again. Its
- * tables come on top and are told to config.books.
+ * part of it: a region is one charge, made by its owner at open. It changes only
+ * by weir_region_set_resident(), for owners whose memory gets short and ample
+ * again. Its tables come on top and are told to config.books.
  *
  * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
  * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
@@ -30,10 +30,10 @@
  *
  * A region that has its own ring (config.ring is NULL) waits in put, alloc and
  * write where a chunk must first be written out or emptied, or where at this
- * moment the tail of the file is given back; one on a worker's ring answers -EAGAIN there and goes on when the worker turns: return to it
- * before the next try, for poll alone takes no completions of a ring that is not
- * the region's. Where the kernel forbids io_uring, all of it is done by plain
- * system calls.
+ * moment the tail of the file is given back. One on a worker's ring answers
+ * -EAGAIN there and goes on when the worker turns: return to it before the next
+ * try, for poll alone takes no completions of a ring that is not the region's.
+ * Where the kernel forbids io_uring, all of it is done by plain system calls.
  *
  * An anonymous region ends with its owner. A named one is found again by the next
  * weir_region_open() of that name: after a kill -9 with every committed slot, after
@@ -125,14 +125,15 @@ struct weir_region_config {
  *          slots) and what of it had not reached the disk; after a power loss, or
  *          where the files were copied, all that is live is read.
  *
- * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too small), -ENOMEM,
- *         -EOPNOTSUPP (tmpfs without memory_backed, or a file system that cannot
- *         reserve blocks or copies them when they are written: btrfs does not, it
- *         is told), or what open(2) says. Named also: -ENAMETOOLONG, -EBUSY
- *         (it has an owner), -ELOOP (one of the files is a symbolic link), -EEXIST
- *         (a data file without tables that is not ours), -ENOENT (the data file is
- *         gone), -EPROTONOSUPPORT (another version), -EBADMSG (not a region, or the
- *         head of it is damaged), or -EIO (what was in memory cannot be written).
+ * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too
+ *         small), -ENOMEM, -EOPNOTSUPP (tmpfs without memory_backed, or a file
+ *         system that cannot reserve blocks or copies them when they are written:
+ *         btrfs does not, it is told), or what open(2) says. Named also:
+ *         -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the files is a
+ *         symbolic link), -EEXIST (a data file without tables that is not ours),
+ *         -ENOENT (the data file is gone), -EPROTONOSUPPORT (another version),
+ *         -EBADMSG (not a region, or the head of it is damaged), or -EIO (what was
+ *         in memory cannot be written).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -144,8 +145,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *c
  * weir_region_remove(). Closing confirms nothing: weir_region_sync() first.
  *
  * Takes NULL. No item may be pinned; what is not committed is given up, and its
- * address with it. Calls back nothing: fetches that are under
- * way are forgotten once the kernel has let go of their buffers.
+ * address with it. Calls back nothing: fetches that are under way are forgotten
+ * once the kernel has let go of their buffers.
  */
 WEIR_API void weir_region_close(struct weir_region *region);
 
@@ -221,8 +222,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  *          makes room: about as many bytes as are put, at most 256 KiB.
  *
  * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
- *         cleaning is behind: poll, then try again. While the region is degraded and no room
- *         is left, what the write-back said: -EIO, ...
+ *         cleaning is behind: poll, then try again. While the region is degraded
+ *         and no room is left, what the write-back said: -EIO, ...
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
                                              size_t bytes, struct weir_label label,
@@ -244,9 +245,10 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * @offset:  where the piece before it ended: pieces come in order
  * @bytes:   at most stats.put_bytes_max
  *
- * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came before cannot be brought back), or
- *         -EAGAIN while write-back is behind: poll, then try again with the same
- *         bytes, for some of them may be there already.
+ * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came
+ *         before cannot be brought back), or -EAGAIN while write-back is behind:
+ *         poll, then try again with the same bytes, for some of them may be there
+ *         already.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
@@ -264,12 +266,13 @@ WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struc
  * mapping, in a fetch buffer and wherever it is moved.
  *
  * Chunks with such an item are neither written nor dropped. At most half of what
- * is for chunks is held so (rounded up, so that one item always fits): who has
- * more in place gets -EAGAIN at once, whatever the ring does, and a put may be
- * told -EAGAIN that needs the other half. Nobody but the caller can end that: it
- * must not wait for room before it has committed or freed. The same is true of a
- * region that is degraded: it stays so while such a chunk is to be written again.
- * Nor are sparse chunks cleaned while fewer than three are left unheld.
+ * is for chunks, with config.resident_bytes_min, is held so (rounded up, so that
+ * one item always fits): who has more in place gets -EAGAIN at once, whatever the
+ * ring does, and a put may be told -EAGAIN that needs the other half. Nobody but
+ * the caller can end that: it must not wait for room before it has committed or
+ * freed. The same is true of a region that is degraded: it stays so while such a
+ * chunk is to be written again. Nor are sparse chunks cleaned while fewer than
+ * three are left unheld.
  *
  * Cost:    as weir_region_put(), without the copy.
  *
@@ -431,7 +434,8 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * what was in use of late, and whole chunks that stay free, a reserve left out. A
  * first reservation that was never used stays.
  * Never blocks. Checksums and items to be moved: at most 256 KiB of each, so that
- * a tick stays below a millisecond; of checksums 768 KiB while the memory gets less.
+ * a tick stays below a millisecond; of checksums 768 KiB while the memory gets
+ * less.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
  *         failed (stats.degraded; nothing in memory was lost). A read that fails
@@ -453,15 +457,16 @@ WEIR_API int weir_region_wait(struct weir_region *region, uint64_t timeout_ns);
  * weir_region_set_resident() - another bound for what is in memory, from now on
  * @bytes:  config.resident_bytes_min .. config.resident_bytes_max
  *
- * More than stats.resident_bytes_max may be in memory at once: charge it first. Less is
- * a wish, for poll to carry out: chunks are written back and dropped, fetched items
- * that nobody pins are given up. Meanwhile stats.resident_bytes_max is what really
- * bounds the memory: it never rises on its way down to @bytes, and what it has fallen
- * by can be refunded. Nothing leaves the memory in this call: addresses stay good.
+ * More than stats.resident_bytes_max may be in memory at once: charge it first.
+ * Less is a wish, for poll to carry out: chunks are written back and dropped,
+ * fetched items that nobody pins are given up. Meanwhile stats.resident_bytes_max
+ * is what really bounds the memory: it never rises on its way down to @bytes, and
+ * what it has fallen by can be refunded. Nothing leaves the memory in this call:
+ * addresses stay good.
  *
- * What is pinned or filled in place stays, and nothing is dropped while the region is
- * degraded: that holds the bound up. Until it has come down no further chunk comes into
- * memory: a put, alloc or write that needs one finds write-back behind.
+ * What is pinned or filled in place stays, and nothing is dropped while the region
+ * is degraded: that holds the bound up. Until it has come down no further chunk
+ * comes into memory: a put, alloc or write that needs one finds write-back behind.
  *
  * Cost: O(fetch buffers); never blocks.
  *

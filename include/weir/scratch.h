@@ -227,8 +227,7 @@ struct weir_scratch_stats {
     uint64_t used_bytes_peak;
     uint64_t memory_bytes; /* of these, in files that have not rolled */
     uint64_t disk_bytes;   /* reserved on disk, as the disk cap was told */
-    uint64_t
-        buffer_bytes; /* memory of small files, blocks and tables: what the account is charged */
+    uint64_t buffer_bytes; /* of small files, blocks and tables: what the account is charged */
     uint64_t writer_count;
     uint64_t file_count; /* sealed and not dropped */
     uint64_t reader_count;

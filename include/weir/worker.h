@@ -97,10 +97,11 @@ struct weir_report {
  * @region:         .directory NULL: no region; ring and books are set by the
  *                  worker; resident_bytes_max is charged at start, as part of
  *                  the account's reserve. With a resident_bytes_min only that is:
- *                  the rest is charged as far as use stays well below soft, at
- *                  start and whenever there is room again, by steps, and given back
- *                  when the governor asks (a reclaimer of cost 100, where the
- *                  kernel lets go of what is dropped)
+ *                  the rest (of a small file, up to 5/4 of bytes_max) is charged as
+ *                  far as use stays well below soft, at start and whenever there is
+ *                  room again, by steps, and given back when the governor asks (a
+ *                  reclaimer of cost 100, where the kernel lets go of what is
+ *                  dropped)
  * @ring_entries:   0: 256
  * @tick_ns:        sleeps no longer than this; 0: 10 ms
  * @turn_ns:        a turn that has taken this long leaves further completions and
@@ -145,8 +146,9 @@ struct weir_worker_config {
  * Returns when on_start has returned. Thread: any.
  *
  * Return: 0, -EINVAL, -ENOMEM, -EDQUOT (the reserve, with what it has of the
- *         region, does not fit under the governor's hard level), -EOPNOTSUPP (the kernel forbids io_uring), what
- *         weir_region_open() or on_start say, or what pthread_create(3) says.
+ *         region, does not fit under the governor's hard level), -EOPNOTSUPP (the
+ *         kernel forbids io_uring), what weir_region_open() or on_start say, or what
+ *         pthread_create(3) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_worker_start(const struct weir_worker_config *config,
                                                struct weir_worker **ret_worker);

@@ -13,7 +13,6 @@
 #include "base/sys.h"
 
 #include <errno.h>
-#include <string.h>
 
 #define PLACEMENT_BATCH 512u /* pages in one call: a chunk of a region */
 

@@ -20,8 +20,8 @@ struct weir__range {
 void weir__placement_begin(struct weir_placement *placement, uint64_t bytes);
 
 /*
- * Add what the kernel says of @range, by whole pages. 0; -EOPNOTSUPP: it has no nodes; or what
- * move_pages(2) says.
+ * Add what the kernel says of @range, by whole pages. 0; -EOPNOTSUPP: it has no
+ * nodes; or what move_pages(2) says.
  */
 int weir__placement_add(struct weir_placement *placement, struct weir__range range);
 

@@ -126,7 +126,7 @@ enum weir_level weir__budget_settle(const struct weir__budget *budget, enum weir
     return level;
 }
 
-/* The highest level whose entry @wanted_bytes passes and that @use_bytes would not leave at once. */
+/* The highest level that @wanted_bytes enters and @use_bytes would not leave at once. */
 static enum weir_level budget_reach(const struct weir__budget *budget, enum weir_level level,
                                     uint64_t use_bytes, uint64_t wanted_bytes)
 {

@@ -5,6 +5,8 @@
  *      governor.c     life, figures          limits.c   what the machine has
  *      charge.c       charge, refund         budget.c   what a sum means
  *      wait.c         wait, cancel, poll     queue.c    whose turn it is
+ *      reclaim.c      who is asked           nodes.c    where it lies
+ *      lease.c        what is ahead
  *                 \      |      /
  *                   ledger.[ch]   the word, the books, grants; the invariants
  *

@@ -16,14 +16,16 @@
  *
  * A file that is not there is no limit: RAM remains. One that is there and cannot be
  * read, or holds something else than it should, is none either, but it is told: the
- * first such error, -EBADMSG for what is not understood. A number too large for 64
- * bits is understood: more than any machine has.
+ * first such error, -EBADMSG for what is not understood. A number that is larger than
+ * any limit of ours may be is understood: there is none, as v1 says with 2^63 less a
+ * page.
  */
 #include "governor/limits.h"
 
 #include "base/bits.h"
 #include "base/heap.h"
 #include "base/sys.h"
+#include "governor/budget.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -346,7 +348,7 @@ static uint64_t limits_walk(const char *root, uint64_t ram_bytes, struct weir__o
     }
     weir__heap_free(&heap, tree, sizeof(*tree));
     weir__heap_free(&heap, text, LIMITS_TEXT_BYTES);
-    return bytes != UINT64_MAX ? bytes : 0;
+    return bytes <= BUDGET_BYTES_LIMIT ? bytes : 0;
 }
 
 uint64_t weir__limits_bytes(const char *root, uint64_t ram_bytes, int *ret_error)

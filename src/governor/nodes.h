@@ -60,7 +60,7 @@ void weir__nodes_change(struct weir__nodes *nodes, const struct weir__nodes *oth
 /* The node of the thread that calls; always one that there is. */
 uint32_t weir__nodes_here(const struct weir__nodes *nodes);
 
-/* Under the lock: @bytes for @index from itself and from others; at least @keep of its own stays. */
+/* Under the lock: @bytes for @index from itself and others; at least @keep of its own stays. */
 bool weir__nodes_borrow(struct weir__nodes *nodes, uint32_t index, uint64_t bytes, uint64_t keep);
 
 /* Under the lock: what it has room for goes back to those it is owed to, farthest first. */

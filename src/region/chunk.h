@@ -59,7 +59,7 @@ struct weir__chunk_fills {
 struct weir__chunks {
     struct weir__chunk *table;                          /* fixed */
     uint64_t count_max;                                 /* fixed */
-    uint64_t resident_max;                              /* fixed; in chunks */
+    uint64_t resident_max;                              /* in chunks; now: see bound */
     uint64_t resident_count;                            /* C1 */
     uint64_t pinned_count;                              /* C4 */
     uint64_t placed_count;                              /* C5 */

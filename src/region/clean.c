@@ -56,11 +56,6 @@
 
 /* ---- When --------------------------------------------------------------- */
 
-static uint64_t clean_live(const struct weir_region *region)
-{
-    return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
-}
-
 /* Bytes of the file that have blocks. */
 static uint64_t clean_file(const struct weir_region *region)
 {
@@ -70,7 +65,7 @@ static uint64_t clean_file(const struct weir_region *region)
 /* So many are no reason to clean. */
 static uint64_t clean_goal(const struct weir_region *region)
 {
-    return clean_live(region) / 128 * 163 + CLEAN_REST_MIN;
+    return weir__region_live(region) / 128 * 163 + CLEAN_REST_MIN;
 }
 
 static uint64_t clean_fresh(const struct weir_region *region)
@@ -115,7 +110,7 @@ static bool clean_is_due(struct weir_region *region)
 
     if (resting <= CLEAN_REST_MIN)
         return false;
-    if (is_quiet && resting > CLEAN_REST_MIN + clean_live(region) / 5 * 2)
+    if (is_quiet && resting > CLEAN_REST_MIN + weir__region_live(region) / 5 * 2)
         return true;
     return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
            clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
@@ -145,8 +140,8 @@ static bool clean_grow(struct weir_region *region)
 }
 
 /*
- * Whether what is left of the nest takes all of the chunk that is being emptied: then
- * that needs no other. A few items may be too long for the rest of the nest.
+ * Whether what is left of the nest takes all of the chunk that is being emptied:
+ * then that needs no other. A few items may be too long for the rest of the nest.
  */
 static bool clean_has_nest(const struct weir_region *region)
 {
@@ -846,14 +841,8 @@ void weir__clean_resize(struct weir_region *region, uint64_t bytes)
         return;
     }
     cleaner->is_resizing = true;
-    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
-        if (cleaner->windows[i].chunk != CHUNK_NO)
-            weir__clean_forget(region, cleaner->windows[i].chunk);
-    if (weir__clean_is_reading(region))
+    if (!weir__clean_yield(region))
         return;
-    if (cleaner->buffer != NULL)
-        weir__arena_free(&cleaner->arena, cleaner->buffer, cleaner->buffer_bytes);
-    cleaner->buffer = NULL;
     if (bytes > cleaner->buffer_bytes)
         clean_look_at_all_again(region);
     cleaner->buffer_bytes = bytes;

@@ -69,11 +69,6 @@ static const struct weir__entry *compact_entry(const struct weir_region *region,
     return weir__region_entry(region, index);
 }
 
-static uint64_t compact_live(const struct weir_region *region)
-{
-    return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
-}
-
 /* ---- The window --------------------------------------------------------- */
 
 /* Whether it can be in a window; of items, those that can be moved. */
@@ -187,7 +182,7 @@ static uint64_t compact_next_chunk(struct weir_region *region)
     struct weir__compactor *compactor = &region->compactor;
     uint64_t chunk_count = (region->mark_bytes + LAYOUT_CHUNK_BYTES - 1) / LAYOUT_CHUNK_BYTES;
     uint64_t full_count = (region->mark_bytes - region->resting_bytes) / LAYOUT_CHUNK_BYTES + 1;
-    uint64_t live_max = weir__min(compact_live(region) / full_count, LAYOUT_CHUNK_BYTES - 1);
+    uint64_t live_max = weir__min(weir__region_live(region) / full_count, LAYOUT_CHUNK_BYTES - 1);
 
     for (uint64_t left = weir__min(chunk_count, COMPACT_LOOK_MAX); left > 0; left--) {
         uint64_t chunk = compactor->next_chunk < chunk_count ? compactor->next_chunk : 0;

@@ -61,7 +61,7 @@ static void extent_put_at(struct weir__extents *extents, struct extent_place pla
         weir__extent_link_set(extents, place.parent, place.side, index);
 }
 
-static void extent_treap_insert(struct weir__extents *extents, uint32_t index)
+void weir__extents_insert_large(struct weir__extents *extents, uint32_t index)
 {
     uint64_t bytes = weir__extent_bytes(extents, index);
     uint64_t offset = weir__extent_offset(extents, index);
@@ -94,7 +94,7 @@ static void extent_treap_insert(struct weir__extents *extents, uint32_t index)
     extent_put_at(extents, after, 0);
 }
 
-static void extent_treap_remove(struct weir__extents *extents, uint32_t index)
+void weir__extents_remove_large(struct weir__extents *extents, uint32_t index)
 {
     uint64_t bytes = weir__extent_bytes(extents, index);
     uint64_t offset = weir__extent_offset(extents, index);
@@ -123,7 +123,7 @@ static void extent_treap_remove(struct weir__extents *extents, uint32_t index)
     extent_put_at(extents, place, left != 0 ? left : right);
 }
 
-static uint32_t extent_treap_find(const struct weir__extents *extents, uint64_t space)
+uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space)
 {
     uint32_t best = 0;
     uint32_t node = extents->root;
@@ -149,21 +149,6 @@ void weir__extents_init(struct weir__extents *extents, struct weir__entry *entri
         .heads = heads,
         .zone_bytes = weir__round_up(bytes_max, EXTENT_ZONE_COUNT) / EXTENT_ZONE_COUNT,
     };
-}
-
-void weir__extents_insert_large(struct weir__extents *extents, uint32_t index)
-{
-    extent_treap_insert(extents, index);
-}
-
-void weir__extents_remove_large(struct weir__extents *extents, uint32_t index)
-{
-    extent_treap_remove(extents, index);
-}
-
-uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space)
-{
-    return extent_treap_find(extents, space);
 }
 
 /* From the right: the longest first. */

@@ -155,7 +155,7 @@ static inline uint32_t weir__extent_bin_find(const struct weir__extents *extents
 
 /* ---- The index ---------------------------------------------------------- */
 
-/* Of extents longer than any bin: of weir__extents_insert() and the others. */
+/* What weir__extents_insert() and the others do for extents longer than any bin: the treap. */
 void weir__extents_insert_large(struct weir__extents *extents, uint32_t index);
 void weir__extents_remove_large(struct weir__extents *extents, uint32_t index);
 uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space);

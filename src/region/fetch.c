@@ -513,19 +513,24 @@ static uint64_t fetch_held(const struct weir__fetches *fetches)
     return fetches->bytes - fetches->piece_bytes;
 }
 
-/* Oldest first, until @bytes have room (F1); false: what is left is pinned or under way. */
+/* Whether @bytes more are within the bound (F1). */
+static bool fetch_fits(const struct weir__fetches *fetches, uint64_t bytes, bool is_piece)
+{
+    uint64_t with_step = fetch_held(fetches) + fetches->step_bytes;
+
+    if (is_piece)
+        return fetches->bytes + bytes <= weir__max(fetches->bytes_max, with_step);
+    return fetches->bytes + bytes <= fetches->bytes_max && with_step + bytes <= fetches->bytes_max;
+}
+
+/* Oldest first, until @bytes have room; false: what is left is pinned or under way. */
 static bool fetch_make_room(struct weir_region *region, uint64_t bytes, bool is_piece)
 {
     struct weir__fetches *fetches = &region->fetches;
-    uint64_t held_max = fetches->bytes_max - fetches->step_bytes;
     uint64_t for_piece = fetches->step_bytes - weir__min(fetches->piece_bytes, fetches->step_bytes);
     uint64_t need = bytes + (is_piece ? 0 : for_piece);
 
-    while ((is_piece ? fetches->bytes + bytes >
-                           weir__max(fetches->bytes_max, fetch_held(fetches) + fetches->step_bytes)
-                     : fetches->bytes + bytes > fetches->bytes_max ||
-                           fetch_held(fetches) + bytes > held_max) ||
-           !fetch_has_memory(region, need)) {
+    while (!fetch_fits(fetches, bytes, is_piece) || !fetch_has_memory(region, need)) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
         fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));

@@ -387,8 +387,8 @@ static uint64_t pager_choose_old(const struct weir_region *region)
 
 /*
  * The chunk to write next. One of which nothing is live; else the oldest that is
- * nearly full, or the fullest: its free space rests from then on. For somebody who waits the
- * fullest in any case, and one that is being filled if there is no other.
+ * nearly full, or the fullest: its free space rests from then on. For somebody who
+ * waits the fullest in any case, and one that is being filled if there is no other.
  */
 static uint64_t pager_choose(const struct weir_region *region, bool urgent)
 {
@@ -478,11 +478,11 @@ static bool pager_should_write(const struct weir_region *region)
 /* More is dirty than may be in memory from now on: it is written half full as it may be. */
 static bool pager_is_over(const struct weir_region *region)
 {
-    const struct weir__chunks *chunks = &region->chunks;
+    const struct weir__chunk_queue *queues = region->chunks.queues;
 
-    return chunks->resident_count > chunks->resident_max + chunks->queues[CHUNK_WRITING].count +
-                                        chunks->queues[CHUNK_CLEAN].count +
-                                        chunks->queues[CHUNK_FRESH].count;
+    return region->chunks.resident_count >
+           weir__pager_chunks_max(region) + queues[CHUNK_WRITING].count +
+               queues[CHUNK_CLEAN].count + queues[CHUNK_FRESH].count;
 }
 
 /* ---- Coming back --------------------------------------------------------- */

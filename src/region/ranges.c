@@ -3,9 +3,9 @@
  * ranges - what of a region is memory, and on which nodes it lies
  *
  * Addresses by far outnumber pages: the mapping is as long as the file, the tables
- * as long as they may ever be. So chunks go by their state and tables by the entries
- * that have memory; an arena is asked for whole. Not here: buffers beyond the arena,
- * which are rare and gone soon.
+ * as long as they may ever be. So chunks go by their state and tables by the
+ * entries that have memory; an arena is asked for whole. Not here: buffers beyond
+ * the arena, which are rare and gone soon.
  */
 #include <weir/region.h>
 
@@ -43,7 +43,8 @@ static bool ranges_has_chunk(const struct weir_region *region, uint64_t chunk)
 {
     enum weir__chunk_state state = weir__chunk_state(&region->chunks, chunk);
 
-    return weir__chunk_is_resident(state) || state == CHUNK_FILLING;
+    return weir__chunk_is_resident(state) || state == CHUNK_FILLING ||
+           weir__chunk_is_ready(&region->chunks, chunk);
 }
 
 int weir_region_placement(const struct weir_region *region, struct weir_placement *ret_placement)

@@ -251,9 +251,14 @@ static int region_admit(struct weir_region *region, uint64_t offset, uint64_t sp
                           ? weir__chunks_absent(&region->chunks, offset, space)
                           : 0;
 
-    if (absent == 0 || weir__pager_make_room(region, absent))
-        return 0;
-    return region->pager.suspect_count > 0 ? region->pager.error : -EAGAIN;
+    /* A chunk of it that was ready may be given up to make room for the others. */
+    for (uint64_t made = 0; made < absent;
+         absent = weir__chunks_absent(&region->chunks, offset, space)) {
+        made = absent;
+        if (!weir__pager_make_room(region, made))
+            return region->pager.suspect_count > 0 ? region->pager.error : -EAGAIN;
+    }
+    return 0;
 }
 
 /*
@@ -294,9 +299,9 @@ static bool region_may_place(const struct weir_region *region, uint64_t offset, 
 }
 
 /*
- * As good as @index, which begins a chunk: one that begins a chunk that is ready. 0 for
- * the mark, where that is: it rises once too often, and from then on a chunk is free
- * under it early enough.
+ * In place of @index, which begins a chunk without memory, one that begins a chunk
+ * that is ready. 0: at the mark, where that is ready: it rises once too often, and
+ * from then on a chunk is free under it early enough.
  */
 static uint32_t region_fit_ready(const struct weir_region *region, const struct region_need *need,
                                  uint32_t index)

@@ -9,7 +9,7 @@
  *      space      which extent an item gets, and what happens when it is freed
  *      table      the memory of the tables
  *      store      the mapped chunk store: the file, and what a chunk is made of
- *      growth     how long the file is, and where it has blocks: ahead of need, and back
+ *      growth     how long the file is, where it has blocks: ahead of need, and back
  *      pager      which chunks are in memory: written, dropped, brought back
  *      bound      how much memory there is for all of that, and how it changes
  *      fetch      what is addressable for a while: pins, and items brought back
@@ -18,6 +18,8 @@
  *      named      the files of a named region: lock, creation, leftovers
  *      recover    a named region is found again
  *      sync       what survives a power loss
+ *      quick      the short way of nearly every put and free
+ *      ranges     what of all this is memory, and on which nodes
  *
  *      arena      memory for what is fetched and copied
  *      extent, slot, chunk   the tables they work on, pure
@@ -370,6 +372,12 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
                                                    weir__extent_space(bytes));
 }
 
+/* Space of what is live. */
+static inline uint64_t weir__region_live(const struct weir_region *region)
+{
+    return region->mark_bytes - region->extents.free_bytes - region->resting_bytes;
+}
+
 /* ---- table.c ------------------------------------------------------------ */
 
 int weir__table_open(struct weir_region *region);
@@ -573,6 +581,7 @@ bool weir__pager_has_sums(const struct weir_region *region);
 
 /* A write-back failed, nobody knows which: all that is in memory is written again. */
 void weir__pager_doubt(struct weir_region *region, int error);
+
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
 void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 
@@ -719,8 +728,7 @@ static inline bool weir__compact_is_due(const struct weir_region *region)
 
     if (free_bytes <= COMPACT_FREE_MIN)
         return false;
-    uint64_t live_bytes = region->mark_bytes - free_bytes - region->resting_bytes;
-    return free_bytes > COMPACT_FREE_MIN + live_bytes / COMPACT_FREE_SHARE;
+    return free_bytes > COMPACT_FREE_MIN + weir__region_live(region) / COMPACT_FREE_SHARE;
 }
 
 /*

@@ -3,9 +3,9 @@
  * intake - who may enter, and what leaves for it
  *
  * A verdict of the governor decides: into memory; or in the place of items that
- * are further, which go to the region for it; or to the region at once. There is
- * no other way out of memory before delivery but a flush, which takes the furthest
- * as well.
+ * are further, which go to the region for it; or to the region at once. Besides, a
+ * flush, or an account that is asked for memory (relief.c), takes the furthest:
+ * there is no other way out of memory before delivery.
  */
 #include "reorder/reorder_state.h"
 

@@ -81,10 +81,8 @@ static struct weir__relief *relief_new(struct weir_account *account)
     weir__list_init(&relief->members);
     relief->next = *bucket;
     *bucket = relief;
-    relief->reclaimer.name = "reorder";
-    relief->reclaimer.cost = RELIEF_COST;
-    relief->reclaimer.reclaim = relief_reclaim;
-    relief->reclaimer.context = relief;
+    relief->reclaimer = (struct weir_reclaimer){
+        .name = "reorder", .cost = RELIEF_COST, .reclaim = relief_reclaim, .context = relief};
     weir_account_add_reclaimer(account, &relief->reclaimer);
     return relief;
 }

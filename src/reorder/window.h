@@ -7,9 +7,9 @@
  *
  * A sparse ordered index whose items hold their payload in memory, or a slot
  * where it lies, or nothing at all (an item of no bytes), or are objects of the
- * caller, who says what they take. It costs what is in
- * it, whatever the distance between sequences. It charges nobody: nodes are
- * told to the heap of its owner, payload is counted in packs.bytes.
+ * caller, who says what they take. It costs what is in it, whatever the distance
+ * between sequences. It charges nobody: nodes are told to the heap of its owner,
+ * payload is counted in packs.bytes.
  */
 
 #include "base/heap.h"

@@ -56,6 +56,12 @@ static uint64_t loan_file_bytes(const struct weir_region_config *config)
     return config->bytes_max != 0 ? config->bytes_max : LOAN_REGION_BYTES_DEFAULT;
 }
 
+/* Beside its file a region has buffers, to fetch and to clean: less than a quarter of it. */
+static uint64_t loan_whole_bytes(const struct weir_region_config *config)
+{
+    return weir__min(loan_resident_bytes(config), loan_file_bytes(config) / 4 * 5);
+}
+
 bool weir__loan_is_possible(const struct weir_region_config *config)
 {
     if (config->directory == NULL || config->memory_backed || config->resident_bytes_min == 0)
@@ -241,7 +247,7 @@ void weir__loan_open(struct weir__loan *loan, struct weir_governor *governor,
 {
     struct weir_region_stats stats;
     uint64_t least = weir__loan_reserve(config);
-    uint64_t whole = loan_resident_bytes(config);
+    uint64_t whole = loan_whole_bytes(config);
 
     weir_region_stats(region, &stats);
     *loan = (struct weir__loan){

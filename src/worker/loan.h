@@ -23,7 +23,7 @@ struct weir__loan {
     bool is_registered;
     uint64_t account_max;   /* fixed; the account's cap, 0: none */
     uint64_t least_bytes;   /* fixed; in the reserve */
-    uint64_t whole_bytes;   /* fixed; resident_bytes_max of the config */
+    uint64_t whole_bytes;   /* fixed; resident_bytes_max of the config, or less for a small file */
     uint64_t step_bytes;    /* fixed; by which it grows */
     uint64_t wish_bytes;    /* as the region was told last */
     uint64_t charged_bytes; /* N1; least_bytes included */

@@ -10,7 +10,6 @@
 
 #include "worker/pin.h"
 
-#include "base/bits.h"
 #include "base/placement.h"
 #include "base/ring.h"
 

@@ -23,6 +23,9 @@
  * what others left under way is cancelled and reaped, so that the kernel holds
  * no buffer of ours; then the ring, then the account that paid for all of it.
  *
+ * Not here: the queues and who sleeps (mailbox.c), cpus (pin.c), long turns (stall.c),
+ * what of the region's memory comes and goes (loan.c), where memory lies (locality.c).
+ *
  *   I1  the ring is opened, used and closed on the worker's thread
  *   I2  the ring is closed with nothing in flight
  *   I3  a turn does not begin inside a turn

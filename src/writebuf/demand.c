@@ -74,17 +74,17 @@ void weir__demand_open(struct weir_writebuf_set *set)
 {
     if (set->config.account == NULL)
         return;
-    set->flush_reclaimer.name = "writebuf flush";
-    set->flush_reclaimer.cost = DEMAND_FLUSH_COST;
-    set->flush_reclaimer.reclaim = demand_flush;
-    set->flush_reclaimer.context = set;
+    set->flush_reclaimer = (struct weir_reclaimer){.name = "writebuf flush",
+                                                   .cost = DEMAND_FLUSH_COST,
+                                                   .reclaim = demand_flush,
+                                                   .context = set};
     weir_account_add_reclaimer(set->config.account, &set->flush_reclaimer);
     if (set->config.region == NULL)
         return;
-    set->spill_reclaimer.name = "writebuf spill";
-    set->spill_reclaimer.cost = DEMAND_SPILL_COST;
-    set->spill_reclaimer.reclaim = demand_spill;
-    set->spill_reclaimer.context = set;
+    set->spill_reclaimer = (struct weir_reclaimer){.name = "writebuf spill",
+                                                   .cost = DEMAND_SPILL_COST,
+                                                   .reclaim = demand_spill,
+                                                   .context = set};
     weir_account_add_reclaimer(set->config.account, &set->spill_reclaimer);
 }
 

@@ -79,6 +79,20 @@ static void watch(void)
     seam_arm((struct seam_rule){.call = SEAM_ring_sync_range, .matches = sees_writing});
 }
 
+/* Writes end when somebody has waited for them for some reaps. */
+struct waiting {
+    bool is_expected;
+    uint32_t reaps;
+};
+
+static bool has_waited(void *context)
+{
+    struct waiting *waiting = context;
+
+    waiting->reaps += waiting->is_expected;
+    return waiting->reaps > 8;
+}
+
 /* ---- Steps ------------------------------------------------------------------ */
 
 struct job {
@@ -100,16 +114,18 @@ static struct weir_region_stats figures(struct job *job)
     return stats;
 }
 
-static bool start(struct job *job, uint64_t resident_bytes)
+/* What may change is lent to nobody: chunks have their part. NULL: nothing is made ahead here. */
+static struct job *start_with(uint64_t resident_bytes, uint64_t resident_bytes_min)
 {
+    struct job *job = test_calloc(1, sizeof(*job));
     struct weir_region_config config = {
         .directory = harness_tmpdir(),
         .bytes_initial = 32 * MIB,
         .resident_bytes_max = resident_bytes,
+        .resident_bytes_min = resident_bytes_min,
     };
     bool marks[HARNESS_FD_MAX];
 
-    memset(job, 0, sizeof(*job));
     watch();
     harness_mark_fds(marks);
     assert_int_equal(weir_region_open(&config, &job->region), 0);
@@ -119,10 +135,16 @@ static bool start(struct job *job, uint64_t resident_bytes)
     memset(zeroed, 0, sizeof(zeroed)); /* open tries the first chunk */
     memset(written, 0, sizeof(written));
     if (figures(job).bounded && !figures(job).synchronous)
-        return true;
+        return job;
     print_message("# passed over: no write-back, or no io_uring\n");
     weir_region_close(job->region);
-    return false;
+    test_free(job);
+    return NULL;
+}
+
+static struct job *start(uint64_t resident_bytes)
+{
+    return start_with(resident_bytes, 0);
 }
 
 static int try_put(struct job *job)
@@ -205,6 +227,20 @@ static uint64_t put_until_ready(struct job *job)
     return mark_chunk(job) + 1;
 }
 
+/* While nothing is written: until no chunk more may be in memory; which is ready then. */
+static uint64_t use_all_memory(struct job *job)
+{
+    uint64_t ready = 0;
+
+    while (figures(job).resident_bytes / CHUNK_BYTES < RESIDENT_CHUNKS)
+        ready = put_until_ready(job);
+    for (uint64_t since = weir__clock_ns(); cached_bytes(job, ready) < CHUNK_BYTES; poll_once(job))
+        assert_true(weir__clock_ns() - since < PATIENCE_NS);
+    poll_once(job);
+    assert_int_equal(zeroed[ready], 0);
+    return ready;
+}
+
 static void assert_all_whole(struct job *job)
 {
     unsigned char *data = test_malloc(ITEM_BYTES);
@@ -232,11 +268,11 @@ static void finish(struct job *job)
 /* Also when all of the memory has been in use for long. */
 static void pages_are_there_before_a_chunk_is_begun(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    struct job *job = start(RESIDENT_BYTES);
     uint64_t begun = 0;
 
     (void)state;
-    if (!start(job, RESIDENT_BYTES))
+    if (job == NULL)
         return;
     while (job->count < 1600) {
         uint64_t next = mark_chunk(job) + 1;
@@ -261,10 +297,10 @@ static void pages_are_there_before_a_chunk_is_begun(void **state)
 /* Chunks that came free under the mark are filled first, and so made ready first. */
 static void a_free_chunk_is_made_ready_too(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    struct job *job = start(RESIDENT_BYTES);
 
     (void)state;
-    if (!start(job, RESIDENT_BYTES))
+    if (job == NULL)
         return;
     while (job->count < 1000)
         put(job);
@@ -297,10 +333,10 @@ static void a_free_chunk_is_made_ready_too(void **state)
 /* A chunk more would be much of what there is. */
 static void with_little_memory_a_put_makes_its_own_pages(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    struct job *job = start(8 * MIB);
 
     (void)state;
-    if (!start(job, 8 * MIB))
+    if (job == NULL)
         return;
     while (job->count < 300) {
         put(job);
@@ -315,10 +351,10 @@ static void with_little_memory_a_put_makes_its_own_pages(void **state)
 /* It is filled meanwhile, and all others are written: it would come back uncounted. */
 static void what_is_being_made_is_not_written(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    struct job *job = start(RESIDENT_BYTES);
 
     (void)state;
-    if (!start(job, RESIDENT_BYTES))
+    if (job == NULL)
         return;
     seam_arm((struct seam_rule){.call = SEAM_ring_madvise, .how = SEAM_HOLD, .matches = is_asking});
     uint64_t held = put_until_ready(job);
@@ -341,8 +377,8 @@ static void what_cannot_be_made_ready_is_stored_to(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-        struct job *job = test_calloc(1, sizeof(*job));
-        if (!start(job, RESIDENT_BYTES))
+        struct job *job = start(RESIDENT_BYTES);
+        if (job == NULL)
             return;
         seam_arm((struct seam_rule){.call = SEAM_ring_madvise,
                                     .times = SEAM_FOR_GOOD,
@@ -364,26 +400,20 @@ static void what_cannot_be_made_ready_is_stored_to(void **state)
 /* All memory is in use, and nothing of it can be written: what holds nothing goes first. */
 static void what_is_ready_gives_way(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    struct job *job = start_with(RESIDENT_BYTES, RESIDENT_BYTES - CHUNK_BYTES);
     struct weir_slot large;
-    unsigned char *data = test_calloc(1, CHUNK_BYTES);
 
     (void)state;
-    if (!start(job, RESIDENT_BYTES))
+    if (job == NULL)
         return;
+    unsigned char *data = test_calloc(1, CHUNK_BYTES);
     put(job);
     /* Chunks 1 and 2 are all of this item's, which has no memory yet. */
     assert_int_equal(
         weir_region_alloc(job->region, 3 * CHUNK_BYTES, (struct weir_label){0, 2}, &large), 0);
     seam_arm(
         (struct seam_rule){.call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD, .how = SEAM_HOLD});
-    uint64_t ready = 0;
-    while (figures(job).resident_bytes / CHUNK_BYTES < RESIDENT_CHUNKS)
-        ready = put_until_ready(job);
-    for (uint64_t since = weir__clock_ns(); cached_bytes(job, ready) < CHUNK_BYTES; poll_once(job))
-        assert_true(weir__clock_ns() - since < PATIENCE_NS);
-    poll_once(job);
-    assert_int_equal(zeroed[ready], 0);
+    uint64_t ready = use_all_memory(job);
 
     assert_int_equal(weir_region_write(job->region, large, 0, data, 2 * KIB), 0);
     assert_int_equal(weir_region_write(job->region, large, 2 * KIB, data, CHUNK_BYTES), 0);
@@ -397,14 +427,44 @@ static void what_is_ready_gives_way(void **state)
     finish(job);
 }
 
+/* It goes into what is ready and beyond, where there is no memory yet: it waits for both. */
+static void what_is_ready_is_no_room_for_its_own_item(void **state)
+{
+    struct job *job = start_with(RESIDENT_BYTES, RESIDENT_BYTES - CHUNK_BYTES);
+    struct weir_slot large;
+    struct waiting waiting = {0};
+
+    (void)state;
+    if (job == NULL)
+        return;
+    unsigned char *data = test_calloc(2, CHUNK_BYTES);
+    seam_arm((struct seam_rule){.call = SEAM_ring_sync_range,
+                                .times = SEAM_FOR_GOOD,
+                                .how = SEAM_HOLD,
+                                .releases = has_waited,
+                                .context = &waiting});
+    (void)use_all_memory(job);
+
+    waiting.is_expected = true;
+    assert_int_equal(
+        weir_region_put(job->region, data, 2 * CHUNK_BYTES, (struct weir_label){0, 2}, &large), 0);
+    assert_true(figures(job).resident_bytes / CHUNK_BYTES <= RESIDENT_CHUNKS);
+    seam_lift();
+    assert_int_equal(weir_region_free(job->region, large), 0);
+    assert_kernel_agrees(job);
+    test_free(data);
+    finish(job);
+}
+
 /* The kernel may have tried to write it by itself: it gets fresh pages like all others. */
 static void a_failed_write_casts_doubt_on_it(void **state)
 {
-    struct job *job = test_calloc(1, sizeof(*job));
+    /* So much that the first write begins with room for chunks left. */
+    struct job *job = start_with(2 * RESIDENT_BYTES, 2 * RESIDENT_BYTES - CHUNK_BYTES);
     uint64_t ready = 0;
 
     (void)state;
-    if (!start(job, RESIDENT_BYTES))
+    if (job == NULL)
         return;
     seam_arm((struct seam_rule){
         .call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD, .how = SEAM_HOLD, .error = EIO});
@@ -422,7 +482,7 @@ static void a_failed_write_casts_doubt_on_it(void **state)
     watch();
     while (figures(job).degraded)
         poll_once(job);
-    while (job->count < 600) {
+    while (job->count < 1200) {
         int r = try_put(job);
         assert_true(r == 0 || r == -EAGAIN);
         poll_once(job);
@@ -443,6 +503,8 @@ int main(int argc, char **argv)
                   what_is_being_made_is_not_written),
         SEAM_TEST("what cannot be made ready is stored to", what_cannot_be_made_ready_is_stored_to),
         SEAM_TEST("what is ready gives way to who needs memory", what_is_ready_gives_way),
+        SEAM_TEST("what is ready is no room for the item that goes there",
+                  what_is_ready_is_no_room_for_its_own_item),
         SEAM_TEST("a failed write casts doubt on what is ready", a_failed_write_casts_doubt_on_it),
     };
 

@@ -12,11 +12,11 @@
  *      - in any ten dwells the level changes ten times at most
  *      - leases are at most 1 % of the limit; in the end all books are empty
  *      - of the reclaimers, which come and go, one is asked at a time, in its owner's
- *        poll, and no cheaper one is left that has not failed in this round
+ *        poll, and the cheapest come first
  *
  * Two nodes (--two-nodes) borrow from each other; a restless limit (--restless)
- * changes while giants are charged. Time is a number that grows a little with every step. WEIR_SEED= repeats a run,
- * --steps= says how many points it has at least.
+ * changes while giants are charged. Time is a number that grows a little with every
+ * step. WEIR_SEED= repeats a run, --steps= says how many points it has at least.
  */
 #include <weir/governor.h>
 

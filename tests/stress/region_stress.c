@@ -5,8 +5,9 @@
  * Each weather is a configuration with a weight for every step: much churn in
  * memory, sizes that shift, a region filled to its cap, overflow with little
  * memory, storms of fetches, many pins, large items in pieces, memory that comes
- * and goes, a ring that is not the region's own. The model compares (harness/model.h); at the end of a
- * long turn each event that a user can meet must have been seen.
+ * and goes, a ring that is not the region's own. The model compares
+ * (harness/model.h); at the end of a long turn each event that a user can meet
+ * must have been seen.
  *
  *      region_stress [--long] [--operations N] [--weather NAME] [--synchronous]
  *

@@ -2287,14 +2287,14 @@ static void check_limit(const char *name, const char *text, uint64_t bytes, int 
 
 static void test_what_cannot_be_read_is_told(void **state)
 {
-    static const char *const bad[] = {"",      "\n",     "garbage\n", "-1\n",  " 5\n",
-                                      "5 k\n", "0x10\n", "maximum\n", "1.5\n", "12\n34x"};
+    static const char *const bad[] = {"",      "\n",     "garbage\n", "-1\n", " 5\n",
+                                      "5 k\n", "0x10\n", "maximum\n", "1.5\n"};
     const char *v2 = "/sys/fs/cgroup/app/memory.max";
     const char *v1 = "/sys/fs/cgroup/app/memory.limit_in_bytes";
 
     (void)state;
     plant_group("bad2", "v2");
-    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad) - 1; i++)
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
         check_limit(v2, bad[i], 8 * GIB, -EBADMSG);
     check_limit(v2, "1073741824", GIB, 0);
     check_limit(v2, "max", 8 * GIB, 0);
@@ -2332,8 +2332,21 @@ static void test_what_cannot_be_read_is_told(void **state)
 
     /* Nobody tells. */
     plant("nothing");
-    assert_int_equal(weir__limits_bytes(tree, 0, &told), 0);
-    assert_int_equal(told, 0);
+    assert_int_equal(limit_of(0), 0);
+}
+
+/* v1 has a number for it, and there may be no RAM that is smaller. */
+static void test_unlimited_is_no_limit(void **state)
+{
+    (void)state;
+    plant_group("unlimited1", "v1");
+    write_file("/sys/fs/cgroup/app/memory.limit_in_bytes", "9223372036854771712\n");
+    write_file("/sys/fs/cgroup/app/memory.stat", "hierarchical_memory_limit 9223372036854771712\n");
+    assert_int_equal(limit_of(0), 0);
+    assert_int_equal(limit_of(8 * GIB), 8 * GIB);
+    plant_group("unlimited2", "v2");
+    write_file("/sys/fs/cgroup/app/memory.max", "9223372036854775807\n");
+    assert_int_equal(limit_of(0), 0);
 }
 
 static void test_an_error_raises_nothing(void **state)
@@ -2530,6 +2543,7 @@ int main(void)
         CASE("the look into a lane is bounded", test_the_look_into_a_lane_is_bounded),
         CASE("a worn waiter stops only the younger", test_a_worn_waiter_stops_only_the_younger),
         CASE("what cannot be read is told", test_what_cannot_be_read_is_told),
+        CASE("a limit larger than any machine is none", test_unlimited_is_no_limit),
         CASE("an error raises nothing", test_an_error_raises_nothing),
         CASE("without cgroups there is RAM", test_without_cgroups_there_is_ram),
         CASE("v2 limits count all the way up", test_v2_walks_up),

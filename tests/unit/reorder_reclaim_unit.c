@@ -136,6 +136,16 @@ static void on_wake(struct weir_waiter *waiter, int result)
     waiting->result = result;
 }
 
+/* Until memory is granted, by so many rounds of polls at most. */
+static void poll_until_woken(struct fixture *fixture, int rounds_max)
+{
+    for (int i = 0; fixture->woken_count == 0; i++) {
+        assert_true(i < rounds_max);
+        weir_account_poll(fixture->giver);
+        weir_account_poll(fixture->taker);
+    }
+}
+
 /* All items, in order, as they were pushed. */
 static void drain(struct fixture *fixture, struct weir_reorder *reorder, uint64_t count)
 {
@@ -165,11 +175,7 @@ static void test_a_waiter_is_granted(void **state)
     fixture->reorder = make(fixture, fixture->giver, 0, 1400); /* 5.5 MiB and a little: calm */
     assert_int_equal(stats_of(fixture->reorder).spill_count, 0);
     assert_int_equal(weir_account_wait(fixture->taker, &waiter, 5 * MIB, UINT64_MAX), 0);
-    for (int i = 0; fixture->woken_count == 0; i++) {
-        assert_true(i < 100);
-        weir_account_poll(fixture->taker);
-        weir_account_poll(fixture->giver);
-    }
+    poll_until_woken(fixture, 100);
     assert_int_equal(fixture->result, 0);
 
     /* What came is in the figures, of the account and of the buffer. */
@@ -267,11 +273,7 @@ static void pass_over(struct fixture *fixture, uint64_t charged_bytes)
     assert_int_equal(weir_account_charge(fixture->taker, charged_bytes, &verdict), 0);
     weir_account_add_reclaimer(fixture->taker, &store.reclaimer);
     assert_int_equal(weir_account_wait(fixture->taker, &waiter, 4 * MIB, UINT64_MAX), 0);
-    for (int i = 0; fixture->woken_count == 0; i++) {
-        assert_true(i < 20);
-        weir_account_poll(fixture->giver);
-        weir_account_poll(fixture->taker);
-    }
+    poll_until_woken(fixture, 20);
     assert_int_equal(store.called_count, 1);
     assert_true(account_of(fixture->giver).asked_count > 0);
     assert_int_equal(account_of(fixture->giver).broken_count, 0);
@@ -355,11 +357,7 @@ static void test_many_buffers(void **state)
             assert_int_equal(weir_reorder_push(reorders[i], j, item, sizeof(item)), 0);
     }
     assert_int_equal(weir_account_wait(fixture->taker, &waiter, 6 * MIB, UINT64_MAX), 0);
-    for (int i = 0; fixture->woken_count == 0; i++) {
-        assert_true(i < 50);
-        weir_account_poll(fixture->giver);
-        weir_account_poll(fixture->taker);
-    }
+    poll_until_woken(fixture, 50);
     for (uint32_t i = 0; i < 500; i++) {
         spilled_count += stats_of(reorders[i]).reclaim_count > 0;
         weir_reorder_destroy(reorders[i]);
@@ -476,11 +474,7 @@ static void test_a_set_spills(void **state)
 
     waiting = fixture;
     assert_int_equal(weir_account_wait(fixture->taker, &waiter, 5 * MIB, UINT64_MAX), 0);
-    for (int i = 0; fixture->woken_count == 0; i++) {
-        assert_true(i < 100);
-        weir_account_poll(fixture->giver);
-        weir_account_poll(fixture->taker);
-    }
+    poll_until_woken(fixture, 100);
     assert_in_range(spilled_of(set), MIB, 3 * MIB);
     assert_int_equal(account_of(fixture->giver).broken_count, 0);
     weir_account_refund(fixture->taker, 5 * MIB);
@@ -528,11 +522,7 @@ static void test_both_give(void **state)
     waiting = fixture;
     fixture->reorder = make(fixture, fixture->giver, 0, 500);
     assert_int_equal(weir_account_wait(fixture->taker, &waiter, 11 * MIB / 2, UINT64_MAX), 0);
-    for (int i = 0; fixture->woken_count == 0; i++) {
-        assert_true(i < 100);
-        weir_account_poll(fixture->giver);
-        weir_account_poll(fixture->taker);
-    }
+    poll_until_woken(fixture, 100);
     assert_true(stats_of(fixture->reorder).reclaim_bytes >= MIB);
     assert_true(spilled_of(set) >= MIB);
     weir_account_refund(fixture->taker, 11 * MIB / 2);
