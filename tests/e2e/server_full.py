@@ -13,10 +13,8 @@ Status 77 and the reason where it takes root, a loop device or a v1 cgroup.
 """
 
 import argparse
-import ctypes
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,22 +24,12 @@ import types
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, '..', '..', 'tools', 'demo'))
 
-from server_harness import ReplyError, Server, pattern, wait_for  # noqa: E402
+from server_harness import (ReplyError, Server, check, mount_disk, pattern, run,  # noqa: E402
+                            skip, wait_for)
 import sampler  # noqa: E402
 
 MEBIBYTE = 1 << 20
 CGROUPS = '/sys/fs/cgroup/memory'
-CLONE_NEWNS = 0x20000
-
-
-def skip(reason):
-    print(f'skipped: {reason}')
-    sys.exit(77)
-
-
-def check(condition, what):
-    if not condition:
-        raise AssertionError(what)
 
 
 class Peak(threading.Thread):
@@ -117,28 +105,9 @@ def read_all(server, sizes, base):
 # ---- Cases -------------------------------------------------------------------
 
 
-def run(*words):
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def case_disk(program):
-    if os.geteuid() != 0:
-        skip('only root may mount')
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) != 0:
-        skip('no mount namespace')
     with tempfile.TemporaryDirectory(dir='/var/tmp', prefix='weir-full-') as directory:
-        image = os.path.join(directory, 'image')
-        disk = os.path.join(directory, 'disk')
-        os.mkdir(disk)
-        with open(image, 'wb') as file:
-            file.truncate(64 * MEBIBYTE)
-        try:
-            run('mount', '--make-rprivate', '/')
-            run('mkfs.ext4', '-q', image)
-            run('mount', '-o', 'loop', image, disk)
-        except (OSError, subprocess.CalledProcessError) as error:
-            skip(f'no small disk: {error}')
+        disk = mount_disk(directory, 64)
         try:
             disk_full(program, disk)
         finally:

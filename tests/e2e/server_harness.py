@@ -5,6 +5,7 @@ Python's standard library only. A Client speaks RESP2 over a raw socket; a Serve
 is a process with its own spill directory; figures of memory are the kernel's.
 """
 
+import ctypes
 import os
 import re
 import resource
@@ -16,6 +17,18 @@ import tempfile
 import time
 
 WAIT_S = 60
+CLONE_NEWNS = 0x20000
+
+
+def skip(reason):
+    """Status 77: meson counts it as passed over."""
+    print(f'skipped: {reason}')
+    sys.exit(77)
+
+
+def check(condition, what):
+    if not condition:
+        raise AssertionError(what)
 
 
 class ReplyError(Exception):
@@ -214,6 +227,31 @@ class Server:
                 if line.startswith(('RssAnon:', 'RssShmem:')):
                     total += int(line.split()[1]) * 1024
         return total
+
+
+def run(*words):
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL).stdout.decode()
+
+
+def mount_disk(directory, mebibytes):
+    """The path of an ext4 image of its own, which this process and its children see; or skip."""
+    image = os.path.join(directory, 'image')
+    disk = os.path.join(directory, 'disk')
+    if os.geteuid() != 0:
+        skip('only root may mount')
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        skip('no mount namespace')
+    os.mkdir(disk)
+    with open(image, 'wb') as file:
+        file.truncate(mebibytes * (1 << 20))
+    try:
+        run('mount', '--make-rprivate', '/')
+        run('mkfs.ext4', '-q', '-E', 'lazy_itable_init=0,lazy_journal_init=0', image)
+        run('mount', '-o', 'loop', image, disk)
+    except (OSError, subprocess.CalledProcessError) as error:
+        skip(f'no disk of its own: {error}')
+    return disk
 
 
 def wait_for(condition, seconds=WAIT_S, what='condition'):

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 
-from server_harness import Server
+from server_harness import Server, check
 
 DWELL_S = 0.1
 CHANGES_MAX = 10  # in as many dwells
@@ -24,11 +24,6 @@ KEY_BYTES = 4000
 BATCH = 16
 CLIENTS = 12  # a pause is a connection's
 PATIENCE_S = 20
-
-
-def check(condition, what):
-    if not condition:
-        raise AssertionError(what)
 
 
 class Swing:

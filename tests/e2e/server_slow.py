@@ -32,17 +32,15 @@ import os
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-from server_harness import Client, Server, pattern
+from server_harness import Client, Server, check, mount_disk, pattern, run, skip
 
 MEBIBYTE = 1 << 20
 BLKIO = '/sys/fs/cgroup/blkio'
-CLONE_NEWNS = 0x20000
 LOOP_MAJOR = 7
 PR_SET_PDEATHSIG = 1
 PLACE = '/var/tmp/weir-slow-'
@@ -53,21 +51,6 @@ RESIDENT_KEYS = 500
 STALLS_MAX = 3
 
 is_sanitized = False  # neither times nor memory are then the server's own
-
-
-def skip(reason):
-    print(f'skipped: {reason}')
-    sys.exit(77)
-
-
-def check(condition, what):
-    if not condition:
-        raise AssertionError(what)
-
-
-def run(*words):
-    return subprocess.run(words, check=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL).stdout.decode()
 
 
 # ---- The disk ----------------------------------------------------------------
@@ -133,14 +116,7 @@ class SlowDisk:
     """An ext4 image on a loop device, seen by this process only, with a throttle."""
 
     def __init__(self, directory, mebibytes):
-        self.path = os.path.join(directory, 'disk')
-        image = os.path.join(directory, 'image')
-        os.mkdir(self.path)
-        with open(image, 'wb') as file:
-            file.truncate(mebibytes * MEBIBYTE)
-        run('mount', '--make-rprivate', '/')
-        run('mkfs.ext4', '-q', '-E', 'lazy_itable_init=0,lazy_journal_init=0', image)
-        run('mount', '-o', 'loop', image, self.path)
+        self.path = mount_disk(directory, mebibytes)
         device = run('findmnt', '-n', '-o', 'SOURCE', self.path).strip()
         with open(f'/sys/block/{os.path.basename(device)}/dev', encoding='ascii') as file:
             self.number = file.read().strip()
@@ -458,22 +434,15 @@ def main():
     parser.add_argument('--sanitized', action='store_true')
     arguments = parser.parse_args()
     is_sanitized = arguments.sanitized
-    if os.geteuid() != 0:
-        skip('only root may mount')
     if not os.access(f'{BLKIO}/blkio.throttle.write_bps_device', os.W_OK):
         skip('no v1 blkio cgroups')
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
-        skip('no mount namespace')
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_by_signal)
     sweep()
     with tempfile.TemporaryDirectory(dir=os.path.dirname(PLACE),
                                      prefix=os.path.basename(PLACE)) as directory:
         hold(directory)
-        try:
-            disk = SlowDisk(directory, 1024)
-        except (OSError, subprocess.CalledProcessError) as error:
-            skip(f'no disk of its own: {error}')
+        disk = SlowDisk(directory, 1024)
         try:
             slow_disk(os.path.abspath(arguments.server), disk,
                       (60, 30, 10) if arguments.long else (5, 4, 2))
