@@ -60,6 +60,8 @@ class Failed(Exception):
 class Interrupted(BaseException):
     """A signal asked us to end."""
 
+    by = None  # its number: Python drops what is raised while it tidies up an object
+
 
 class Job:
     """What every process of the job needs to know; filled before they are forked."""
@@ -383,6 +385,8 @@ class Demo:
         moved = None
         moved_at = ask_at = time.monotonic()
         while not self.consumer.poll():
+            if Interrupted.by is not None:
+                raise Interrupted(Interrupted.by)
             self.server.check()
             for child in self.children:
                 child.poll()
@@ -536,6 +540,7 @@ class Demo:
 
 
 def _interrupt(number, _frame):
+    Interrupted.by = number
     raise Interrupted(number)
 
 
