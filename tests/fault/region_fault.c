@@ -535,7 +535,8 @@ static void a_fetch_while_no_write_succeeds(void **state)
     assert_true(figures(job).degraded);
     assert_true(figures(job).resident_bytes - figures(job).fetched_bytes > 12 * MIB);
     assert_int_equal(weir_region_fetch(job->region, &large, 1, fetch_answered, &is_answered), 0);
-    for (uint64_t since = weir__clock_ns(); !is_answered;) {
+    uint64_t since = weir__clock_ns();
+    while (!is_answered) {
         assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
         (void)!weir_region_wait(job->region, 1000000);
     }
