@@ -20,12 +20,11 @@
 #include "base/random.h"
 #include "base/ring.h"
 
-#include "forbid.h"
 #include "pattern.h"
 #include "process.h"
+#include "program.h"
 #include "seam.h"
 #include "seed.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,7 +43,6 @@
 
 /* ---- Doors ---------------------------------------------------------------- */
 
-static bool unit_is_synchronous;
 static bool growing_fails;   /* whoever reserves blocks */
 static bool ahead_fails;     /* only the ring */
 static bool punching_fails;  /* in the ring */
@@ -371,11 +369,11 @@ static void room_is_there_before_it_is_needed(void **state)
         poll_once(job);
         /* And its pages, of which the region knows. */
         uint64_t left = CHUNK_BYTES - stats.mark_bytes % CHUNK_BYTES;
-        if (left < 256 * KIB && !unit_is_synchronous)
+        if (left < 256 * KIB && !harness_is_synchronous)
             assert_true(figures(job).resident_bytes >= stats.mark_bytes + left + CHUNK_BYTES);
         assert_true(figures(job).resident_bytes <= stats.mark_bytes + 8 * MIB);
     }
-    assert_true(put_growth_count == 0 || unit_is_synchronous);
+    assert_true(put_growth_count == 0 || harness_is_synchronous);
     assert_int_equal(figures(job).growth_error_count, 0);
     finish(job);
 }
@@ -410,7 +408,7 @@ static void what_fails_ahead_is_told_to_nobody(void **state)
         poll_once(job);
     }
     ahead_fails = false;
-    assert_true(put_growth_count > 0 || unit_is_synchronous);
+    assert_true(put_growth_count > 0 || harness_is_synchronous);
     assert_int_equal(figures(job).growth_error_count, 0);
     finish(job);
 }
@@ -970,20 +968,8 @@ int main(int argc, char **argv)
         CASE("a region is closed with growth under way", closed_with_growth_under_way),
     };
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--synchronous") == 0)
-            unit_is_synchronous = true;
-        else
-            cmocka_set_test_filter(argv[i]);
-    }
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
-    if (unit_is_synchronous && harness_forbid_io_uring() < 0) {
-        printf("1..0 # SKIP no system call can be forbidden here\n");
-        return 0;
-    }
     random_state = harness_seed();
     return cmocka_run_group_tests_name("growth", cases, NULL, NULL);
 }

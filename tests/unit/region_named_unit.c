@@ -18,11 +18,10 @@
 #include "base/random.h"
 #include "base/region_layout.h"
 
-#include "forbid.h"
 #include "named.h"
 #include "pattern.h"
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -971,15 +970,7 @@ int main(int argc, char **argv)
         CASE("a killed owner leaves every committed item", a_killed_owner_leaves_every_item),
     };
 
-    bool is_synchronous = argc > 1 && strcmp(argv[1], "--synchronous") == 0;
-
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
-    if (is_synchronous && harness_forbid_io_uring() < 0) {
-        printf("1..0 # SKIP no system call can be forbidden here\n");
-        return 0;
-    }
     return cmocka_run_group_tests_name("region_named", tests, NULL, NULL);
 }

@@ -21,10 +21,9 @@
 
 #include "base/ring.h"
 
-#include "forbid.h"
 #include "pattern.h"
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 
@@ -783,17 +782,7 @@ int main(int argc, char **argv)
         CASE("a full region still has aligned holes", a_full_region_still_has_aligned_holes),
     };
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--synchronous") != 0) {
-            cmocka_set_test_filter(argv[i]);
-        } else if (harness_forbid_io_uring() < 0) {
-            printf("1..0 # SKIP no system call can be forbidden here\n");
-            return 0;
-        }
-    }
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("region_place", cases, NULL, NULL);
 }

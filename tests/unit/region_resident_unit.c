@@ -21,11 +21,10 @@
 #include "base/random.h"
 #include "base/ring.h"
 
-#include "forbid.h"
 #include "pattern.h"
 #include "process.h"
+#include "program.h"
 #include "seed.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 
@@ -738,17 +737,7 @@ int main(int argc, char **argv)
         CASE("up and down at random, what is held is paid for", up_and_down_at_random),
     };
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--synchronous") != 0) {
-            cmocka_set_test_filter(argv[i]);
-        } else if (harness_forbid_io_uring() < 0) {
-            printf("1..0 # SKIP no system call can be forbidden here\n");
-            return 0;
-        }
-    }
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("region_resident", cases, NULL, NULL);
 }

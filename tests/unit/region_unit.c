@@ -24,10 +24,9 @@
 
 #include "base/ring.h"
 
-#include "forbid.h"
 #include "pattern.h"
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -62,8 +61,6 @@ struct fixture {
     bool marks[HARNESS_FD_MAX]; /* descriptors before open */
     bool in_poll;
 };
-
-static bool unit_is_synchronous;
 
 /* ---- Steps ---------------------------------------------------------------- */
 
@@ -120,7 +117,7 @@ static struct weir_region_stats figures(struct fixture *f)
     assert_true(stats.put_bytes_max <= stats.item_bytes_max);
     assert_true(stats.item_bytes_max <= stats.bytes_max);
     assert_int_equal((int64_t)stats.metadata_bytes, f->charged);
-    assert_int_equal(stats.synchronous, unit_is_synchronous);
+    assert_int_equal(stats.synchronous, harness_is_synchronous);
     for (size_t i = 0; i < sizeof(stats.reserved) / sizeof(stats.reserved[0]); i++)
         assert_int_equal(stats.reserved[i], 0);
     if (f->data_fd >= 0) {
@@ -236,7 +233,7 @@ static void operation_never_completed(struct weir_operation *operation, int32_t 
 /* No call takes this handle, and none of them changes what it returns into. */
 static void assert_stale(struct fixture *f, struct weir_slot slot)
 {
-    const void *const mark = &unit_is_synchronous;
+    const void *const mark = &harness_is_synchronous;
     const void *data = mark;
     size_t bytes = 4711;
     char buffer[16] = "untouched";
@@ -593,7 +590,7 @@ static void initial_is_cut_to_max(void **state)
 
 static void assert_open_fails(const struct weir_region_config *config, int error)
 {
-    struct weir_region *const mark = (struct weir_region *)(void *)&unit_is_synchronous;
+    struct weir_region *const mark = (struct weir_region *)(void *)&harness_is_synchronous;
     struct weir_region *region = mark;
     int fd_count = harness_fd_count();
     int map_count = harness_map_count(harness_tmpdir());
@@ -4183,19 +4180,7 @@ int main(int argc, char **argv)
         CASE("breaches of the contract stop the process", breaches_stop_the_process),
     };
 
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--synchronous") == 0)
-            unit_is_synchronous = true;
-        else
-            cmocka_set_test_filter(argv[i]);
-    }
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
-    if (unit_is_synchronous && harness_forbid_io_uring() < 0) {
-        printf("1..0 # SKIP no system call can be forbidden here\n");
-        return 0;
-    }
     return cmocka_run_group_tests_name("region", cases, NULL, NULL);
 }
