@@ -54,7 +54,6 @@
 #define CLEAN_FULL_NS      UINT64_C(100000000)      /* after the file could not grow */
 #define CLEAN_START_TRIES  64 /* chunks that are looked at for one that can be emptied */
 #define CLEAN_PASS_MAX     16 /* chunks that would have to wait for a sync, that are passed over */
-#define CLEAN_BEHIND_BYTES (2 * LAYOUT_CHUNK_BYTES)
 #define CLEAN_MOVING_COUNT (UINT64_C(1) << 16)
 #define CLEAN_MOVING_MIN   (4 * LAYOUT_CHUNK_BYTES)
 #define CLEAN_MOVING_PART  8 /* of what is live */
@@ -142,12 +141,10 @@ static uint64_t clean_promised(const struct weir_region *region)
  */
 static bool clean_is_short_of_promises(const struct weir_region *region)
 {
-    uint64_t since = clean_since_sync(region);
-    uint64_t have = clean_fresh(region) + clean_promised(region);
+    uint64_t last = weir__max(clean_since_sync(region), region->named.put_before);
 
     return clean_file(region) + LAYOUT_CHUNK_BYTES > clean_goal(region) &&
-           have < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes +
-                      weir__max(since, region->named.put_before);
+           clean_fresh(region) + clean_promised(region) < last + CLEAN_LOW_BYTES;
 }
 
 /* What is held twice until then is bounded. */
@@ -166,8 +163,7 @@ static bool clean_may_promise(const struct weir_region *region)
 static bool clean_is_behind(const struct weir_region *region)
 {
     return clean_may_promise(region) && clean_is_short_of_promises(region) &&
-           clean_promised(region) + CLEAN_BEHIND_BYTES <
-               (clean_since_sync(region) + region->named.moving_bytes) / 4 * 5;
+           clean_promised(region) < (clean_since_sync(region) + region->named.moving_bytes) / 4 * 5;
 }
 
 /* What begins now: nothing, a chunk that can be emptied at once, or any. */
@@ -183,7 +179,8 @@ static enum clean_due clean_is_due(struct weir_region *region, bool urgent)
 
     if (weir__growth_resting(region) <= CLEAN_REST_MIN)
         return urgent ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
-    if (clean_may_promise(region) && (is_sparse || clean_is_short_of_promises(region)))
+    bool is_worth_it = is_sparse && clean_promised(region) < CLEAN_LOW_BYTES;
+    if (clean_may_promise(region) && (is_worth_it || clean_is_short_of_promises(region)))
         return CLEAN_DUE;
     return urgent || is_sparse || clean_is_short(region) ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
 }
