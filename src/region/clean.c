@@ -22,8 +22,11 @@
  * What survived lives on longer than what was just put, so it is not mixed with
  * that: it is packed into chunks of its own (the nest), which are soon written.
  *
- * What is pinned, under construction, confirmed by a sync or too large for the
- * buffer stays; a chunk that holds such an item is not begun, and set aside until
+ * What a sync confirmed is only copied: it moves with the next one (move.c), and so
+ * its chunk is empty then and not before. Such chunks are begun earlier, and puts
+ * that come too fast wait for them, for room that others will need.
+ *
+ * What is pinned, under construction or too large for the buffer stays; a chunk that holds such an item is not begun, and set aside until
  * something in it is freed or unpinned. One with an item that has no place in one
  * piece is so, too, until there is such a place.
  *
