@@ -538,7 +538,6 @@ static int flush_hand(struct writebuf_flush *flush)
         if (r < 0)
             return r;
         flush_pass(flush, bytes);
-        flush->walked_count++;
         flush->moved_ns = flush->buffer->set->now_ns;
         done += bytes;
     }
@@ -551,7 +550,6 @@ static int flush_hand(struct writebuf_flush *flush)
 static void flush_consume(struct writebuf_flush *flush)
 {
     struct weir_writebuf *buffer = flush->buffer;
-    struct weir_writebuf_set *set = buffer->set;
     struct writebuf_block *end = flush->end;
     uint64_t head_offset = flush->end_offset;
     uint64_t head_records = flush->cursor_records;
@@ -565,17 +563,11 @@ static void flush_consume(struct writebuf_flush *flush)
         weir__writebuf_drop_block(buffer, end);
         return;
     }
-    uint64_t bytes = head_offset - buffer->head_offset;
-    uint64_t records = head_records - buffer->head_records;
+    weir__writebuf_add_held(buffer, (int64_t)(buffer->head_offset - head_offset),
+                            (int64_t)(buffer->head_records - head_records));
     buffer->head_offset = head_offset;
     buffer->head_records = head_records;
     buffer->head_barriers += flush->is_barrier;
-    buffer->held_bytes -= bytes;
-    set->held_bytes -= bytes;
-    buffer->record_count -= records;
-    set->record_count -= records;
-    if (buffer->is_counted)
-        set->backlog_bytes -= bytes;
 }
 
 static int flush_commit(struct writebuf_flush *flush)
@@ -631,7 +623,6 @@ static int flush_do(struct writebuf_flush *flush)
     return -EINVAL;
 }
 
-/* A piece of this flush; how much was done. */
 int weir__flush_go_on(struct writebuf_flush *flush)
 {
     struct weir_writebuf_set *set = flush->buffer->set;

@@ -50,7 +50,7 @@ void weir__gate_want(struct weir_writebuf *buffer, enum writebuf_reason reason)
     set->queued_count++;
 }
 
-static void gate_leave(struct weir_writebuf *buffer)
+void weir__gate_leave(struct weir_writebuf *buffer)
 {
     if (!buffer->is_queued)
         return;
@@ -100,7 +100,7 @@ static void gate_forget_demand(struct weir_writebuf *buffer)
         return;
     buffer->reasons &= ~(uint32_t)WRITEBUF_FOR_DEMAND;
     if (buffer->reasons == 0)
-        gate_leave(buffer);
+        weir__gate_leave(buffer);
 }
 
 int weir__gate_tell(struct weir_writebuf_set *set)
@@ -174,7 +174,7 @@ void weir__gate_again(struct weir_writebuf *buffer)
 
 void weir__gate_stop(struct weir_writebuf *buffer, int result)
 {
-    gate_leave(buffer);
+    weir__gate_leave(buffer);
     if (buffer->flush != NULL)
         weir__flush_leave(buffer->flush);
     weir__gate_finish(buffer, result);
@@ -187,7 +187,7 @@ static void gate_start(struct weir_writebuf_set *set, struct weir_writebuf *buff
 
     while (flush->buffer != NULL)
         flush++;
-    gate_leave(buffer);
+    weir__gate_leave(buffer);
     set->ever.gate_wait_ns += wait_ns;
     set->ever.gate_wait_ns_max = weir__max(set->ever.gate_wait_ns_max, wait_ns);
     flush->buffer = buffer;

@@ -130,7 +130,6 @@ struct writebuf_flush {
     struct writebuf_block *cursor;
     uint64_t cursor_offset;
     uint64_t cursor_records; /* walked, of the cursor's block */
-    uint64_t walked_count;   /* of the round */
     uint64_t put_count;
     uint64_t remove_count;
     uint64_t barrier_count;
@@ -274,6 +273,9 @@ void weir__writebuf_unload(struct weir_writebuf *buffer, struct writebuf_block *
 
 /* It wants to be flushed, and queues if it may. */
 void weir__gate_want(struct weir_writebuf *buffer, enum writebuf_reason reason);
+
+/* It waits no more. */
+void weir__gate_leave(struct weir_writebuf *buffer);
 
 /* After a flush: what wants it flushed now. */
 void weir__gate_again(struct weir_writebuf *buffer);
