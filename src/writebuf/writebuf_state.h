@@ -120,9 +120,7 @@ struct writebuf_flush {
     uint64_t index_charged_bytes;
 
     /* The round. */
-    struct writebuf_block *last; /* W4 */
-    uint64_t last_fill_bytes;    /* of it, when the round was planned */
-    uint64_t last_sequence;
+    struct writebuf_block *last;      /* W4 */
     struct writebuf_block *load_next; /* to be asked for */
     struct writebuf_block *end;       /* the round goes up to here */
     uint64_t end_offset;

@@ -764,6 +764,72 @@ static void test_a_flush_keeps_its_cap(void **state)
     assert_true(fixture->target.tables[0].commit_count > 3);
 }
 
+/*
+ * A table without memory is full within the first block, and the next round begins while the
+ * blocks behind it are still on their way: they are not asked for twice.
+ */
+static void test_a_full_table_waits_for_what_is_fetched(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){.region = &fixture->region});
+    fixture->region.puts_are_cold = true;
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 4 * KEYS, 0);
+    weir_writebuf_spill(fixture->set, UINT64_MAX);
+    uint64_t block_count = stats_of(fixture).block_count;
+    fixture->account.wait_at = 0;
+    fixture->region.answers_max = 1;
+    flush(fixture, 0);
+    assert_true(target_is_equal(&fixture->target, 0));
+    assert_true(fixture->target.tables[0].commit_count > 4);
+    assert_int_equal(stats_of(fixture).fetch_count, block_count);
+}
+
+/* Between two rounds a block spills that stands before some that were fetched. */
+static void test_what_stands_before_fetched_blocks_may_spill(void **state)
+{
+    struct fixture *fixture = *state;
+    struct target_table *table = &fixture->target.tables[0];
+
+    make(fixture, (struct weir_writebuf_config){
+                      .region = &fixture->region,
+                      .record_bytes_max = KIB,
+                      .working_bytes = (64 + 2 * 64) * KIB,
+                      .flushes_max = 1,
+                  });
+    fixture->region.puts_are_cold = true;
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 6000, 0);
+    table->fails = -EAGAIN;
+    flush(fixture, 0);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 6000, 0);
+    weir_writebuf_spill(fixture->set, UINT64_MAX);
+    table->fails = -EIO;
+    settle(fixture);
+    assert_int_equal(table->abort_count, 1);
+    assert_true(weir_writebuf_spill(fixture->set, 1) > 0);
+    /* The first in the region, the second in memory, the others in the region. */
+    assert_int_equal(buffer_of(fixture, 0).memory_bytes, 64 * KIB);
+
+    table->fails = 0;
+    fixture->account.wait_at = 0;
+    fixture->now_ns += SECOND;
+    for (int i = 0; table->commit_count == 0; i++) {
+        assert_true(i < 100);
+        weir_writebuf_poll(fixture->set, fixture->now_ns);
+        weir_region_poll(&fixture->region);
+    }
+    assert_true(weir_writebuf_spill(fixture->set, 1) > 0);
+    assert_int_equal(buffer_of(fixture, 0).memory_bytes, 0);
+    table->fails = -EIO;
+    settle(fixture);
+    assert_int_equal(table->abort_count, 2);
+    assert_int_equal(buffer_of(fixture, 0).loaded_bytes, 0);
+    table->fails = 0;
+    fixture->now_ns = buffer_of(fixture, 0).retry_ns;
+    settle(fixture);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
 static void test_memory_goes_back(void **state)
 {
     struct fixture *fixture = *state;
@@ -1435,6 +1501,10 @@ int main(void)
         {"a flush needs no memory that is refused", test_a_flush_needs_no_memory_that_is_refused,
          begin, end, NULL},
         {"a flush keeps its cap", test_a_flush_keeps_its_cap, begin, end, NULL},
+        {"a full table waits for what is fetched", test_a_full_table_waits_for_what_is_fetched,
+         begin, end, NULL},
+        {"what stands before fetched blocks may spill",
+         test_what_stands_before_fetched_blocks_may_spill, begin, end, NULL},
         {"memory goes back", test_memory_goes_back, begin, end, NULL},
         {"a flush verdict flushes the largest", test_a_flush_verdict_flushes_the_largest, begin,
          end, NULL},
