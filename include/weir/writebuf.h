@@ -216,7 +216,8 @@ WEIR_API WEIR_MUST_CHECK int weir_writebuf_append(struct weir_writebuf *buffer,
  * @done:  called once, from weir_writebuf_poll(), weir_writebuf_clear() or
  *         weir_writebuf_destroy(): 0: all that was appended before the demand is
  *         committed; -ETIMEDOUT: it had not begun at the deadline; -ECANCELED:
- *         cleared; else why the flush failed. May append, flush and cancel.
+ *         cleared, and @buffer is gone; else why the flush failed. May append,
+ *         flush and cancel.
  *
  * Starts as zeros but for @done; the rest is ours until then.
  */

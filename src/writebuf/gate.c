@@ -105,10 +105,17 @@ static void gate_forget_demand(struct weir_writebuf *buffer)
 
 int weir__gate_tell(struct weir_writebuf_set *set)
 {
+    struct weir__list now = set->finished;
     int count = 0;
 
-    while (!weir__list_is_empty(&set->finished)) {
-        struct weir_writebuf_ticket *ticket = ticket_of(set->finished.next);
+    if (weir__list_is_empty(&set->finished))
+        return 0;
+    /* One that asks again when it is told, and is done at once, waits for the next time. */
+    now.next->previous = &now;
+    now.previous->next = &now;
+    weir__list_init(&set->finished);
+    while (!weir__list_is_empty(&now)) {
+        struct weir_writebuf_ticket *ticket = ticket_of(now.next);
 
         weir__list_remove(ticket_link(ticket));
         ticket->buffer = NULL;
@@ -227,6 +234,9 @@ static void gate_expire_tickets(struct weir_writebuf *buffer)
         struct weir_writebuf_ticket *ticket = ticket_of(link);
 
         link = link->next;
+        /* What is under way has begun in time. */
+        if (buffer->flush != NULL && ticket->sequence <= buffer->flush->target_sequence)
+            continue;
         if (ticket->deadline_ns > set->now_ns) {
             weir__writebuf_due(set, ticket->deadline_ns);
             continue;
@@ -244,12 +254,12 @@ static void gate_tick_buffer(struct weir_writebuf *buffer)
     struct weir_writebuf_set *set = buffer->set;
     const struct weir_writebuf_config *config = &set->config;
 
+    gate_expire_tickets(buffer);
     if (buffer->flush != NULL) {
         if (config->stall_ns_max != UINT64_MAX)
             weir__writebuf_due(set, buffer->flush->moved_ns + config->stall_ns_max);
         return;
     }
-    gate_expire_tickets(buffer);
     if (buffer->retry_ns > set->now_ns) {
         weir__writebuf_due(set, buffer->retry_ns);
     } else if (buffer->retry_ns != 0) {

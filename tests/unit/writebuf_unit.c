@@ -155,6 +155,7 @@ static void flush(struct fixture *fixture, uint64_t id)
 
 struct told {
     struct weir_writebuf_ticket ticket;
+    struct weir_writebuf *buffer; /* of those that ask again */
     uint32_t count;
     int result;
 };
@@ -1193,6 +1194,62 @@ static void test_a_ticket_covers_what_came_before_it(void **state)
     assert_int_equal(early.result, 0);
 }
 
+/* A flush that hangs is not the one that a later ticket waits for. */
+static void test_a_ticket_times_out_behind_a_flush(void **state)
+{
+    struct fixture *fixture = *state;
+    struct told early = {.ticket.done = on_done};
+    struct told late = {.ticket.done = on_done};
+
+    make(fixture, (struct weir_writebuf_config){.stall_ns_max = UINT64_MAX});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 10, 10);
+    fixture->target.tables[0].fails = -EAGAIN;
+    weir_writebuf_flush(fixture->buffers[0], &early.ticket, fixture->now_ns + SECOND);
+    settle(fixture);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 10, 10);
+    weir_writebuf_flush(fixture->buffers[0], &late.ticket, fixture->now_ns + SECOND);
+    settle(fixture);
+    assert_int_equal(weir_writebuf_due_ns(fixture->set), fixture->now_ns + SECOND);
+    fixture->now_ns += SECOND;
+    settle(fixture);
+    assert_int_equal(late.count, 1);
+    assert_int_equal(late.result, -ETIMEDOUT);
+    assert_int_equal(early.count, 0); /* its flush has begun */
+    assert_true(weir_writebuf_due_ns(fixture->set) == UINT64_MAX);
+    fixture->target.tables[0].fails = 0;
+    settle(fixture);
+    assert_int_equal(early.count, 1);
+    assert_int_equal(early.result, 0);
+    assert_int_equal(buffer_of(fixture, 0).record_count, 10);
+}
+
+static void on_done_again(struct weir_writebuf_ticket *ticket, int result)
+{
+    struct told *told = (struct told *)(void *)ticket;
+
+    on_done(ticket, result);
+    assert_true(told->count < 100);
+    weir_writebuf_flush(told->buffer, ticket, UINT64_MAX);
+}
+
+/* One that asks again from its call, of a buffer that is empty, is told by the next poll. */
+static void test_a_ticket_that_asks_again_ends_the_poll(void **state)
+{
+    struct fixture *fixture = *state;
+    struct told told = {.ticket.done = on_done_again};
+
+    make(fixture, (struct weir_writebuf_config){0});
+    told.buffer = fixture->buffers[0];
+    weir_writebuf_flush(told.buffer, &told.ticket, UINT64_MAX);
+    for (uint32_t i = 1; i <= 10; i++) {
+        assert_int_equal(weir_writebuf_poll(fixture->set, fixture->now_ns), 1);
+        assert_int_equal(told.count, i);
+        assert_int_equal(told.result, 0);
+    }
+    assert_int_equal(weir_writebuf_cancel(told.buffer, &told.ticket), 0);
+    assert_int_equal(weir_writebuf_poll(fixture->set, fixture->now_ns), 0);
+}
+
 /* ---- Triggers --------------------------------------------------------------------- */
 
 static void test_bytes_and_rows_trigger(void **state)
@@ -1524,6 +1581,10 @@ int main(void)
          end, NULL},
         {"a ticket covers what came before it", test_a_ticket_covers_what_came_before_it, begin,
          end, NULL},
+        {"a ticket times out behind a flush", test_a_ticket_times_out_behind_a_flush, begin, end,
+         NULL},
+        {"a ticket that asks again ends the poll", test_a_ticket_that_asks_again_ends_the_poll,
+         begin, end, NULL},
         {"bytes and rows trigger", test_bytes_and_rows_trigger, begin, end, NULL},
         {"age triggers", test_age_triggers, begin, end, NULL},
         {"quiet times replay what was spilled", test_quiet_times_replay_what_was_spilled, begin,
