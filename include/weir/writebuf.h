@@ -128,7 +128,7 @@ struct weir_writebuf_sink {
  * @quiet_ns:           without an append for so long, spilled records are
  *                      replayed; 0: 100 ms; UINT64_MAX: never
  * @retry_ns:           back-off after the first failure, doubled with each
- *                      further one; 0: 1 s
+ *                      further one; 0: 1 s; UINT64_MAX: until it is resumed
  * @retry_ns_max:       its end; 0: 60 s
  * @stall_ns_max:       a flush that does not get on for so long has failed with
  *                      -ETIMEDOUT; 0: 60 s; UINT64_MAX: never

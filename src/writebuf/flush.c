@@ -136,7 +136,7 @@ static void flush_fail(struct writebuf_flush *flush, int result)
     set->failing_count += buffer->failure_count == 0;
     buffer->failure_count++;
     buffer->last_error = result;
-    buffer->retry_ns = weir__max(set->now_ns + flush_back_off_ns(buffer), 1);
+    buffer->retry_ns = set->now_ns + weir__min(flush_back_off_ns(buffer), UINT64_MAX - set->now_ns);
     /* It may have committed all the same. */
     buffer->is_position_known = set->config.sink.position == NULL;
     weir__flush_leave(flush);

@@ -494,6 +494,25 @@ static void test_back_off_grows_and_ends(void **state)
     assert_int_equal(buffer_of(fixture, 0).retry_ns - fixture->now_ns, SECOND);
 }
 
+static void test_back_off_may_have_no_end(void **state)
+{
+    struct fixture *fixture = *state;
+    struct target_table *table = &fixture->target.tables[0];
+
+    make(fixture, (struct weir_writebuf_config){.retry_ns = UINT64_MAX});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 5, 10);
+    table->fails = -EIO;
+    flush(fixture, 0);
+    fixture->now_ns += 1000 * SECOND;
+    settle(fixture);
+    assert_int_equal(table->abort_count, 1);
+    assert_true(weir_writebuf_due_ns(fixture->set) == UINT64_MAX);
+    table->fails = 0;
+    weir_writebuf_resume(fixture->buffers[0]);
+    settle(fixture);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
 static void test_a_failing_buffer_is_alone(void **state)
 {
     struct fixture *fixture = *state;
@@ -1542,6 +1561,7 @@ int main(void)
          NULL},
         {"a failed flush keeps all", test_a_failed_flush_keeps_all, begin, end, NULL},
         {"back-off grows and ends", test_back_off_grows_and_ends, begin, end, NULL},
+        {"back-off may have no end", test_back_off_may_have_no_end, begin, end, NULL},
         {"a failing buffer is alone", test_a_failing_buffer_is_alone, begin, end, NULL},
         {"a commit that lies doubles nothing", test_a_commit_that_lies_doubles_nothing, begin, end,
          NULL},
