@@ -72,8 +72,8 @@ struct weir_writebuf_record {
  * struct weir_writebuf_sink - where changes go
  * @position:  up to where this target has committed; asked before the first
  *             flush and after each that failed, and what it has already is not
- *             handed on again. 0: nothing. NULL: what this set has seen
- *             committed.
+ *             handed on again. 0: nothing. Less than it has confirmed fails the
+ *             flush with -ESTALE. NULL: what this set has seen committed.
  * @begin:     a new batch of the buffer @id
  * @put:       the key has this value now. operation: WEIR_WRITEBUF_INSERT if
  *             the key was not there before this batch, as far as the producer
