@@ -322,7 +322,7 @@ struct weir_writebuf_stats {
     uint64_t loaded_bytes;   /* likewise */
     uint64_t index_bytes;    /* of compaction, beyond the working set */
     uint64_t working_bytes;  /* charged at create and kept */
-    uint64_t charged_bytes;  /* memory, loaded and index beyond the working set, and the set */
+    uint64_t charged_bytes;  /* the working set; memory, loaded and index beyond it */
     uint64_t metadata_bytes; /* tables, told to the account's books */
     uint64_t mapped_bytes;   /* address space for records; pages that are free are not in memory */
     uint64_t appended_count; /* ever, as all that follows */

@@ -7,10 +7,9 @@
  * Changes go round many tables, far more of them than memory; the sink of three
  * tables fails all the time. The others must not notice: they wait for each other
  * where the database is slower than we are, and all of theirs is committed while
- * those three still fail. Then these are healed, and the database
- * is what a plain replay makes of the changes: each row, no row more, and each
- * position. Memory, as the kernel counts it, is under the limit meanwhile and
- * comes back afterwards.
+ * those three still fail. Then these are healed, and the database is what a plain
+ * replay makes of the changes: each row, no row more, and each position. Memory,
+ * as the kernel counts it, is under the limit meanwhile and comes back afterwards.
  *
  * A value says which change wrote it: key and sequence decide all its bytes. So
  * the replay need only keep the sequence that each key was last written with.
@@ -19,7 +18,7 @@
 #include <weir/region.h>
 #include <weir/writebuf.h>
 
-#include "../../tools/sqlite/sqlite_sink.h"
+#include "sqlite_sink.h"
 
 #include <errno.h>
 #include <malloc.h>
