@@ -18,7 +18,7 @@
 #include <weir/region.h>
 #include <weir/writebuf.h>
 
-#include "sqlite_sink.h"
+#include "../../tools/sqlite/sqlite_sink.h"
 
 #include <errno.h>
 #include <malloc.h>
