@@ -133,7 +133,7 @@ struct weir_writebuf_sink {
  * @stall_ns_max:       a flush that does not get on for so long has failed with
  *                      -ETIMEDOUT; 0: 60 s; UINT64_MAX: never
  * @ready:              an append was refused with -EAGAIN and may go now; from
- *                      poll; may be NULL
+ *                      poll, each millisecond if nothing gets on; may be NULL
  * @context:            passed to @ready
  */
 struct weir_writebuf_config {

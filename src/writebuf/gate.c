@@ -22,6 +22,9 @@
 
 #include <errno.h>
 
+/* Between two calls of ready where nothing was done meanwhile. */
+#define GATE_READY_NS UINT64_C(1000000)
+
 _Static_assert(sizeof(struct weir__list) == sizeof(((struct weir_writebuf_ticket *)0)->link),
                "a ticket is linked by its own words");
 
@@ -383,8 +386,10 @@ int weir_writebuf_poll(struct weir_writebuf_set *set, uint64_t now_ns)
     }
     count += weir__gate_tell(set);
     set->is_busy = count > 0;
-    if (set->is_refused) {
+    /* What the set has no part in may have changed, but who asks all the time keeps a core busy. */
+    if (set->is_refused && (count > 0 || set->now_ns >= set->ready_ns)) {
         set->is_refused = false;
+        set->ready_ns = set->now_ns + GATE_READY_NS;
         if (set->config.ready != NULL)
             set->config.ready(set->config.context);
     }
@@ -395,8 +400,10 @@ uint64_t weir_writebuf_due_ns(const struct weir_writebuf_set *set)
 {
     WEIR_ASSERT(weir__writebuf_is_mine(set));
 
-    if (set->is_busy || set->is_refused || set->is_short || !weir__list_is_empty(&set->finished) ||
+    if (set->is_busy || set->is_short || !weir__list_is_empty(&set->finished) ||
         (set->queued_count > 0 && set->flushing_count < set->config.flushes_max))
         return set->now_ns;
+    if (set->is_refused)
+        return weir__min(set->due_ns, weir__max(set->ready_ns, set->now_ns));
     return set->due_ns;
 }

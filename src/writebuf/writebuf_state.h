@@ -167,7 +167,8 @@ struct weir_writebuf_set {
     uint64_t charged_bytes; /* W2; the working set apart */
     uint64_t credit_bytes;  /* W5 */
     uint64_t now_ns;
-    uint64_t due_ns; /* W6 */
+    uint64_t due_ns;   /* W6 */
+    uint64_t ready_ns; /* ready is not called before, unless something was done */
     uint64_t quiet_since_ns;
     uint64_t quiet_count;  /* appended_count then */
     uint64_t demand_bytes; /* the account was asked for so much; the next poll looks at it */

@@ -55,7 +55,8 @@ static void make(struct fixture *fixture, struct weir_writebuf_config config)
         config.trigger_age_ns = UINT64_MAX;
     if (config.quiet_ns == 0)
         config.quiet_ns = UINT64_MAX;
-    config.ready = on_ready;
+    if (config.ready == NULL)
+        config.ready = on_ready;
     config.context = fixture;
     assert_int_equal(weir_writebuf_create(&config, &fixture->set), 0);
     for (uint64_t i = 0; i < TABLES; i++)
@@ -686,6 +687,48 @@ static void test_without_a_region_the_cap_refuses(void **state)
     settle(fixture);
     assert_int_equal(fixture->ready_count, 1);
     assert_int_equal(change(fixture, 0, WEIR_WRITEBUF_UPDATE, 1, 100), 0);
+    flush(fixture, 0);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
+static void on_ready_append(void *context)
+{
+    struct fixture *fixture = context;
+
+    fixture->ready_count++;
+    while (fixture->sequences[0] < 20000)
+        if (change(fixture, 0, WEIR_WRITEBUF_UPDATE, 1, 100) < 0)
+            return;
+}
+
+/* Nothing gets on, and who is told asks again each time: that must not keep a core busy. */
+static void test_ready_has_a_pace(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){.collect_bytes_max = MIB,
+                                                .flush_bytes_max = MIB,
+                                                .retry_ns = UINT64_MAX,
+                                                .ready = on_ready_append});
+    fixture->target.tables[0].fails = -EIO;
+    on_ready_append(fixture);
+    settle(fixture);
+    assert_int_equal(buffer_of(fixture, 0).failure_count, 1);
+    for (int i = 0; i < 10; i++) {
+        uint32_t before = fixture->ready_count;
+        uint64_t due_ns = weir_writebuf_due_ns(fixture->set);
+
+        assert_in_range(due_ns, fixture->now_ns + 1, fixture->now_ns + SECOND / 1000);
+        settle(fixture);
+        assert_int_equal(fixture->ready_count, before);
+        fixture->now_ns = due_ns;
+        settle(fixture);
+        assert_int_equal(fixture->ready_count, before + 1);
+    }
+    fixture->target.tables[0].fails = 0;
+    weir_writebuf_resume(fixture->buffers[0]);
+    settle(fixture);
+    assert_int_equal(fixture->sequences[0], 20000);
     flush(fixture, 0);
     assert_true(target_is_equal(&fixture->target, 0));
 }
@@ -1599,6 +1642,7 @@ int main(void)
          NULL},
         {"without a region the cap refuses", test_without_a_region_the_cap_refuses, begin, end,
          NULL},
+        {"ready has a pace", test_ready_has_a_pace, begin, end, NULL},
         {"wait is told and ends", test_wait_is_told_and_ends, begin, end, NULL},
         {"a flush needs no memory that is refused", test_a_flush_needs_no_memory_that_is_refused,
          begin, end, NULL},
