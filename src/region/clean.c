@@ -26,9 +26,10 @@
  * its chunk is empty then and not before. Such chunks are begun earlier, and puts
  * that come too fast wait for them, for room that others will need.
  *
- * What is pinned, under construction or too large for the buffer stays; a chunk that holds such an item is not begun, and set aside until
- * something in it is freed or unpinned. One with an item that has no place in one
- * piece is so, too, until there is such a place.
+ * What is pinned, under construction or too large for the buffer stays; a chunk
+ * that holds such an item is not begun, and set aside until something in it is
+ * freed or unpinned. One with an item that has no place in one piece is so, too,
+ * until there is such a place.
  *
  *   L1  a window that is being read has its half of the buffer, or all of it
  *   L2  what a window holds is as it was in the file, unless it is void
