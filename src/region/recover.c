@@ -391,7 +391,7 @@ static int recover_fill(struct weir_region *region, uint64_t end)
 {
     if (end == region->mark_bytes)
         return 0;
-    int r = weir__table_ready(region, region->spare_min);
+    int r = weir__table_ready_to_free(region, 0);
     if (r == 0)
         (void)weir__space_bump(region, end - region->mark_bytes);
     return r;
@@ -432,7 +432,7 @@ static int recover_free_holes(struct weir_region *region)
         const struct weir__entry *entry = weir__region_entry(region, index);
         bool is_hole = weir__entry_state(entry) == EXTENT_BUILT;
         uint32_t next = weir__entry_next(entry);
-        int r = weir__table_ready(region, region->spare_min);
+        int r = weir__table_ready_to_free(region, 0);
         if (r < 0)
             return r;
         if (is_hole)

@@ -386,6 +386,9 @@ void weir__table_close(struct weir_region *region);
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);
 
+/* The same for what comes free: where there are no more it is what was kept for that. */
+int weir__table_ready_to_free(struct weir_region *region, uint64_t bytes);
+
 /* Have memory for the next entries made, through the ring; where that fails it is made at need. */
 void weir__table_ahead(struct weir_region *region);
 

@@ -83,11 +83,10 @@ static void sync_free_all(struct weir_region *region)
 {
     for (uint32_t index = 1; index <= region->slots.used_count && region->named.freed_bytes > 0;
          index++) {
-        if (!weir__state_is_freed(weir__entry_state(weir__region_entry(region, index))))
-            continue;
-        if (weir__table_ready(region, region->spare_min) < 0)
-            return;
-        sync_free(region, index);
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        if (weir__state_is_freed(weir__entry_state(entry)) &&
+            weir__table_ready_to_free(region, weir__entry_bytes(entry)) == 0)
+            sync_free(region, index);
     }
 }
 

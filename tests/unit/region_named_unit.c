@@ -731,6 +731,36 @@ static void an_anonymous_region_has_no_name(void **state)
     close_named(&f);
 }
 
+/* So many empty items that there is no slot for another: then nothing can be split either. */
+static void the_last_slot_is_taken(void **state)
+{
+    struct fixture f;
+    struct weir_slot slot = {0};
+    struct weir_slot last;
+    uint64_t count = 0;
+    int r;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_initial = config.bytes_max = 2 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    while ((r = weir_region_put(f.region, "", 0, (struct weir_label){0, 7}, &last)) == 0)
+        count++;
+    assert_int_equal(r, -EDQUOT);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+
+    assert_int_equal(open_with(&f, config), 0);
+    assert_int_equal(f.report.kept_slot_count, count);
+    while (weir_region_next(f.region, &slot))
+        assert_int_equal(weir_region_free(f.region, slot), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_audit(f.region);
+    put(&f, 1, 5000);
+    close_named(&f);
+}
+
 /* ---- Damage ---------------------------------------------------------------- */
 
 static int reopen_with(struct fixture *f, const struct weir__header *header)
@@ -961,6 +991,8 @@ int main(int argc, char **argv)
              confirmed_space_waits_for_the_next_sync),
         CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),
         CASE("what was filled in place keeps its alignment", alignment_is_kept),
+        CASE("a region without a slot left is found again, and sync frees them",
+             the_last_slot_is_taken),
         CASE("wiping leaves what lives", wiping_leaves_what_lives),
         CASE("an anonymous region has nothing to sync or to report",
              an_anonymous_region_has_no_name),
