@@ -304,7 +304,7 @@ struct weir_region {
     uint64_t resident_bytes_max; /* fixed */
     uint64_t item_bytes_max;
     uint64_t put_bytes_max;
-    uint64_t spare_min;   /* entries that must be there before anything is split */
+    uint64_t spare_min;   /* entries that must be there before one is taken; frees need them */
     uint64_t spare_ahead; /* fewer: it is time for weir__table_ahead() */
 
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
@@ -385,9 +385,6 @@ void weir__table_close(struct weir_region *region);
 
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);
-
-/* The same for what comes free: where there are no more it is what was kept for that. */
-int weir__table_ready_to_free(struct weir_region *region, uint64_t bytes);
 
 /* Have memory for the next entries made, through the ring; where that fails it is made at need. */
 void weir__table_ahead(struct weir_region *region);

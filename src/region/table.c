@@ -274,15 +274,6 @@ int weir__table_ready(struct weir_region *region, uint64_t spare)
     return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
 }
 
-int weir__table_ready_to_free(struct weir_region *region, uint64_t bytes)
-{
-    /* A cut at each border, and one on either side of a chunk that is emptied. */
-    uint64_t cuts = bytes / LAYOUT_CHUNK_BYTES + 4;
-    int r = weir__table_ready(region, region->spare_min);
-
-    return r < 0 && weir__slots_spare(&region->slots) >= cuts ? 0 : r;
-}
-
 static int table_map_plan(struct weir_region *region, const struct table_plan *plan,
                           void **ret_tables)
 {
