@@ -25,6 +25,12 @@
  * block) or through the ring (fetch, fetch_into). A cold item is never read
  * through the mapping.
  *
+ * One signal is left. What is resident lies in the page cache, where the kernel may
+ * take clean pages back when others press for memory, and reads them again when
+ * they are touched, by the owner or by a call here. If the disk fails in that
+ * moment it is SIGBUS, at the address that was touched. A full disk, a failed
+ * write and a cold item never are a signal.
+ *
  * The file grows ahead of need and gives back what is free unasked, both from
  * poll; in memory are also the pages that are made ahead of the next put.
  *
