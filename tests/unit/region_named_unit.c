@@ -482,6 +482,40 @@ static void limits_may_change(void **state)
     close_named(&f);
 }
 
+/*
+ * Full, all of it cold, though all of it may be in memory: what is freed is room only in
+ * chunks that are brought back. What the kernel lets go of is known all the same.
+ */
+static void a_small_region_goes_on(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[5];
+    struct weir_region_stats before;
+    struct weir_region_stats after;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_max = 4 * MIB;
+    config.resident_bytes_max = 16 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &before);
+    for (uint64_t i = 0; i < 5; i++)
+        slots[i] = put(&f, i, 800 * KIB);
+    close_named(&f);
+
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &after);
+    assert_int_equal(after.bounded, before.bounded);
+    for (uint64_t i = 0; i < 5; i += 2)
+        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    for (uint64_t i = 0; i < 5; i += 2)
+        slots[i] = put(&f, 10 + i, 800 * KIB);
+    for (uint64_t i = 0; i < 5; i++)
+        assert_int_equal(check(&f, slots[i], i % 2 == 0 ? 10 + i : i, 800 * KIB), 0);
+    close_named(&f);
+}
+
 static void what_was_under_construction_is_gone(void **state)
 {
     struct fixture f;
@@ -1038,6 +1072,7 @@ int main(int argc, char **argv)
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
+        CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
         CASE("what sync confirmed keeps its space until the next",
