@@ -101,8 +101,6 @@ void weir__move_settle(struct weir_region *region)
          index++) {
         if (weir__entry_beside(weir__region_entry(region, index)) != BESIDE_OLD)
             continue;
-        if (weir__table_ready(region, region->spare_min) < 0)
-            return; /* with the next sync */
         named->moving_bytes -= weir__space_bytes(region, index);
         named->moving_count--;
         move_set_kind(region, index, BESIDE_NOTHING);

@@ -281,14 +281,14 @@ static void flush_make_index(struct writebuf_flush *flush, uint64_t record_count
     if (bytes > WRITEBUF_INDEX_BYTES && bytes <= bytes_max && weir__writebuf_may_take(set, bytes)) {
         if (weir__pieces_take(&set->pieces, bytes, &flush->index_piece) == 0) {
             flush->index_charged_bytes = bytes;
-            weir__keys_init(&flush->keys, flush->index_piece.data, bytes);
+            weir__keys_init(&flush->keys, flush->index_piece.data, bytes, set->keys_seed);
             return;
         }
         weir__writebuf_refund(set, bytes);
     }
     bytes = weir__min(bytes, WRITEBUF_INDEX_BYTES);
     memset(flush->index_memory, 0, bytes);
-    weir__keys_init(&flush->keys, flush->index_memory, bytes);
+    weir__keys_init(&flush->keys, flush->index_memory, bytes, set->keys_seed);
 }
 
 /* Take blocks from the first on, while there is memory; 0, or -ENOMEM for the first. */
@@ -434,15 +434,12 @@ static void flush_cut(struct writebuf_flush *flush)
 static int flush_scan_one(struct writebuf_flush *flush, const struct weir_writebuf_record *record,
                           const char *data, uint64_t bytes)
 {
-    bool has_overtaken;
-
     if (record->sequence > flush->buffer->position) {
         if (record->operation == WEIR_WRITEBUF_BARRIER) {
             if (flush->has_live)
                 return 0;
             flush->is_barrier = true;
-        } else if (flush->is_barrier ||
-                   !weir__keys_add(&flush->keys, data, record, &has_overtaken)) {
+        } else if (flush->is_barrier || !weir__keys_add(&flush->keys, data, record)) {
             return 0;
         }
         flush->has_live = true;

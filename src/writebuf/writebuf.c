@@ -41,6 +41,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/random.h"
+#include "base/sys.h"
 #include "writebuf/record.h"
 
 #include <weir/governor.h>
@@ -211,6 +212,7 @@ int weir_writebuf_create(const struct weir_writebuf_config *config,
     if (config->account != NULL)
         set->heap.books = weir_account_books(config->account);
     set->owner = pthread_self();
+    set->keys_seed = weir__sys_entropy();
     set->due_ns = UINT64_MAX;
     weir__list_init(&set->buffers);
     weir__list_init(&set->gate);

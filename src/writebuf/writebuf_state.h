@@ -152,6 +152,7 @@ struct weir_writebuf_set {
     struct weir__list buffers;
     struct weir_writebuf **hash;
     uint64_t hash_count; /* a power of two */
+    uint64_t keys_seed;
     uint64_t buffer_count;
     struct weir__list gate;
     struct weir__list loads;
