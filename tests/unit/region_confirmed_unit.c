@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include <weir/region.h>
+#include <weir/view.h>
 
 #include "base/bits.h"
 #include "base/random.h"
@@ -28,15 +29,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 
 #define KIB UINT64_C(1024)
 #define MIB (KIB << 10)
 
-#define NAME      "confirmed"
-#define ITEMS_MAX 12000
-#define PIN_COUNT 40
-#define WAITS_MAX 20000
-#define WAIT_NS   UINT64_C(1000000)
+#define NAME           "confirmed"
+#define ITEMS_MAX      12000
+#define ITEM_BYTES_MAX 24576
+#define PIN_COUNT      40
+#define WAITS_MAX      20000
+#define WAIT_NS        UINT64_C(1000000)
 
 struct item {
     struct weir_slot slot;
@@ -356,6 +361,75 @@ static void what_happens_to_an_item_meanwhile(void **state)
     end(f);
 }
 
+/* Somebody who reads all the while; what he reads is not freed. */
+struct watcher {
+    struct weir_view *view;
+    const struct item *items;
+    size_t count;
+    _Atomic uint64_t exact;
+    atomic_bool is_over;
+    atomic_bool is_wrong;
+};
+
+static void *watch(void *context)
+{
+    struct watcher *watcher = context;
+    char *data = malloc(ITEM_BYTES_MAX);
+
+    for (uint64_t i = 0; !watcher->is_over; i++) {
+        const struct item *item = &watcher->items[i * 31 % watcher->count];
+        size_t count = 0;
+        int r = weir_view_read(watcher->view, item->slot, 0, data, ITEM_BYTES_MAX, &count);
+        bool is_exact = r == 0 && count == item->bytes &&
+                        harness_differs_at(data, count, item->seed, 0) == count;
+        watcher->exact += is_exact;
+        if (!is_exact && r != -EAGAIN)
+            watcher->is_wrong = true;
+    }
+    free(data);
+    return NULL;
+}
+
+static void a_view_is_exact_meanwhile(void **state)
+{
+    struct fixture *f = begin(64 * MIB);
+    struct item *watched = malloc(ITEMS_MAX * sizeof(*watched));
+    struct watcher watcher = {.items = watched};
+    pthread_t thread;
+    uint64_t moved = 0;
+
+    (void)state;
+    make_sparse(f);
+    for (; watcher.count < f->count / 2; watcher.count++)
+        watched[watcher.count] = f->items[watcher.count];
+    assert_int_equal(weir_view_open(0, weir_region_fd(f->region), &watcher.view), 0);
+    assert_int_equal(pthread_create(&thread, NULL, watch, &watcher), 0);
+    for (int turn = 0; turn < 8; turn++) {
+        uint64_t seen = watcher.exact;
+        moved += stats_of(f).moving_bytes;
+        sync_now(f);
+        /* What came free is stored to, and free again with the next sync. */
+        while (f->live_bytes < 16 * MIB)
+            put_one(f, 1000 + weir__random_below(&f->random, 6000));
+        sync_now(f);
+        while (f->count > watcher.count + 50)
+            free_one(f, watcher.count + weir__random_below(&f->random, f->count - watcher.count));
+        sync_now(f);
+        settle(f);
+        while (watcher.exact == seen && !watcher.is_wrong)
+            sched_yield();
+    }
+    watcher.is_over = true;
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    print_message("# %" PRIu64 " reads, %" PRIu64 " KiB moved\n", watcher.exact, moved / KIB);
+    assert_false(watcher.is_wrong);
+    assert_true(moved > MIB);
+    weir_view_close(watcher.view);
+    check_all(f);
+    free(watched);
+    end(f);
+}
+
 /* All that happens at random, with power losses that take what the last sync did not confirm. */
 static void syncs_come_at_any_time(void **state)
 {
@@ -401,6 +475,7 @@ int main(int argc, char **argv)
         CASE("what was moved gives its space back with the sync", space_comes_back_with_the_sync),
         CASE("a power loss before the sync leaves what it confirmed", a_power_loss_before_the_sync),
         CASE("freed or pinned meanwhile, an item is not moved", what_happens_to_an_item_meanwhile),
+        CASE("a view is exact meanwhile", a_view_is_exact_meanwhile),
         CASE("syncs come at any time", syncs_come_at_any_time),
     };
 
