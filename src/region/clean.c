@@ -162,12 +162,20 @@ static bool clean_may_promise(const struct weir_region *region)
 
 /*
  * A put waits rather than begin a chunk for which none was promised, nor for the
- * copies; five are for four, so that what is short becomes less.
+ * copies, since it began to be short; five are for four, so that what is short
+ * becomes less. Where it would make the file longer than its goal @ahead more are.
  */
-static bool clean_is_behind(const struct weir_region *region)
+static bool clean_is_behind(struct weir_region *region, uint64_t ahead)
 {
-    return clean_may_promise(region) && clean_is_short_of_promises(region) &&
-           clean_promised(region) < (clean_since_sync(region) + region->named.moving_bytes) / 4 * 5;
+    struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t put_bytes = weir__word_load(&weir__region_figures(region)->put_bytes);
+
+    if (!clean_may_promise(region) || !clean_is_short_of_promises(region)) {
+        cleaner->short_bytes = put_bytes;
+        return false;
+    }
+    uint64_t since = put_bytes - weir__max(cleaner->short_bytes, region->named.put_bytes);
+    return clean_promised(region) < (since + region->named.moving_bytes) / 4 * 5 + ahead;
 }
 
 /* What begins now: nothing, a chunk that can be emptied at once, or any. */
@@ -251,9 +259,9 @@ bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
     struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t keep = clean_has_nest(region) ? 0 : CLEAN_KEEP_BYTES;
 
-    if (clean_is_behind(region)) {
+    if (clean_is_behind(region, 0)) {
         weir__clean_advance(region, false, CLEAN_PUT_BYTES);
-        if (clean_is_behind(region) && clean_is_moving(region, true))
+        if (clean_is_behind(region, 0) && clean_is_moving(region, true))
             return false;
     }
     if (clean_file(region) <= clean_goal(region) + weir__move_waiting(region))
@@ -267,9 +275,7 @@ bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
     if (may_grow && clean_grow(region))
         return true;
     weir__clean_advance(region, true, CLEAN_PUT_BYTES);
-    /* The file grows beyond its goal: not again after the next sync. */
-    return !clean_is_moving(region,
-                            clean_may_promise(region) && clean_is_short_of_promises(region));
+    return !clean_is_moving(region, clean_is_behind(region, CLEAN_LOW_BYTES));
 }
 
 /* ---- What --------------------------------------------------------------- */

@@ -235,6 +235,7 @@ struct weir__cleaner {
     uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
     uint64_t moved_bytes;     /* ever */
     uint64_t promised_count;  /* chunks that the next sync empties */
+    uint64_t short_bytes;     /* put before it was short of these */
 };
 
 /* An item that recover found: where it lies, and whether it is to be believed. */
