@@ -381,11 +381,7 @@ void weir_writebuf_pause(struct weir_writebuf *buffer)
         return;
     buffer->is_paused = true;
     set->paused_count++;
-    if (buffer->is_queued) {
-        weir__list_remove(&buffer->waiting);
-        buffer->is_queued = false;
-        set->queued_count--;
-    }
+    weir__gate_leave(buffer);
     weir__writebuf_count(buffer);
 }
 
