@@ -64,7 +64,13 @@ static inline uint32_t weir__quick_carve(struct weir_region *region, uint32_t ho
         return hole;
     }
     uint32_t index = weir__slots_take(&region->slots);
-    weir__extents_resize(&region->extents, hole, offset + space, bytes - space);
+    if (bytes - space > EXTENT_BIN_BYTES_MAX) {
+        weir__extents_resize(&region->extents, hole, offset + space, bytes - space);
+    } else {
+        weir__extents_remove(&region->extents, hole);
+        weir__space_set(region, hole, offset + space, bytes - space, EXTENT_FREE);
+        weir__extents_insert(&region->extents, hole);
+    }
     weir__space_link(region, weir__space_previous(region, hole), index);
     weir__space_link(region, index, hole);
     weir__space_claim(region, index, offset, offset + space);
@@ -115,13 +121,13 @@ static inline bool weir__quick_free(struct weir_region *region, struct weir_slot
     if (WEIR_UNLIKELY(!weir__quick_may_store(region, offset, space)))
         return false;
 
-    uint32_t generation = slot.generation + 1;
     weir__space_count_free(region, bytes);
     weir__chunk_sub_live(&region->chunks, weir__chunk_of(offset), space);
-    weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_ZOMBIE, space));
+    weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, space));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    if (!weir__space_extend(region, slot.index, generation, offset, offset + space))
+    if (!weir__space_follows_root(region, slot.index) ||
+        !weir__space_extend_root(region, slot.index, offset, offset + space))
         weir__space_add_free(region, slot.index, offset, offset + space);
     return true;
 }

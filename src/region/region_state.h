@@ -334,7 +334,7 @@ struct weir_region {
     uint64_t damaged_count;                 /* items */
     uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
     uint64_t step_bytes;                    /* put since the background was looked at */
-    uint64_t live_bytes_peak; /* from which it came down */
+    uint64_t live_bytes_peak;               /* from which it came down */
     uint64_t put_count;
     uint64_t fetch_count;
     uint64_t write_error_count;

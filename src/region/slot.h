@@ -150,11 +150,11 @@ static inline uint32_t weir__slots_take(struct weir__slots *slots)
     return index;
 }
 
-/* Give it back with this generation; it is in no list and no index any more. */
-static inline void weir__slots_give_as(struct weir__slots *slots, uint32_t index,
-                                       uint32_t generation)
+/* Give it back; it is in no list and no index any more. */
+static inline void weir__slots_give(struct weir__slots *slots, uint32_t index)
 {
     struct weir__entry *entry = &slots->entries[index];
+    uint32_t generation = weir__entry_generation(entry);
 
     WEIR_ASSERT(index != 0 && index <= slots->used_count);
     WEIR_ASSERT(generation % 2 == 0); /* S1 */
@@ -168,11 +168,6 @@ static inline void weir__slots_give_as(struct weir__slots *slots, uint32_t index
     if (WEIR_UNLIKELY(slots->recent_count == SLOT_RECENT_COUNT))
         weir__slots_spill(slots);
     slots->recent[slots->recent_count++] = index;
-}
-
-static inline void weir__slots_give(struct weir__slots *slots, uint32_t index)
-{
-    weir__slots_give_as(slots, index, weir__entry_generation(&slots->entries[index]));
 }
 
 #endif

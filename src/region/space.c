@@ -171,6 +171,24 @@ static void space_lower_mark(struct weir_region *region)
     space_set_mark(region, offset);
 }
 
+bool weir__space_extend_root(struct weir_region *region, uint32_t index, uint64_t from,
+                             uint64_t end)
+{
+    uint32_t previous = weir__space_previous(region, index);
+    uint32_t next = weir__space_next(region, index);
+
+    WEIR_ASSERT(previous == region->extents.root);
+    if (next == 0 || weir__space_state(region, next) == EXTENT_FREE)
+        return false;
+
+    weir__space_link(region, previous, next);
+    weir__space_claim(region, previous, from, end);
+    weir__slots_give(&region->slots, index);
+    uint64_t offset = weir__space_offset(region, previous);
+    weir__extents_resize(&region->extents, previous, offset, end - offset);
+    return true;
+}
+
 void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end)
 {
     index = space_add_range(region, index, from, end, EXTENT_FREE);

@@ -131,29 +131,23 @@ static inline void weir__space_count_free(struct weir_region *region, uint64_t b
 }
 
 /*
- * What @index holds, [from, end) of one chunk that may be stored to, is free, and
- * makes a long free extent in front of it longer, as in a queue. False: it does
- * not, nothing has changed. Only for the root of the treap, which it nearly always
- * is in a queue: frees at random find out without a look at its entry.
+ * Whether the free extent in front of @index is the root of the treap, as it nearly
+ * always is in a queue: frees at random find out without a look at its entry.
  */
-static inline bool weir__space_extend(struct weir_region *region, uint32_t index,
-                                      uint32_t generation, uint64_t from, uint64_t end)
+static inline bool weir__space_follows_root(const struct weir_region *region, uint32_t index)
 {
     uint32_t previous = weir__space_previous(region, index);
-    uint32_t next = weir__space_next(region, index);
 
-    if (previous == 0 || previous != region->extents.root || next == 0 ||
-        weir__space_state(region, next) == EXTENT_FREE)
-        return false;
-
-    uint64_t offset = weir__space_offset(region, previous);
-    weir__entry_set_next(weir__region_entry(region, previous), next);
-    weir__entry_set_previous(weir__region_entry(region, next), previous);
-    weir__space_claim(region, previous, from, end);
-    weir__slots_give_as(&region->slots, index, generation);
-    weir__extents_resize(&region->extents, previous, offset, end - offset);
-    return true;
+    return previous != 0 && previous == region->extents.root;
 }
+
+/*
+ * It does, and what @index holds, [from, end) of one chunk that may be stored to, is
+ * free and makes the root longer. False: there is more to be joined, nothing has
+ * changed.
+ */
+bool weir__space_extend_root(struct weir_region *region, uint32_t index, uint64_t from,
+                             uint64_t end);
 
 /* What @index holds, [from, end) of one chunk that may be stored to, is free; the mark may come down. */
 void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end);
