@@ -374,9 +374,11 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
 /*
  * weir_region_fetch_into() - one piece of an item into the caller's buffer
  * @offset:     into the item; @offset + @bytes must not pass its end
+ * @bytes:      0 .. INT32_MAX
  * @buffer:     filled until @operation completes; the caller's charge
  * @operation:  completed from poll, never from this call, with @bytes or a
- *              negative errno (-ESTALE: freed meanwhile)
+ *              negative errno (-ESTALE: freed meanwhile); may do what a
+ *              weir_fetch_fn may
  *
  * For items too large for memory. Pieces are not verified one by one; the
  * checksum of the whole is in the slot. What is left of a damaged item comes so.

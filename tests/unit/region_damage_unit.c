@@ -68,6 +68,53 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
     finish(&f);
 }
 
+/* A read that finds damage names it, as a fetch does; what is left of it comes in pieces. */
+static void a_read_finds_damage_too(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[4];
+    char *buffer = test_calloc(1, 100001);
+    size_t bytes = 4711;
+    const void *data;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 100000);
+    damage(&f, 1, 70000);
+    uint64_t errors = figures(&f).read_error_count;
+    assert_int_equal(weir_region_at(f.region, slots[1], &data, NULL), -EAGAIN);
+    assert_int_equal(weir_region_read(f.region, slots[1], 0, buffer, 100000, &bytes), -EBADMSG);
+    assert_int_equal(bytes, 4711);
+    struct weir_region_stats stats = figures(&f);
+    assert_int_equal(stats.read_error_count, errors + 1);
+    assert_int_equal(stats.damaged_count, 1);
+    assert_true(info_of(&f, slots[1]).damaged);
+    assert_int_equal(weir_region_at(f.region, slots[1], &data, NULL), -EBADMSG);
+    for (int i = 0; i < 3; i += 2)
+        assert_whole(&f, slots[i]);
+
+    for (uint64_t at = 0; at < 100000; at += 10000) {
+        struct piece piece = {.operation = {piece_done}, .f = &f};
+        memset(buffer, 0xee, 10000);
+        assert_int_equal(
+            weir_region_fetch_into(f.region, slots[1], at, buffer, 10000, &piece.operation), 0);
+        piece_finish(&f, &piece);
+        assert_int_equal(piece.result, 10000);
+        if (at != 70000)
+            assert_pattern(buffer, 10000, 1, at);
+        else
+            assert_int_equal(harness_differs_at(buffer, 10000, 1, at), 0);
+        assert_int_equal(weir_region_read(f.region, slots[1], at, buffer, 10000, &bytes), 0);
+        assert_int_equal(bytes, 10000);
+    }
+    assert_int_equal(figures(&f).damaged_count, 1);
+    weir_region_audit(f.region);
+    test_free(buffer);
+    finish(&f);
+}
+
 /*
  * A chunk comes back because an unfinished item in it goes on: nobody gets an
  * address of bytes that are not those that were put.
@@ -138,6 +185,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest cases[] = {
         CASE("a damaged item is named and harms no other",
              a_damaged_item_is_named_and_harms_no_other),
+        CASE("a read finds damage too, and pieces can be had of it", a_read_finds_damage_too),
         CASE("what is brought back to be stored to is verified", what_is_brought_back_is_verified),
     };
 
