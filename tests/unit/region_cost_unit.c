@@ -4,7 +4,7 @@
  *
  * Where region.h says of a call that it makes no system call, one, or allocates
  * nothing, the seam counts them. What it says only of the usual way is counted there:
- * a put that begins no chunk, memory and disk in plenty.
+ * a put that begins no chunk, memory and disk in plenty. And who allocates is refused.
  *
  *      region_cost_unit [--synchronous] [pattern]
  */
@@ -30,6 +30,11 @@ static void count(enum seam_call kind, uint64_t *ret_count)
     seam_arm((struct seam_rule){
         .call = kind, .times = SEAM_FOR_GOOD, .matches = counts, .context = ret_count});
 }
+
+struct told {
+    struct fixture *f;
+    int count;
+};
 
 struct cost {
     uint64_t calls;
@@ -224,6 +229,105 @@ static void a_refusal_costs_nothing(void **state)
     finish(&f);
 }
 
+/*
+ * Each call is tried with one allocation more, until it has what it needs: before
+ * that it says -ENOMEM, and nothing has changed.
+ */
+static int without_memory(struct fixture *f, uint64_t at, int (*call)(struct fixture *f))
+{
+    struct weir_region_stats before = figures(f);
+
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_ANY_HEAP, .at = at});
+    int r = call(f);
+    bool is_refused = seam_fired() > 0;
+    seam_reset();
+    assert_int_equal(r, is_refused ? -ENOMEM : 0);
+    if (!is_refused)
+        return 0;
+    weir_region_audit(f->region);
+    struct weir_region_stats after = figures(f);
+    assert_same_items(&before, &after);
+    assert_int_equal(after.pinned_bytes, before.pinned_bytes);
+    assert_int_equal(after.fetch_count, before.fetch_count);
+    assert_int_equal(after.metadata_bytes, before.metadata_bytes);
+    assert_int_equal(after.read_error_count, before.read_error_count);
+    return r;
+}
+
+static struct weir_slot call_slots[11]; /* ten that are cold, and one that is not */
+static struct weir_slot call_slot;
+static struct piece call_piece;
+static struct told call_told;
+static const void *call_data;
+static char call_byte;
+
+static int call_pin(struct fixture *f)
+{
+    return weir_region_pin(f->region, call_slots[10], &call_data, NULL);
+}
+
+static int call_alloc(struct fixture *f)
+{
+    return weir_region_alloc(f->region, 100, (struct weir_label){1, 1}, &call_slot);
+}
+
+static void call_back(void *context, struct weir_slot slot, int result)
+{
+    (void)slot;
+    assert_int_equal(result, 0);
+    ((struct told *)context)->count++;
+}
+
+static int call_fetch(struct fixture *f)
+{
+    return weir_region_fetch(f->region, call_slots + 10, 1, call_back, &call_told);
+}
+
+static int call_fetch_into(struct fixture *f)
+{
+    return weir_region_fetch_into(f->region, call_slots[3], 0, &call_byte, 1,
+                                  &call_piece.operation);
+}
+
+static void without_memory_nothing_has_changed(void **state)
+{
+    static int (*const calls[])(struct fixture * f) = {call_pin, call_alloc, call_fetch,
+                                                       call_fetch_into};
+    struct fixture f;
+
+    (void)state;
+    start_idle(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, call_slots, 10, 3000);
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        uint64_t at = 1;
+        call_slot = (struct weir_slot){4711, 4712};
+        call_data = &f;
+        call_told = (struct told){&f, 0};
+        call_piece = (struct piece){.operation = {piece_done}, .f = &f};
+        while (without_memory(&f, at, calls[i]) == -ENOMEM) {
+            assert_int_equal(call_slot.index, 4711);
+            assert_ptr_equal(call_data, &f);
+            assert_true(poll_once(&f) >= 0);
+            assert_int_equal(call_told.count, 0);
+            assert_false(call_piece.done);
+            at++;
+            assert_true(at < 100);
+        }
+        assert_true(at > 1);
+        assert_true(poll_once(&f) >= 0);
+        assert_int_equal(call_told.count, calls[i] == call_fetch);
+        if (calls[i] == call_alloc)
+            assert_int_equal(weir_region_free(f.region, call_slot), 0);
+    }
+    piece_finish(&f, &call_piece);
+    assert_int_equal(call_piece.result, 1);
+    weir_region_unpin(f.region, call_slots[10]);
+    finish(&f);
+}
+
 /* ---- Placement -------------------------------------------------------------- */
 
 static void placement_says_why_not(void **state)
@@ -283,11 +387,6 @@ static void placement_finds_what_is_in_memory(void **state)
 
 /* ---- Polls ------------------------------------------------------------------ */
 
-struct told {
-    struct fixture *f;
-    int count;
-};
-
 static void tell(void *context, struct weir_slot slot, int result)
 {
     struct told *told = context;
@@ -336,6 +435,8 @@ int main(int argc, char **argv)
         SEAM_TEST("to look and to free costs nothing", to_look_and_to_free_costs_nothing),
         SEAM_TEST("less memory is only wished for", less_memory_is_only_wished_for),
         SEAM_TEST("a refusal costs nothing", a_refusal_costs_nothing),
+        SEAM_TEST("without memory a call says so, and nothing has changed",
+                  without_memory_nothing_has_changed),
         SEAM_TEST("placement says why not", placement_says_why_not),
         SEAM_TEST("placement finds what is in memory", placement_finds_what_is_in_memory),
         SEAM_TEST("poll says how many completions there were", poll_says_how_many),

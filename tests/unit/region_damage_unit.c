@@ -32,7 +32,9 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
     for (size_t i = 0; i < 10; i++)
         assert_int_equal(fetches->results[i], i == 4 || i == 7 ? -EBADMSG : 0);
     assert_true(figures(&f).read_error_count >= errors + 2);
+    assert_int_equal(figures(&f).damaged_count, 2);
     for (size_t i = 0; i < 10; i++) {
+        assert_int_equal(info_of(&f, slots[i]).damaged, i == 4 || i == 7);
         bytes = 4711;
         int r = weir_region_read(f.region, slots[i], 0, buffer, sizeof(buffer), &bytes);
         assert_int_equal(r, i == 4 || i == 7 ? -EBADMSG : 0);

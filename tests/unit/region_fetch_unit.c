@@ -112,6 +112,7 @@ static void the_largest_fetch(void **state)
     uint64_t most = stats.fetch_bytes_max;
     if (most > stats.item_bytes_max)
         most = stats.item_bytes_max;
+    put(&f, 1, 4080); /* it begins and ends in the middle of a page */
     struct weir_slot slot;
     assert_int_equal(weir_region_alloc(f.region, most, (struct weir_label){3, 1}, &slot), 0);
     assert_int_equal(write_pieces(&f, slot, 3, most, stats.put_bytes_max), 0);
@@ -683,6 +684,11 @@ static void read_takes_offsets(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 3, 100000);
+    uint64_t read_bytes = figures(&f).read_bytes;
+    assert_whole(&f, slots[3]);
+    assert_int_equal(figures(&f).read_bytes, read_bytes); /* it is in memory */
+    assert_whole(&f, slots[0]);
+    assert_true(figures(&f).read_bytes >= read_bytes + 100000);
     for (size_t k = 0; k < 4; k += 3) {
         uint64_t seed = k == 3 ? 999 : k;
         uint64_t random = 5;
