@@ -279,6 +279,113 @@ static void syncing(void **state)
     each_use(sync_once, NULL);
 }
 
+struct birth {
+    uint64_t synced_count; /* before the first name was given */
+    uint64_t renamed_count;
+    uint64_t directory_count; /* flushed, after the last name */
+};
+
+static bool sees_a_sync(const struct seam_use *use, void *context)
+{
+    struct birth *birth = context;
+
+    (void)use;
+    birth->synced_count += birth->renamed_count == 0;
+    return false;
+}
+
+static bool sees_a_name(const struct seam_use *use, void *context)
+{
+    struct birth *birth = context;
+
+    (void)use;
+    birth->renamed_count++;
+    birth->directory_count = 0;
+    return false;
+}
+
+static bool sees_a_directory(const struct seam_use *use, void *context)
+{
+    struct birth *birth = context;
+
+    (void)use;
+    birth->directory_count++;
+    return false;
+}
+
+/* What sync() confirms is found by its name: so that is on the disk when open() returns. */
+static void names_are_on_the_disk(void **state)
+{
+    struct fixture f;
+    struct birth birth = {0, 0, 0};
+
+    (void)state;
+    begin(&f);
+    seam_reset();
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_fdatasync, .matches = sees_a_sync, .context = &birth});
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_rename_at, .matches = sees_a_name, .context = &birth});
+    seam_arm(
+        (struct seam_rule){.call = SEAM_sys_fsync, .matches = sees_a_directory, .context = &birth});
+    assert_int_equal(try_open(&f), 0);
+    seam_reset();
+    assert_true(birth.synced_count >= 1);
+    assert_int_equal(birth.renamed_count, 2);
+    assert_int_equal(birth.directory_count, 1);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
+/* Two make it at once: the slower one finds the name taken, and an owner there. */
+static void who_was_faster_is_the_owner(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_rename_at, .error = EEXIST});
+    assert_int_equal(try_open(&f), -EBUSY);
+    assert_int_equal(seam_fired(), 1);
+    seam_reset();
+    assert_int_equal(harness_name_count(f.directory), 0);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+    assert_int_equal(f.charged, 0);
+    assert_int_equal(try_open(&f), 0);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
+/* Payload that nobody describes would be nobody's to remove. */
+static void remove_leaves_no_payload_alone(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    put_all(&f);
+    close_all(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_unlink_at, .error = EACCES});
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EACCES);
+    assert_int_equal(harness_name_count(f.directory), 2);
+    assert_int_equal(try_open(&f), 0);
+    check_all(&f, 0);
+    close_all(&f);
+
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_unlink_at, .at = 2, .error = EACCES});
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EACCES);
+    assert_int_equal(seam_fired(), 1);
+    seam_reset();
+    assert_int_equal(harness_name_count(f.directory), 1);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0); /* the tables, that were left */
+    assert_int_equal(harness_name_count(f.directory), 0);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+}
+
 int main(void)
 {
     const struct CMUnitTest cases[] = {
@@ -286,6 +393,9 @@ int main(void)
         SEAM_TEST("who cannot be opened is as it was", opening_again),
         SEAM_TEST("who cannot be opened after a power loss neither", opening_after_power_loss),
         SEAM_TEST("a sync that failed has lost nothing", syncing),
+        SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
+        SEAM_TEST("who was faster is the owner", who_was_faster_is_the_owner),
+        SEAM_TEST("remove leaves no payload without tables", remove_leaves_no_payload_alone),
     };
 
     if (harness_tmpdir() == NULL) {

@@ -275,6 +275,7 @@ static void a_fetched_item_freed_under_way_is_stale(void **state)
     fetch_finish(&f, fetches);
     for (size_t i = 0; i < 101; i++)
         assert_int_equal(fetches->results[i], i % 2 == 0 ? -ESTALE : 0);
+    assert_int_equal(figures(&f).read_error_count, 0); /* nothing was wrong with the disk */
     test_free(fetches);
     finish(&f);
 }
@@ -642,6 +643,7 @@ static void a_piece_freed_under_way_is_stale(void **state)
         piece_finish(&f, &piece);
         assert_int_equal(piece.result, -ESTALE);
     }
+    assert_int_equal(figures(&f).read_error_count, 0);
     test_free(buffer);
     finish(&f);
 }

@@ -1038,6 +1038,10 @@ static void a_damaged_entry_costs_one_item(void **state)
     assert_int_equal(lost, 1);
     forge_entry(UINT64_C(1), 0, &lost, &damaged); /* into a neighbour */
     assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(313) ^ 626, 0, &lost, &damaged); /* the place of the last, and before it */
+    assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(313) ^ 314, 0, &lost, &damaged);
+    assert_int_equal(lost, 1);
     forge_entry(0, 1, &lost, &damaged); /* LIVE with an even generation */
     assert_int_equal(lost, 0);
     assert_int_equal(damaged, 1);
