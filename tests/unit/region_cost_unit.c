@@ -328,6 +328,32 @@ static void without_memory_nothing_has_changed(void **state)
     finish(&f);
 }
 
+/* Blocks that are copied when they are written, or cannot be reserved: a store would need room. */
+static void a_file_system_that_cannot_is_refused(void **state)
+{
+    static const struct seam_rule rules[] = {
+        {.call = SEAM_sys_write_in_place, .error = EOPNOTSUPP},
+        {.call = SEAM_sys_fallocate, .error = EOPNOTSUPP},
+    };
+    struct weir_region *const mark = (struct weir_region *)(void *)&harness_is_synchronous;
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    for (size_t i = 0; i < 2 * sizeof(rules) / sizeof(rules[0]); i++) {
+        f.region = mark;
+        seam_reset();
+        seam_arm(rules[i / 2]);
+        assert_int_equal(
+            open_as(&f, (struct weir_region_config){.name = i % 2 == 0 ? NULL : "refused"}),
+            -EOPNOTSUPP);
+        assert_true(seam_fired() > 0);
+        seam_reset();
+        assert_ptr_equal(f.region, mark);
+        nothing_left(&f);
+    }
+}
+
 /* ---- Placement -------------------------------------------------------------- */
 
 static void placement_says_why_not(void **state)
@@ -437,6 +463,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a refusal costs nothing", a_refusal_costs_nothing),
         SEAM_TEST("without memory a call says so, and nothing has changed",
                   without_memory_nothing_has_changed),
+        SEAM_TEST("a file system that cannot is refused", a_file_system_that_cannot_is_refused),
         SEAM_TEST("placement says why not", placement_says_why_not),
         SEAM_TEST("placement finds what is in memory", placement_finds_what_is_in_memory),
         SEAM_TEST("poll says how many completions there were", poll_says_how_many),

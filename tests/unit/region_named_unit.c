@@ -372,6 +372,44 @@ static void a_copy_is_verified(void **state)
     close_named(&f);
 }
 
+/* A close is no sync: what was confirmed before it stays where it is after it, too. */
+static void what_was_confirmed_stays_so_across_a_close(void **state)
+{
+    struct weir_region_stats stats;
+    struct weir__header header;
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    struct weir_slot freed = put(&f, 2, 100000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+
+    open_named(&f);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.live_bytes, 105000);
+    assert_int_equal(stats.live_bytes_peak, 105000);
+    assert_int_equal(weir_region_free(f.region, freed), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 100000);
+    assert_int_equal(stats.live_bytes_peak, 105000);
+    for (uint64_t i = 0; i < 100; i++) /* not there */
+        put(&f, 100 + i, 50000);
+    close_named(&f);
+
+    harness_named_header(f.directory, NAME, &header);
+    header.boot++;
+    harness_named_set_header(f.directory, NAME, &header);
+    open_named(&f);
+    assert_int_equal(f.report.restored_slot_count, 1);
+    assert_int_equal(f.report.sync_count, 1);
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
+    assert_int_equal(check(&f, freed, 2, 100000), 0);
+    close_named(&f);
+}
+
 struct cap {
     uint64_t taken;
     uint64_t most;
@@ -1139,6 +1177,8 @@ int main(int argc, char **argv)
         CASE("what is no file is refused", what_is_no_file_is_refused),
         CASE("an unborn region takes nothing with it", an_unborn_region_takes_nothing_with_it),
         CASE("a copy is verified", a_copy_is_verified),
+        CASE("what was confirmed stays so across a close",
+             what_was_confirmed_stays_so_across_a_close),
         CASE("a full disk or cap keeps nobody out", a_full_disk_keeps_nobody_out),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),

@@ -191,6 +191,7 @@ static void the_largest_region_is_a_tebibyte(void **state)
     uint64_t address_bytes = harness_address_bytes();
     start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = TIB});
     assert_int_equal(figures(&f).bytes_max, TIB);
+    assert_in_range(figures(&f).item_bytes_max, 32 * GIB, 64 * GIB - 1);
     assert_true(figures(&f).metadata_bytes <
                 64 * MIB); /* an empty region is not a charge of its own */
     assert_here(&f, put(&f, 1, 1000), 1000);
