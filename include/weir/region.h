@@ -254,7 +254,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came
  *         before cannot be brought back), or -EAGAIN while write-back is behind:
  *         poll, then try again with the same bytes, for some of them may be there
- *         already.
+ *         already. While the region is degraded, what the write-back said: the
+ *         same is to be done once it is not.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
