@@ -453,6 +453,48 @@ static void poll_says_how_many(void **state)
     finish(&f);
 }
 
+/* Also while something else is under way. */
+static void what_is_known_is_told_without_sleep(void **state)
+{
+    struct weir_slot slots[11];
+    struct told cold = {NULL, 0};
+    struct told here = {NULL, 0};
+    struct fixture f;
+    char byte;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 10, 3000);
+    for (int idle = 0; idle < 10;)
+        idle = poll_once(&f) == 0 ? idle + 1 : 0;
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_ring_read, .how = SEAM_HOLD});
+    assert_int_equal(weir_region_fetch(f.region, slots, 1, tell, &cold), 0);
+    for (int i = 0; i < 10000 && seam_held() == 0; i++) /* its memory may be lent */
+        assert_true(wait_once(&f) >= 0);
+    assert_int_equal(seam_held(), 1);
+    uint64_t wait_count = seam_used(SEAM_ring_wait);
+    assert_int_equal(weir_region_fetch(f.region, slots + 10, 1, tell, &here), 0);
+    assert_true(weir_region_wait(f.region, UINT64_C(100000000000)) >= 1);
+    assert_int_equal(here.count, 1);
+
+    struct piece piece = {.operation = {piece_done}, .f = &f};
+    assert_int_equal(weir_region_fetch_into(f.region, slots[10], 0, &byte, 1, &piece.operation), 0);
+    assert_true(weir_region_wait(f.region, UINT64_C(100000000000)) >= 1);
+    assert_true(piece.done);
+    assert_int_equal(seam_used(SEAM_ring_wait), wait_count);
+    assert_int_equal(seam_held(), 1);
+    assert_int_equal(cold.count, 0);
+
+    seam_reset();
+    for (int i = 0; i < 10000 && cold.count == 0; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_int_equal(cold.count, 1);
+    finish(&f);
+}
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
@@ -469,6 +511,7 @@ int main(int argc, char **argv)
         SEAM_TEST("placement says why not", placement_says_why_not),
         SEAM_TEST("placement finds what is in memory", placement_finds_what_is_in_memory),
         SEAM_TEST("poll says how many completions there were", poll_says_how_many),
+        SEAM_TEST("what is known is told without sleep", what_is_known_is_told_without_sleep),
     };
 
     if (!harness_begin(argc, argv))
