@@ -1003,6 +1003,7 @@ static void a_write_back_that_fails_is_told(void **state)
     assert_int_equal(slot.index, 4711);
     assert_ptr_equal(room, job);
     weir_region_audit(job->region);
+    assert_int_equal(weir_region_poll(job->region), -EROFS);
 
     seam_lift();
     for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
@@ -1010,6 +1011,9 @@ static void a_write_back_that_fails_is_told(void **state)
         r = weir_region_wait(job->region, 1000000);
         assert_true(r >= 0 || r == -EROFS);
     }
+    (void)!weir_region_poll(job->region);
+    for (int i = 0; i < 10; i++) /* it is told once */
+        assert_true(weir_region_poll(job->region) >= 0);
     for (; at < 16 * MIB; at += MIB) { /* the piece that was refused, and the others */
         harness_fill(data, MIB, 4711, at);
         while ((r = weir_region_write(job->region, built, at, data, MIB)) == -EAGAIN)

@@ -193,6 +193,47 @@ static void less_memory_is_only_wished_for(void **state)
     finish(&f);
 }
 
+/*
+ * Half of what is for chunks with the least memory, and an item more than that is
+ * refused at once: nobody but the owner can make room.
+ */
+static void too_much_in_place_is_told_at_once(void **state)
+{
+    struct weir_slot slots[64];
+    struct weir_slot none = {4711, 4712};
+    struct fixture f;
+    void *data;
+    int count = 0;
+    int r;
+
+    (void)state;
+    start_idle(&f, (struct weir_region_config){
+                       .resident_bytes_max = 64 * MIB,
+                       .resident_bytes_min = RESIDENT_MIN,
+                   });
+    if (!is_bounded(&f))
+        return;
+    while ((r = weir_region_alloc_in_place(f.region, MIB, 0, (struct weir_label){1, 1},
+                                           &slots[count], &data)) == 0)
+        assert_true(++count < 64);
+    assert_int_equal(r, -EAGAIN);
+    assert_true(count >= 1);
+    assert_in_range(figures(&f).pinned_bytes, MIB, RESIDENT_MIN / 2);
+
+    seam_reset();
+    data = &f;
+    assert_int_equal(
+        weir_region_alloc_in_place(f.region, MIB, 0, (struct weir_label){1, 1}, &none, &data),
+        -EAGAIN);
+    assert_int_equal(seam_used(SEAM_ring_wait), 0);
+    assert_int_equal(none.index, 4711);
+    assert_ptr_equal(data, &f);
+    while (count > 0)
+        assert_int_equal(weir_region_free(f.region, slots[--count]), 0);
+    assert_int_equal(figures(&f).pinned_bytes, 0);
+    finish(&f);
+}
+
 /* What is refused is refused before anything is asked of anybody. */
 static void a_refusal_costs_nothing(void **state)
 {
@@ -504,6 +545,7 @@ int main(int argc, char **argv)
         SEAM_TEST("an item filled in place costs no more", a_placed_item_costs_no_more),
         SEAM_TEST("to look and to free costs nothing", to_look_and_to_free_costs_nothing),
         SEAM_TEST("less memory is only wished for", less_memory_is_only_wished_for),
+        SEAM_TEST("too much in place is told at once", too_much_in_place_is_told_at_once),
         SEAM_TEST("a refusal costs nothing", a_refusal_costs_nothing),
         SEAM_TEST("without memory a call says so, and nothing has changed",
                   without_memory_nothing_has_changed),

@@ -351,12 +351,14 @@ static void an_unfinished_item_is_given_up_by_free(void **state)
     (void)state;
     start(&f, (struct weir_region_config){0});
     uint64_t mark = figures(&f).mark_bytes;
+    uint64_t metadata = figures(&f).metadata_bytes;
     for (int i = 0; i < 3; i++) {
         assert_int_equal(weir_region_alloc(f.region, 100000, (struct weir_label){1, 3}, &slot), 0);
         assert_int_equal(write_pieces(&f, slot, 1, (uint64_t)i * 50000, 10000), 0);
         assert_int_equal(weir_region_free(f.region, slot), 0);
         weir_region_audit(f.region);
         assert_stale(&f, slot);
+        assert_int_equal(figures(&f).metadata_bytes, metadata);
     }
     assert_int_equal(figures(&f).mark_bytes, mark);
     assert_int_equal(figures(&f).slot_count, 0);
