@@ -280,6 +280,84 @@ static void syncing(void **state)
     each_use(sync_once, NULL);
 }
 
+struct steps {
+    struct fixture *f;
+    uint64_t counts[8]; /* sync_count of the header when a file was flushed */
+    size_t step_count;
+};
+
+static bool sees_a_step(const struct seam_use *use, void *context)
+{
+    struct steps *steps = context;
+    struct weir__header header;
+
+    (void)use;
+    harness_named_header(steps->f->directory, NAME, &header);
+    assert_true(steps->step_count < 8);
+    steps->counts[steps->step_count++] = header.sync_count;
+    return false;
+}
+
+/* Payload and tables are on the disk before the word that says so, and that before sync returns. */
+static void the_count_comes_last(void **state)
+{
+    struct fixture f;
+    struct steps steps = {&f, {0}, 0};
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    put_all(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_fdatasync,
+                                .times = SEAM_FOR_GOOD,
+                                .matches = sees_a_step,
+                                .context = &steps});
+    assert_int_equal(weir_region_sync(f.region), 0);
+    seam_reset();
+    assert_int_equal(steps.step_count, 3);
+    assert_int_equal(steps.counts[0], 0);
+    assert_int_equal(steps.counts[1], 0);
+    assert_int_equal(steps.counts[2], 1);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
+/* Whichever of its steps failed: what counts after a power loss is the sync before. */
+static void a_failed_sync_confirms_nothing(void **state)
+{
+    struct fixture f;
+    struct weir_region_report report;
+    struct weir_slot_info info;
+
+    (void)state;
+    for (uint64_t step = 1; step <= 3; step++) {
+        begin(&f);
+        assert_int_equal(try_open(&f), 0);
+        put_all(&f);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        assert_int_equal(weir_region_free(f.region, f.slots[1]), 0);
+        seam_reset();
+        seam_fail(SEAM_sys_fdatasync, step);
+        assert_int_equal(weir_region_sync(f.region), -EIO);
+        assert_int_equal(seam_fired(), 1);
+        seam_reset();
+        assert_int_equal(weir_region_slot(f.region, f.slots[1], &info), -ESTALE);
+        weir_region_report(f.region, &report);
+        assert_int_equal(report.sync_count, 1);
+        close_all(&f);
+        lose_power(&f);
+        assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        assert_int_equal(report.sync_count, 1);
+        assert_int_equal(report.restored_slot_count, 1);
+        assert_int_equal(report.lost_slot_count, 0);
+        check_all(&f, 0);
+        close_all(&f);
+        assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    }
+}
+
 struct birth {
     uint64_t synced_count; /* before the first name was given */
     uint64_t renamed_count;
@@ -453,6 +531,8 @@ int main(int argc, char **argv)
         SEAM_TEST("who cannot be opened is as it was", opening_again),
         SEAM_TEST("who cannot be opened after a power loss neither", opening_after_power_loss),
         SEAM_TEST("a sync that failed has lost nothing", syncing),
+        SEAM_TEST("the count comes last", the_count_comes_last),
+        SEAM_TEST("a sync that failed has confirmed nothing", a_failed_sync_confirms_nothing),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("who was faster is the owner", who_was_faster_is_the_owner),
         SEAM_TEST("who gets the lock may find nothing under it",

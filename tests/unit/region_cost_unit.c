@@ -36,6 +36,15 @@ struct told {
     int count;
 };
 
+static void tell(void *context, struct weir_slot slot, int result)
+{
+    struct told *told = context;
+
+    (void)slot;
+    assert_int_equal(result, 0);
+    told->count++;
+}
+
 struct cost {
     uint64_t calls;
     uint64_t operations;
@@ -199,8 +208,10 @@ static void less_memory_is_only_wished_for(void **state)
  */
 static void too_much_in_place_is_told_at_once(void **state)
 {
+    struct weir_slot cold[4];
     struct weir_slot slots[64];
     struct weir_slot none = {4711, 4712};
+    struct told told = {NULL, 0};
     struct fixture f;
     void *data;
     int count = 0;
@@ -208,11 +219,14 @@ static void too_much_in_place_is_told_at_once(void **state)
 
     (void)state;
     start_idle(&f, (struct weir_region_config){
-                       .resident_bytes_max = 64 * MIB,
+                       .resident_bytes_max = 24 * MIB,
                        .resident_bytes_min = RESIDENT_MIN,
                    });
     if (!is_bounded(&f))
         return;
+    make_cold_items(&f, cold, 3, 3000);
+    for (int idle = 0; idle < 10;)
+        idle = wait_once(&f) == 0 ? idle + 1 : 0;
     while ((r = weir_region_alloc_in_place(f.region, MIB, 0, (struct weir_label){1, 1},
                                            &slots[count], &data)) == 0)
         assert_true(++count < 64);
@@ -220,12 +234,23 @@ static void too_much_in_place_is_told_at_once(void **state)
     assert_true(count >= 1);
     assert_in_range(figures(&f).pinned_bytes, MIB, RESIDENT_MIN / 2);
 
+    /* Whatever the ring does. */
     seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_ring_read, .how = SEAM_HOLD});
+    assert_int_equal(weir_region_fetch(f.region, cold, 1, tell, &told), 0);
+    for (int i = 0; i < 10000 && seam_held() == 0; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_int_equal(seam_held(), 1);
+    uint64_t wait_count = seam_used(SEAM_ring_wait);
     data = &f;
     assert_int_equal(
         weir_region_alloc_in_place(f.region, MIB, 0, (struct weir_label){1, 1}, &none, &data),
         -EAGAIN);
-    assert_int_equal(seam_used(SEAM_ring_wait), 0);
+    assert_int_equal(seam_used(SEAM_ring_wait), wait_count);
+    seam_reset();
+    for (int i = 0; i < 10000 && told.count == 0; i++)
+        assert_true(wait_once(&f) >= 0);
+    assert_int_equal(told.count, 1);
     assert_int_equal(none.index, 4711);
     assert_ptr_equal(data, &f);
     while (count > 0)
@@ -313,18 +338,11 @@ static int call_alloc(struct fixture *f)
     return weir_region_alloc(f->region, 100, (struct weir_label){1, 1}, &call_slot);
 }
 
-static void call_back(void *context, struct weir_slot slot, int result)
-{
-    (void)slot;
-    assert_int_equal(result, 0);
-    ((struct told *)context)->count++;
-}
-
 static int call_fetch(struct fixture *f)
 {
     const struct weir_slot slots[3] = {call_slots[10], call_slots[10], call_slots[10]};
 
-    return weir_region_fetch(f->region, slots, 3, call_back, &call_told);
+    return weir_region_fetch(f->region, slots, 3, tell, &call_told);
 }
 
 static int call_fetch_into(struct fixture *f)
@@ -455,15 +473,6 @@ static void placement_finds_what_is_in_memory(void **state)
 }
 
 /* ---- Polls ------------------------------------------------------------------ */
-
-static void tell(void *context, struct weir_slot slot, int result)
-{
-    struct told *told = context;
-
-    (void)slot;
-    assert_int_equal(result, 0);
-    told->count++;
-}
 
 /* What is in memory needs no read: only the callbacks are to be handled. */
 static void poll_says_how_many(void **state)
