@@ -328,6 +328,7 @@ static void a_failed_sync_confirms_nothing(void **state)
 {
     struct fixture f;
     struct weir_region_report report;
+    struct weir_region_stats stats;
     struct weir_slot_info info;
 
     (void)state;
@@ -335,6 +336,12 @@ static void a_failed_sync_confirms_nothing(void **state)
         begin(&f);
         assert_int_equal(try_open(&f), 0);
         put_all(&f);
+        seam_reset();
+        seam_fail(SEAM_ANY_HEAP, 1); /* a bit for each slot */
+        assert_int_equal(weir_region_sync(f.region), -ENOMEM);
+        seam_reset();
+        weir_region_report(f.region, &report);
+        assert_int_equal(report.sync_count, 0);
         assert_int_equal(weir_region_sync(f.region), 0);
         assert_int_equal(weir_region_free(f.region, f.slots[1]), 0);
         seam_reset();
@@ -345,6 +352,9 @@ static void a_failed_sync_confirms_nothing(void **state)
         assert_int_equal(weir_region_slot(f.region, f.slots[1], &info), -ESTALE);
         weir_region_report(f.region, &report);
         assert_int_equal(report.sync_count, 1);
+        weir_region_stats(f.region, &stats);
+        assert_int_equal(stats.write_error_count, step == 1); /* its payload is written again */
+        assert_true(stats.freed_bytes > 0);
         close_all(&f);
         lose_power(&f);
         assert_int_equal(try_open(&f), 0);
