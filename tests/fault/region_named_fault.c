@@ -368,6 +368,63 @@ static void a_failed_sync_confirms_nothing(void **state)
     }
 }
 
+/* What the last owner left in memory goes to the disk first, or stays for the next. */
+static void what_cannot_be_written_keeps_it_closed(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    put_all(&f);
+    close_all(&f);
+    seam_reset();
+    seam_fail(SEAM_sys_fdatasync, 1);
+    assert_int_equal(try_open(&f), -EIO);
+    seam_reset();
+    assert_int_equal(f.charged, 0);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+    assert_int_equal(try_open(&f), 0);
+    check_all(&f, 0);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
+static bool is_payload(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return use->bytes > 8 * KIB; /* more than is read of tables at once */
+}
+
+/* A disk that does not answer says nothing of what is there: that is kept, and compared later. */
+static void what_cannot_be_read_is_kept(void **state)
+{
+    struct weir_region_report report;
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    put_all(&f);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_all(&f);
+    lose_power(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_pread_all, .times = SEAM_FOR_GOOD, .error = EIO, .matches = is_payload});
+    assert_int_equal(try_open(&f), 0);
+    assert_true(seam_fired() > ITEM_COUNT / 2);
+    seam_reset();
+    weir_region_report(f.region, &report);
+    assert_true(report.after_power_loss);
+    assert_int_equal(report.first_error, -EIO);
+    assert_int_equal(report.kept_slot_count, ITEM_COUNT);
+    assert_int_equal(report.lost_slot_count, 0);
+    check_all(&f, 0);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 struct birth {
     uint64_t synced_count; /* before the first name was given */
     uint64_t renamed_count;
@@ -543,6 +600,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a sync that failed has lost nothing", syncing),
         SEAM_TEST("the count comes last", the_count_comes_last),
         SEAM_TEST("a sync that failed has confirmed nothing", a_failed_sync_confirms_nothing),
+        SEAM_TEST("what cannot be written keeps it closed", what_cannot_be_written_keeps_it_closed),
+        SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("who was faster is the owner", who_was_faster_is_the_owner),
         SEAM_TEST("who gets the lock may find nothing under it",

@@ -27,6 +27,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -369,6 +370,34 @@ static void a_copy_is_verified(void **state)
     close_named(&f);
     open_named(&f); /* from now on it is the one */
     assert_false(f.report.after_power_loss);
+    close_named(&f);
+}
+
+/* Who may not have so large a file gets an error, not a part of it; and no signal. */
+static void a_small_file_limit_is_an_error(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 5000);
+    close_named(&f);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {32 * MIB, 32 * MIB}; /* of 64 */
+        struct weir_region_config config = config_of(&f);
+        struct weir_region *region = NULL;
+        if (setrlimit(RLIMIT_FSIZE, &limit) < 0)
+            _exit(2);
+        _exit(weir_region_open(&config, &region) == -EDQUOT && region == NULL ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    open_named(&f);
+    assert_true(f.report.clean_shutdown); /* it was not touched */
+    assert_int_equal(check(&f, slot, 1, 5000), 0);
     close_named(&f);
 }
 
@@ -1179,6 +1208,8 @@ int main(int argc, char **argv)
         CASE("a copy is verified", a_copy_is_verified),
         CASE("what was confirmed stays so across a close",
              what_was_confirmed_stays_so_across_a_close),
+        CASE("a small RLIMIT_FSIZE is -EDQUOT for what is there, too",
+             a_small_file_limit_is_an_error),
         CASE("a full disk or cap keeps nobody out", a_full_disk_keeps_nobody_out),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
