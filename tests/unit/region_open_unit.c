@@ -47,6 +47,11 @@ static void defaults_are_the_headers(void **state)
     assert_true(stats.fetch_bytes_max >= 4 * KIB);
     assert_false(stats.degraded);
     assert_false(stats.movable);
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", f.data_fd);
+    int direct_fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    assert_int_equal(stats.direct, direct_fd >= 0);
+    close(direct_fd);
     finish(&f);
 }
 
