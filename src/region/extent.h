@@ -160,6 +160,10 @@ void weir__extents_insert_large(struct weir__extents *extents, uint32_t index);
 void weir__extents_remove_large(struct weir__extents *extents, uint32_t index);
 uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space);
 
+/* Whether an extent of the treap that is [offset, offset + bytes) from now on stays where it stands. */
+bool weir__extents_keeps_place(const struct weir__extents *extents, uint32_t index, uint64_t offset,
+                               uint64_t bytes);
+
 /* Entry @index is a free extent now; offset and length are set, its key word becomes ours. */
 static inline void weir__extents_insert(struct weir__extents *extents, uint32_t index)
 {
@@ -192,12 +196,39 @@ static inline void weir__extents_remove(struct weir__extents *extents, uint32_t 
         weir__extents_remove_large(extents, index);
 }
 
+/*
+ * It is [offset, offset + bytes) from now on, which is set here. A long one that is
+ * filled or emptied by small items nearly always stays where it stands.
+ */
+static inline void weir__extents_resize(struct weir__extents *extents, uint32_t index,
+                                        uint64_t offset, uint64_t bytes)
+{
+    struct weir__entry *entry = &extents->entries[index];
+    uint64_t tag = weir__word_load(&entry->tag);
+    uint64_t before = weir__extent_bytes(extents, index);
+    bool is_alone = extents->root == index && weir__word_load(&entry->key) == 0;
+    bool stays = weir__min(before, bytes) > EXTENT_BIN_BYTES_MAX &&
+                 (is_alone || weir__extents_keeps_place(extents, index, offset, bytes));
+
+    if (stays)
+        extents->free_bytes += bytes - before;
+    else
+        weir__extents_remove(extents, index);
+    weir__word_store(&entry->place, weir__entry_place(offset, bytes));
+    weir__word_store(&entry->tag,
+                     weir__entry_tag(weir__tag_generation(tag), 0, weir__tag_state(tag), bytes));
+    if (!stays)
+        weir__extents_insert(extents, index);
+}
+
 /* The smallest that holds @space (whole granules), the lowest zone among equals; 0: none. */
 static inline uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space)
 {
     WEIR_ASSERT(space % LAYOUT_GRANULE == 0);
     WEIR_ASSERT(space > 0);
 
+    if (extents->free_count == 0)
+        return 0;
     if (WEIR_LIKELY(space <= EXTENT_BIN_BYTES_MAX)) {
         uint32_t bin = weir__extent_bin_find(extents, weir__extent_bin(space));
         if (bin < EXTENT_BIN_COUNT)
