@@ -259,7 +259,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came
  *         before cannot be brought back), or -EAGAIN while write-back is behind:
  *         poll, then try again with the same bytes, for some of them may be there
- *         already.
+ *         already. While the region is degraded, what the write-back said: the
+ *         same is to be done once it is not.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
@@ -379,9 +380,11 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
 /*
  * weir_region_fetch_into() - one piece of an item into the caller's buffer
  * @offset:     into the item; @offset + @bytes must not pass its end
+ * @bytes:      0 .. INT32_MAX
  * @buffer:     filled until @operation completes; the caller's charge
  * @operation:  completed from poll, never from this call, with @bytes or a
- *              negative errno (-ESTALE: freed meanwhile)
+ *              negative errno (-ESTALE: freed meanwhile); may do what a
+ *              weir_fetch_fn may
  *
  * For items too large for memory. Pieces are not verified one by one; the
  * checksum of the whole is in the slot. What is left of a damaged item comes so.

@@ -957,6 +957,81 @@ static void a_growth_that_cannot_be_undone(void **state)
     finish(job);
 }
 
+/* Whoever needs room that only the write-back could make is told what became of that. */
+static void a_write_back_that_fails_is_told(void **state)
+{
+    struct job *job = start_bounded(
+        (struct weir_region_config){.bytes_max = 64 * MIB, .resident_bytes_max = 8 * MIB});
+    unsigned char *data = malloc(MIB);
+    struct weir_slot built;
+    struct weir_slot slot = {4711, 4712};
+    void *room = job;
+    uint64_t at = 0;
+    int r;
+
+    (void)state;
+    if (job == NULL) {
+        free(data);
+        return;
+    }
+    assert_int_equal(weir_region_alloc(job->region, 16 * MIB, (struct weir_label){4711, 2}, &built),
+                     0);
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_sync_range, .times = SEAM_FOR_GOOD, .error = EROFS});
+    seam_arm(
+        (struct seam_rule){.call = SEAM_ring_fdatasync, .times = SEAM_FOR_GOOD, .error = EROFS});
+    do {
+        harness_fill(data, MIB, 4711, at);
+        r = weir_region_write(job->region, built, at, data, MIB);
+        at += r == 0 ? MIB : 0;
+        assert_true(at < 16 * MIB);
+    } while (r == 0);
+    assert_int_equal(r, -EROFS);
+    assert_true(figures(job).degraded);
+    assert_true(figures(job).write_error_count > 0);
+    assert_int_equal(weir_region_commit(job->region, built), -EINVAL);
+    while ((r = put(job, 60 * KIB)) == 0)
+        assert_true(job->count < 200);
+    assert_int_equal(r, -EROFS);
+    while ((r = weir_region_alloc_in_place(job->region, 60 * KIB, 0, (struct weir_label){1, 3},
+                                           &slot, &room)) == 0) {
+        assert_int_equal(weir_region_commit(job->region, slot), 0);
+        slot = (struct weir_slot){4711, 4712};
+        room = job;
+    }
+    assert_int_equal(r, -EROFS);
+    assert_int_equal(slot.index, 4711);
+    assert_ptr_equal(room, job);
+    weir_region_audit(job->region);
+    assert_int_equal(weir_region_poll(job->region), -EROFS);
+
+    seam_lift();
+    for (uint64_t since = weir__clock_ns(); figures(job).degraded;) {
+        assert_true(weir__clock_ns() - since < UINT64_C(10000000000));
+        r = weir_region_wait(job->region, 1000000);
+        assert_true(r >= 0 || r == -EROFS);
+    }
+    (void)!weir_region_poll(job->region);
+    for (int i = 0; i < 10; i++) /* it is told once */
+        assert_true(weir_region_poll(job->region) >= 0);
+    for (; at < 16 * MIB; at += MIB) { /* the piece that was refused, and the others */
+        harness_fill(data, MIB, 4711, at);
+        while ((r = weir_region_write(job->region, built, at, data, MIB)) == -EAGAIN)
+            assert_true(weir_region_wait(job->region, 1000000) >= 0);
+        assert_int_equal(r, 0);
+    }
+    assert_int_equal(weir_region_commit(job->region, built), 0);
+    for (uint64_t offset = 0; offset < 16 * MIB; offset += MIB) {
+        size_t seen;
+        assert_int_equal(weir_region_read(job->region, built, offset, data, MIB, &seen), 0);
+        assert_int_equal(harness_differs_at(data, MIB, 4711, offset), MIB);
+    }
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 60 * KIB);
+    free(data);
+    finish(job);
+}
+
 /* An item goes on where a chunk was written already, and has to be once more. */
 static void a_suspect_chunk_under_construction(void **state)
 {
@@ -1374,6 +1449,8 @@ int main(int argc, char **argv)
         SEAM_TEST("an alloc without memory has changed nothing", an_alloc_without_memory),
         SEAM_TEST("emptied chunks that cannot be zeroed are used again",
                   emptied_chunks_that_cannot_be_zeroed),
+        SEAM_TEST("a write-back that fails is told to who needs the room",
+                  a_write_back_that_fails_is_told),
         SEAM_TEST("a suspect chunk at the mark is written too", a_suspect_chunk_at_the_mark),
         SEAM_TEST("one bad place on the disk harms no neighbour", one_bad_place_harms_no_neighbour),
         SEAM_TEST("neighbours are read together", neighbours_are_read_together),
