@@ -908,8 +908,12 @@ static void each_use(void **state)
     const struct ordeal *ordeal = *state;
     struct life life = *ordeal->life;
     uint64_t since = weir__clock_ns();
-    uint64_t count = seam_each(ordeal->rule, each_single_use ? 1 : ordeal->stride, live, &life);
+    uint64_t count;
 
+    /* On a machine that is too busy for its puts nothing is made ahead of them: once more. */
+    do {
+        count = seam_each(ordeal->rule, each_single_use ? 1 : ordeal->stride, live, &life);
+    } while (count == 0 && weir__clock_ns() - since < UINT64_C(60000000000));
     print_message("# %" PRIu64 " runs, %" PRIu64 " ms\n", count,
                   (weir__clock_ns() - since) / 1000000);
     assert_true(count > 0);
