@@ -512,7 +512,8 @@ struct weir_region_stats {
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
-    uint64_t reserved[6];
+    uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
+    uint64_t reserved[5];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

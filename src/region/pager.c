@@ -19,6 +19,7 @@
  *   T4  a chunk in which an item is filled in place is neither written nor renewed
  *   T5  nor is one written or given up whose pages are being made ahead of need: the
  *       kernel would make them anew, and nobody would know
+ *   T6  a chunk into which an item is written by itself stays COLD meanwhile
  */
 #include "region/region_state.h"
 
@@ -119,6 +120,14 @@ bool weir__pager_yield(struct weir_region *region, uint64_t bytes)
     return true;
 }
 
+bool weir__pager_spares(struct weir_region *region, uint64_t bytes)
+{
+    while (!pager_leaves(region, bytes))
+        if (!weir__pager_drop(region))
+            return false;
+    return true;
+}
+
 bool weir__pager_has_room(const struct weir_region *region)
 {
     return region->pager.suspect_count == 0 &&
@@ -147,6 +156,7 @@ void weir__pager_empty(struct weir_region *region, uint64_t chunk)
         return;
     if (weir__chunk_pins(&region->chunks, chunk) > 0 || weir__growth_gives_back(region))
         return;
+    WEIR_ASSERT(region->chunks.table[chunk].staged == 0); /* T6 */
     if (weir__store_zero(region, chunk) < 0)
         return; /* it rests until it is revived, or becomes a hole */
     weir__clean_forget(region, chunk);
@@ -592,6 +602,7 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
         return;
     }
     if (state != CHUNK_COLD || revival->is_under_way ||
+        region->chunks.table[chunk].staged > 0 || /* T6 */
         region->chunks.table[chunk].unfillable != 0 || !weir__pager_make_room(region, 1))
         return;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FILLING);
@@ -604,6 +615,7 @@ static bool pager_may_revive(const struct weir_region *region, uint64_t chunk, u
 {
     return LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk) >= space &&
            region->chunks.table[chunk].unfillable == 0 &&
+           region->chunks.table[chunk].staged == 0 && /* T6 */
            weir__space_has_hole(region, chunk, space);
 }
 

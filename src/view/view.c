@@ -555,7 +555,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
     bool freed = weir__state_is_freed(state);
-    if (state > EXTENT_FREED_ODD || (named || freed) != (generation % 2 == 1))
+    if (state > EXTENT_STAGED || (named || freed) != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
@@ -568,7 +568,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
         .alignment = named ? alignment : 0,
-        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
+        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED || state == EXTENT_STAGED,
         .held = state == EXTENT_ZOMBIE || freed,
         .damaged = state == EXTENT_DAMAGED,
     };
@@ -726,8 +726,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     int r = view_extent_of(view, slot.index, &before, &extent);
     if (r < 0)
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
-    if (!extent.committed)
-        return -EAGAIN;
+    if (!extent.committed || weir__tag_state(before.tag) == EXTENT_STAGED)
+        return -EAGAIN; /* its bytes are not there yet */
     if (extent.damaged)
         return -EBADMSG;
 
