@@ -720,17 +720,16 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
     return 0;
 }
 
-/* Where @bytes of an item lie in memory: in a buffer, of one not in the file yet; or NULL. */
+/* Where @bytes of an item lie in memory; NULL: not all of them do. */
 static const char *fetch_here(const struct weir_region *region, struct weir_slot slot,
                               const struct weir__entry *entry, uint64_t offset, uint64_t bytes)
 {
     uint64_t at = weir__entry_offset(entry) + offset;
 
-    if (WEIR_UNLIKELY(weir__entry_state(entry) == EXTENT_STAGED))
-        return (const char *)weir__fetches_at(region, slot) + offset;
-    return bytes > 0 && weir__chunks_are_resident(&region->chunks, at, bytes)
-               ? region->store.base + at
-               : NULL;
+    if (bytes > 0 && weir__chunks_are_resident(&region->chunks, at, bytes))
+        return region->store.base + at;
+    const char *data = weir__fetches_at(region, slot);
+    return data != NULL ? data + offset : NULL;
 }
 
 int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, uint64_t offset,

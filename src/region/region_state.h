@@ -44,7 +44,7 @@
 #define REGION_WRITE_COUNT    4
 #define REGION_PREFAULT_COUNT 2
 #define REGION_HOLD_BUCKETS   1024
-#define REGION_STAGE_COUNT    32
+#define REGION_STAGE_COUNT    64
 #define REGION_MOVE_MARKS     1024
 #define CLEAN_WINDOW_COUNT    2
 #define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */

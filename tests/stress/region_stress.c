@@ -380,12 +380,12 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
     clock_gettime(CLOCK_MONOTONIC, &end);
     printf("# %-14s %8" PRIu64 " steps %6.2f s  put %" PRIu64 " MiB written %" PRIu64
            " read %" PRIu64 " MiB, live peak %" PRIu64 " mark %" PRIu64 " file %" PRIu64
-           " MiB, moved %" PRIu64 " KiB\n",
+           " MiB, moved %" PRIu64 " staged %" PRIu64 " KiB\n",
            weather->name, steps,
            (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9,
            stats.put_bytes >> 20, stats.written_bytes >> 20, stats.read_bytes >> 20,
            stats.live_bytes_peak >> 20, stats.mark_bytes >> 20, stats.file_bytes >> 20,
-           stats.moved_bytes >> 10);
+           stats.moved_bytes >> 10, stats.staged_bytes >> 10);
     fflush(stdout);
     return 0;
 }
