@@ -104,8 +104,10 @@ static bool clean_is_quiet(struct weir_region *region)
 
 bool weir__clean_is_tight(const struct weir_region *region)
 {
+    uint64_t soon = region->pager.zeroing_count * LAYOUT_CHUNK_BYTES;
+
     return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
-           clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
+           clean_fresh(region) + soon < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
 /* Chunks to be stored to get few, or there was a time when far more was live. */

@@ -44,6 +44,7 @@
 #define REGION_WRITE_COUNT    4
 #define REGION_PREFAULT_COUNT 2
 #define REGION_HOLD_BUCKETS   1024
+#define REGION_ZERO_COUNT     4
 #define REGION_STAGE_COUNT    64
 #define REGION_MOVE_MARKS     1024
 #define CLEAN_WINDOW_COUNT    2
@@ -75,6 +76,13 @@ struct weir__write {
     uint64_t ticket;        /* 0: not under way */
     uint64_t begun_ns;
     bool doubted; /* another one failed meanwhile: its success proves nothing */
+};
+
+/* A chunk in which nothing is live: its blocks are made unwritten. */
+struct weir__zeroing {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk; /* CHUNK_NO: none */
 };
 
 /* A chunk on its way back, to be stored to. */
@@ -181,6 +189,8 @@ struct weir__pager {
     uint64_t no_hole_resting_count;
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
+    struct weir__zeroing zeroings[REGION_ZERO_COUNT];
+    uint32_t zeroing_count;
 };
 
 struct weir__fetches {

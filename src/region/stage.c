@@ -66,6 +66,7 @@ void weir__stage_remove_hole(struct weir_region *region, uint32_t index)
 static bool stage_takes(const struct weir_region *region, uint64_t chunk)
 {
     return weir__chunk_state(&region->chunks, chunk) == CHUNK_COLD &&
+           weir__chunk_live(&region->chunks, chunk) > 0 &&
            region->chunks.table[chunk].unfillable == 0 && !weir__clean_is_at(region, chunk);
 }
 
@@ -207,8 +208,8 @@ static bool stage_is_due(struct weir_region *region)
 {
     struct weir__stager *stager = &region->stager;
 
-    if (stager->is_refused || weir__region_is_degraded(region) || region->bound.is_changing ||
-        !weir__clean_is_tight(region))
+    if (stager->is_refused || region->pager.is_slow || weir__region_is_degraded(region) ||
+        region->bound.is_changing || !weir__clean_is_tight(region))
         return false;
     if (stager->retry_ns != 0 && weir__clock_ns() < stager->retry_ns)
         return false;
@@ -379,7 +380,8 @@ void weir__stage_audit(const struct weir_region *region)
     }
     for (uint32_t index = 1; index <= region->slots.used_count; index++)
         staged_count += weir__space_state(region, index) == EXTENT_STAGED;
-    WEIR_CHECK(under_way_count == stager->under_way_count); /* D2 */
+    WEIR_CHECK(under_way_count ==
+               stager->under_way_count + region->pager.zeroing_count); /* D2, T6 */
     WEIR_CHECK(failed_count == stager->failed_count);
     WEIR_CHECK(staged_count == 0); /* D3 */
 }
