@@ -213,7 +213,9 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * @label:  yours, kept with the slot and shown by weir-dump
  *
  * Touches no cold page and allocates nothing; only the first cleaning does, which
- * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * takes its buffer, and a large item that is written by itself into a hole on disk
+ * (from 16 KiB on, where the file is as long as it gets: stats.staged_bytes): it
+ * has a buffer of those for fetches. Now and then a put does a piece of the work of poll: at most
  * 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.

@@ -323,7 +323,7 @@ void weir__stage_init(struct weir_region *region)
 
     region->stager.holes.entries = region->slots.entries;
     region->stager.is_able = region->pager.writes_back && store->direct && store->bounded &&
-                             !region->wipes && !weir__region_is_named(region) &&
+                             !weir__region_is_named(region) &&
                              !weir__ring_is_synchronous(region->ring);
 }
 

@@ -576,7 +576,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
         ret_extent->label =
             (struct weir_label){.key = entry->key, .owner = weir__tag_owner(entry->tag)};
-        ret_extent->summed = view_sum(view, index) != 0;
+        ret_extent->summed = state != EXTENT_STAGED && view_sum(view, index) != 0;
     }
     return 0;
 }

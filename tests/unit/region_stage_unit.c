@@ -21,6 +21,7 @@
 #include "seam.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -147,9 +148,9 @@ static void finish(struct job *job)
     weir_region_close(job->region);
 }
 
-static struct job *start(void)
+static struct job *start_wiping(bool wipes)
 {
-    struct job *job = start_with((struct weir_region_config){.name = NULL});
+    struct job *job = start_with((struct weir_region_config){.wipes = wipes});
     struct weir_region_stats stats = figures(job);
 
     if (stats.bounded && stats.direct && !stats.synchronous)
@@ -157,6 +158,11 @@ static struct job *start(void)
     print_message("# passed over: nothing is staged here\n");
     finish(job);
     return NULL;
+}
+
+static struct job *start(void)
+{
+    return start_wiping(false);
 }
 
 /* The next items are written, and completed when the seam says so. */
@@ -259,6 +265,38 @@ static void with_room_in_the_file_nothing_is_staged(void **state)
     finish(job);
 }
 
+/* In the file nothing is behind it, in its last page, of what was there before. */
+static void its_last_page_ends_in_zeroes(void **state)
+{
+    struct job *job = start_wiping(true);
+    struct weir_view_extent extent;
+    struct weir_view *view;
+    char path[64];
+
+    (void)state;
+    if (job == NULL)
+        return;
+    size_t i = put_staged(job, 50 * KIB + 1);
+    settle(job);
+    assert_int_equal(weir_view_open(0, weir_region_fd(job->region), &view), 0);
+    assert_int_equal(weir_view_extent(view, job->slots[i].index, &extent), 0);
+    struct weir_view_summary summary;
+    weir_view_summary(view, &summary);
+    assert_int_equal(extent.offset % (4 * KIB), 0);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", summary.data_fd);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, (long)extent.offset, SEEK_SET), 0);
+    assert_int_equal(fread(job->other, 1, 52 * KIB, file), 52 * KIB);
+    fclose(file);
+    assert_int_equal(harness_differs_at(job->other, extent.bytes, i, 0), extent.bytes);
+    for (uint64_t at = extent.bytes; at < 52 * KIB; at++)
+        assert_int_equal(job->other[at], 0);
+    weir_view_close(view);
+    assert_all_whole(job);
+    finish(job);
+}
+
 static void nothing_is_staged_with(struct weir_region_config config)
 {
     struct job *job = start_with(config);
@@ -273,7 +311,6 @@ static void nothing_is_staged_with(struct weir_region_config config)
 static void who_must_not_stage_does_not(void **state)
 {
     (void)state;
-    nothing_is_staged_with((struct weir_region_config){.wipes = true});
     nothing_is_staged_with((struct weir_region_config){.resident_bytes_max = UINT64_MAX});
     nothing_is_staged_with((struct weir_region_config){.name = "stage"});
     assert_int_equal(weir_region_remove(harness_tmpdir(), "stage"), 0);
@@ -700,6 +737,7 @@ int main(int argc, char **argv)
         CASE("what fits in no hole is not staged", what_fits_in_no_hole_is_not_staged),
         CASE("with room in the file nothing is staged", with_room_in_the_file_nothing_is_staged),
         CASE("who must not stage does not", who_must_not_stage_does_not),
+        CASE("its last page ends in zeroes", its_last_page_ends_in_zeroes),
         CASE("no more is staged than has a share of memory", no_more_is_staged_than_has_a_share),
 
         CASE("an item is there while it is written", it_is_there_while_it_is_written),
