@@ -525,6 +525,9 @@ static int clean_place(struct weir_region *region, uint64_t space, uint64_t alig
         clean_close_nest(region);
         fits = clean_open_nest(region);
     }
+    /* One is zeroed, and free in a moment: the file need not be longer. */
+    if (!fits && region->pager.zeroing_count > 0 && clean_fresh(region) == 0)
+        return -EAGAIN;
     if (!fits) {
         uint64_t file_bytes = clean_file(region);
         int r = weir__region_take(region, space, alignment, ret_target);
@@ -740,7 +743,8 @@ static bool clean_is_moving(const struct weir_region *region)
         has_read |= region->cleaner.windows[i].is_read;
     }
     return has_read &&
-           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0);
+           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0 ||
+            region->pager.zeroing_count > 0);
 }
 
 static void clean_free_buffer(struct weir__cleaner *cleaner)
