@@ -495,6 +495,17 @@ static void it_may_be_freed_meanwhile(void **state)
     finish(job);
 }
 
+static uint64_t place(struct job *job, size_t i)
+{
+    struct weir_view_extent extent;
+    struct weir_view *view;
+
+    assert_int_equal(weir_view_open(0, weir_region_fd(job->region), &view), 0);
+    assert_int_equal(weir_view_extent(view, job->slots[i].index, &extent), 0);
+    weir_view_close(view);
+    return extent.offset;
+}
+
 /* All else goes: the cleaner would empty the chunk, or its blocks be zeroed, at any time. */
 static void its_chunk_stays_meanwhile(void **state)
 {
@@ -506,13 +517,17 @@ static void its_chunk_stays_meanwhile(void **state)
     hold_writes();
     size_t first = put_staged(job, 40 * KIB);
     size_t second = put_staged(job, 20 * KIB);
+    uint64_t offset = place(job, first);
+    uint64_t moved_bytes = figures(job).moved_bytes;
     for (size_t i = 0; i < first; i++)
         if (job->slots[i].index != 0 && i % 32 != 0)
             drop(job, i);
     for (int i = 0; i < 200; i++) {
         turn(job);
         assert_int_equal(harness_differs_at(address(job, first), 40 * KIB, first, 0), 40 * KIB);
+        assert_int_equal(place(job, first), offset);
     }
+    assert_true(figures(job).moved_bytes > moved_bytes); /* others were */
     drop(job, second);
     for (size_t i = 0; i < first; i += 32)
         if (job->slots[i].index != 0)
