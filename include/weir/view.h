@@ -117,7 +117,7 @@ struct weir_view_extent {
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
-    bool committed;
+    bool committed; /* false: under construction, or on its way into the file */
     bool held; /* freed while pinned, or since a sync(): no slot any more, the space not free yet */
     bool summed;  /* its checksum is known: it was written back at least once */
     bool damaged; /* its owner found its bytes to be others than were put */

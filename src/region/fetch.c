@@ -944,11 +944,16 @@ bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
 
 /* ---- Items that are written out ----------------------------------------- */
 
+static uint64_t fetch_share(const struct weir__fetches *fetches)
+{
+    return fetches->bytes_max / FETCH_STAGED_PART;
+}
+
 /* What lingers of them goes, oldest first, until @bytes more are within their share (F5). */
 static bool fetch_share_has(struct weir_region *region, uint64_t bytes)
 {
     struct weir__fetches *fetches = &region->fetches;
-    uint64_t share = fetches->bytes_max / FETCH_STAGED_PART;
+    uint64_t share = fetch_share(fetches);
     struct weir__list *next;
 
     if (bytes > share)
@@ -964,7 +969,10 @@ static bool fetch_share_has(struct weir_region *region, uint64_t bytes)
     return fetches->staged_bytes + bytes <= share;
 }
 
-/* Only what is idle: a fetch that waits is first, and nothing is written to make room. */
+/*
+ * Only what is idle: a fetch that waits is first, and nothing is written to make room.
+ * Of what was fetched the oldest goes, but nothing that is larger than the share.
+ */
 bool weir__fetches_may_keep(struct weir_region *region, uint64_t bytes)
 {
     struct weir__fetches *fetches = &region->fetches;
@@ -975,7 +983,10 @@ bool weir__fetches_may_keep(struct weir_region *region, uint64_t bytes)
     while (!fetch_fits(fetches, bytes, false)) {
         if (weir__list_is_empty(&fetches->idle))
             return false;
-        fetch_drop_hold(region, WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle));
+        struct weir__hold *oldest = WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle);
+        if (oldest->read->buffer_bytes > fetch_share(fetches))
+            return false;
+        fetch_drop_hold(region, oldest);
     }
     if (weir__pager_spares(region, bytes))
         return true;

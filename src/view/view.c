@@ -568,7 +568,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         .bytes = bytes,
         .extent_bytes = weir__extent_space(bytes),
         .alignment = named ? alignment : 0,
-        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED || state == EXTENT_STAGED,
+        .committed = state == EXTENT_LIVE || state == EXTENT_DAMAGED,
         .held = state == EXTENT_ZOMBIE || freed,
         .damaged = state == EXTENT_DAMAGED,
     };
@@ -726,8 +726,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     int r = view_extent_of(view, slot.index, &before, &extent);
     if (r < 0)
         return r == -ENOENT ? -EBADMSG : r; /* vacant, with an odd generation */
-    if (!extent.committed || weir__tag_state(before.tag) == EXTENT_STAGED)
-        return -EAGAIN; /* its bytes are not there yet */
+    if (!extent.committed)
+        return -EAGAIN;
     if (extent.damaged)
         return -EBADMSG;
 

@@ -429,6 +429,7 @@ static void a_view_sees_it_when_it_is_written(void **state)
     assert_int_equal(weir_view_verify(view, slot), -EAGAIN);
     assert_int_equal(weir_view_extent(view, slot.index, &extent), 0);
     assert_int_equal(extent.bytes, 40 * KIB);
+    assert_false(extent.committed);
     release(job);
     assert_int_equal(weir_view_read(view, slot, 0, job->other, MIB, &seen), 0);
     assert_int_equal(seen, 40 * KIB);
