@@ -164,6 +164,11 @@ row_install() {
     done
     unset PKG_CONFIG_PATH PKG_CONFIG_SYSROOT_DIR
 
+    # The programs find the library beside them, without ldconfig.
+    for program in dump server bench; do
+        "$stage/usr/local/bin/weir-$program" --help >/dev/null
+    done
+
     # And as a meson subproject of somebody else's tree.
     host=$PWD/build-release/host
     rm -rf "$host"
@@ -178,7 +183,7 @@ row_install() {
         printf '%s\n' "$log" >&2
         return 1
     }
-    echo "consumer: C and C++, shared and static, and as a subproject"
+    echo "consumer: C and C++, shared and static, and as a subproject; programs start"
 }
 
 row_names() {

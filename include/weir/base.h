@@ -11,7 +11,7 @@
  *
  *      -EINVAL            an argument lies outside its documented range;
  *                         nothing was tried
- *      -EDQUOT            a limit of ours: bytes_max, slots_max, hard budget
+ *      -EDQUOT            a limit of ours: bytes_max, slots, disk cap, hard level
  *      -ENOSPC            a limit of the file system
  *      -ENOMEM            the kernel refused memory or address space
  *      -ESTALE            the object of this handle is gone
@@ -33,7 +33,7 @@
  *
  * Configurations are filled by designated initialisers; a field that is zero
  * means its documented default. Every configuration ends in reserved words that
- * must be zero, else -EINVAL.
+ * must be zero, else -EINVAL. In C++: `weir_region_config config{};`, then assign.
  */
 
 #include <stdbool.h>

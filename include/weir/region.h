@@ -25,6 +25,12 @@
  * block) or through the ring (fetch, fetch_into). A cold item is never read
  * through the mapping.
  *
+ * One signal is left. What is resident lies in the page cache, where the kernel may
+ * take clean pages back when others press for memory, and reads them again when
+ * they are touched, by the owner or by a call here. If the disk fails in that
+ * moment it is SIGBUS, at the address that was touched. A full disk, a failed
+ * write and a cold item never are a signal.
+ *
  * The file grows ahead of need and gives back what is free unasked, both from
  * poll; in memory are also the pages that are made ahead of the next put.
  *
@@ -45,7 +51,7 @@
  *          changed nothing: not the region, not its ret_ arguments.
  *
  *          -EINVAL   an argument is outside its stated range
- *          -EDQUOT   the region is at bytes_max, at slots_max, or at the disk cap
+ *          -EDQUOT   the region is at bytes_max, out of slots, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
  *          -ESTALE   the slot was freed earlier
@@ -68,12 +74,15 @@ struct weir_region;
  * @directory:           where the file lives; required. Of a directory of which only a
  *                       descriptor is known: "/proc/self/fd/<descriptor>"
  * @name:                NULL: anonymous, nothing is left of it after a crash. Else
- *                       the files are NAME.weir (tables) and NAME.weir-data, mode
- *                       0600; no '/' in it, at most 200 bytes
+ *                       the files are NAME.weir (tables; sparse, so far longer than
+ *                       what it takes of the disk) and NAME.weir-data, mode 0600; no
+ *                       '/' in it, at most 200 bytes
  * @bytes_initial:       a first reservation on disk; 0: 64 MiB (or bytes_max)
- * @bytes_max:           the largest file; 0: 1 GiB; at most 1 TiB. Of a region that
- *                       is there already: 0: as it is; more lets it grow; less is
- *                       -EINVAL
+ * @bytes_max:           the largest file; 0: 1 GiB; 2 MiB .. 1 TiB, rounded down to
+ *                       2 MiB. Of a region that is there already: 0: as it is; more
+ *                       lets it grow; less is -EINVAL. There is a slot for each 16
+ *                       bytes, at most 2^32 - 1; a named region keeps as many as it
+ *                       was made with
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
  * @resident_bytes_min:  how far weir_region_set_resident() may lower that: 8 MiB ..
@@ -171,8 +180,10 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on. What could not be read, and has a checksum, is
- * kept: it is compared when it is read. Bytes are lengths of items.
+ * Lost items are stale from then on. After a power loss they may all be such as were
+ * put since the last sync(), which nobody promised: the report does not tell them from
+ * confirmed ones. What could not be read, and has a checksum, is kept: it is compared
+ * when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
     bool existed;                 /* false: it was made, and all below is 0 */

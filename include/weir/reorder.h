@@ -125,8 +125,9 @@ WEIR_API void weir_reorder_destroy(struct weir_reorder *reorder);
  * Cost:    O(log of the distance); spills may cost a region put each.
  *
  * Return: 0; -EEXIST: this sequence is here already; -ERANGE: delivered already,
- *         or too far ahead; -EAGAIN: no memory now and no room in the region:
- *         wait for the account (or poll the region), then push again; -EFBIG:
+ *         or too far ahead; -EAGAIN: no memory now and no room in the region, or
+ *         none for the tables either (at hard, where nothing further ahead can
+ *         leave): wait for the account (or poll the region), then push again; -EFBIG:
  *         larger than the region takes at once: weir_reorder_push_slot();
  *         -EDQUOT, -ENOSPC: the region is full, and memory too, or
  *         window_bytes_max is reached; -ENOMEM.

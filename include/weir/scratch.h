@@ -107,7 +107,7 @@ WEIR_API WEIR_MUST_CHECK int weir_scratch_open(const struct weir_scratch_config 
  * weir_scratch_close() - takes NULL
  *
  * No writer, file or reader may be left, and nothing under way. A directory that
- * the store made goes if it is empty.
+ * the store made goes if it is empty; parents that it made stay.
  */
 WEIR_API void weir_scratch_close(struct weir_scratch *scratch);
 

@@ -117,18 +117,18 @@ struct weir_view_extent {
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
-    bool committed; /* false: under construction, or on its way into the file */
-    bool held; /* freed while pinned, or since a sync(): no slot any more, the space not free yet */
-    bool summed;  /* its checksum is known: it was written back at least once */
+    bool committed;        /* false: under construction, or on its way into the file */
+    bool held;    /* freed while pinned, or since a sync(): no slot any more, space not yet free */
+    bool summed;  /* its checksum is known */
     bool damaged; /* its owner found its bytes to be others than were put */
 };
 
 /*
  * weir_view_extent() - what entry @index is
  *
- * Return: 0, -ENOENT: the entry is not in use, -EAGAIN: it changes all the time,
- *         -EBADMSG: it makes no sense (also for 0 and past entry_count: -EINVAL),
- *         or, of a named region, what pread(2) says.
+ * Return: 0, -EINVAL for 0 and past entry_count, -ENOENT: the entry is not in use,
+ *         -EAGAIN: it changes all the time, -EBADMSG: it makes no sense, or, of a
+ *         named region, what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_extent(const struct weir_view *view, uint32_t index,
                                               struct weir_view_extent *ret_extent);

@@ -72,8 +72,8 @@ struct weir_writebuf_record {
  * struct weir_writebuf_sink - where changes go
  * @position:  up to where this target has committed; asked before the first
  *             flush and after each that failed, and what it has already is not
- *             handed on again. 0: nothing. NULL: what this set has seen
- *             committed.
+ *             handed on again. 0: nothing. Less than it has confirmed fails the
+ *             flush with -ESTALE. NULL: what this set has seen committed.
  * @begin:     a new batch of the buffer @id
  * @put:       the key has this value now. operation: WEIR_WRITEBUF_INSERT if
  *             the key was not there before this batch, as far as the producer
@@ -128,12 +128,12 @@ struct weir_writebuf_sink {
  * @quiet_ns:           without an append for so long, spilled records are
  *                      replayed; 0: 100 ms; UINT64_MAX: never
  * @retry_ns:           back-off after the first failure, doubled with each
- *                      further one; 0: 1 s
+ *                      further one; 0: 1 s; UINT64_MAX: until it is resumed
  * @retry_ns_max:       its end; 0: 60 s
  * @stall_ns_max:       a flush that does not get on for so long has failed with
  *                      -ETIMEDOUT; 0: 60 s; UINT64_MAX: never
  * @ready:              an append was refused with -EAGAIN and may go now; from
- *                      poll; may be NULL
+ *                      poll, each millisecond if nothing gets on; may be NULL
  * @context:            passed to @ready
  */
 struct weir_writebuf_config {
@@ -216,7 +216,8 @@ WEIR_API WEIR_MUST_CHECK int weir_writebuf_append(struct weir_writebuf *buffer,
  * @done:  called once, from weir_writebuf_poll(), weir_writebuf_clear() or
  *         weir_writebuf_destroy(): 0: all that was appended before the demand is
  *         committed; -ETIMEDOUT: it had not begun at the deadline; -ECANCELED:
- *         cleared; else why the flush failed. May append, flush and cancel.
+ *         cleared, and @buffer is gone; else why the flush failed. May append,
+ *         flush and cancel.
  *
  * Starts as zeros but for @done; the rest is ours until then.
  */
@@ -321,7 +322,7 @@ struct weir_writebuf_stats {
     uint64_t loaded_bytes;   /* likewise */
     uint64_t index_bytes;    /* of compaction, beyond the working set */
     uint64_t working_bytes;  /* charged at create and kept */
-    uint64_t charged_bytes;  /* memory, loaded and index beyond the working set, and the set */
+    uint64_t charged_bytes;  /* the working set; memory, loaded and index beyond it */
     uint64_t metadata_bytes; /* tables, told to the account's books */
     uint64_t mapped_bytes;   /* address space for records; pages that are free are not in memory */
     uint64_t appended_count; /* ever, as all that follows */

@@ -603,8 +603,12 @@ void weir__pager_advance(struct weir_region *region, uint64_t budget)
     struct weir__pager *pager = &region->pager;
     struct weir__write *write;
 
-    if (!pager->writes_back)
+    /* What a named region was opened with is cold, also where all may be in memory. */
+    if (!pager->writes_back) {
+        if (pager->revival.is_verifying)
+            pager_verify(region, budget);
         return;
+    }
 
     /* One write per pass is enough for somebody who waits; more follow with the next dirty chunk. */
     while ((write = pager_idle_write(pager)) != NULL && pager_should_write(region)) {

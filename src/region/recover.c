@@ -43,6 +43,7 @@
 
 #define RECOVER_PIECE_BYTES (UINT64_C(256) << 10)
 #define RECOVER_ITEM_STEP   UINT64_C(4096)
+#define RECOVER_SPARE_MIN   2 /* what rests at both ends of a hole, beside what is between */
 
 /* ---- Losses ------------------------------------------------------------- */
 
@@ -386,12 +387,23 @@ int weir__recover_load(struct weir_region *region)
 
 /* ---- Rebuilding --------------------------------------------------------- */
 
+/*
+ * Entries for a hole and its cuts. With no slot left the last owner kept fewer than
+ * we would like: enough for what he left to come free, and so for this.
+ */
+static int recover_ready(struct weir_region *region)
+{
+    int r = weir__table_ready(region, region->spare_min);
+
+    return r == -EDQUOT && weir__slots_spare(&region->slots) >= RECOVER_SPARE_MIN ? 0 : r;
+}
+
 /* The mark moves to @end over what is no item, for now as one extent in no index. */
 static int recover_fill(struct weir_region *region, uint64_t end)
 {
     if (end == region->mark_bytes)
         return 0;
-    int r = weir__table_ready(region, region->spare_min);
+    int r = recover_ready(region);
     if (r == 0)
         (void)weir__space_bump(region, end - region->mark_bytes);
     return r;
@@ -432,7 +444,7 @@ static int recover_free_holes(struct weir_region *region)
         const struct weir__entry *entry = weir__region_entry(region, index);
         bool is_hole = weir__entry_state(entry) == EXTENT_BUILT;
         uint32_t next = weir__entry_next(entry);
-        int r = weir__table_ready(region, region->spare_min);
+        int r = recover_ready(region);
         if (r < 0)
             return r;
         if (is_hole)

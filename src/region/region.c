@@ -120,8 +120,8 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
                   weir__min(least.chunk_count, UINT64_C(1) << 16) * LAYOUT_CHUNK_BYTES / 4);
     /* Enough for any item of put_bytes_max, wherever it begins; the rest is for puts. */
     region->placed_max = least.chunk_count / 2 + least.chunk_count % 2;
-    /* Freeing may split an extent at each chunk border, and allocates nothing. */
-    region->spare_min = REGION_SPARE_MIN + 2 * (region->item_bytes_max / LAYOUT_CHUNK_BYTES + 1);
+    /* Freeing cuts what is free at chunk borders, in the end at all of them, and allocates nothing. */
+    region->spare_min = REGION_SPARE_MIN + region->bytes_max / LAYOUT_CHUNK_BYTES;
     return 0;
 }
 

@@ -345,7 +345,7 @@ struct weir_region {
     uint64_t resident_bytes_max; /* fixed */
     uint64_t item_bytes_max;
     uint64_t put_bytes_max;
-    uint64_t spare_min;   /* entries that must be there before anything is split */
+    uint64_t spare_min;   /* entries that must be there before one is taken; frees need them */
     uint64_t spare_ahead; /* fewer: it is time for weir__table_ahead() */
 
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */

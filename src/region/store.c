@@ -14,6 +14,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/sys.h"
 
@@ -93,15 +94,17 @@ static void store_map_whole(struct weir__store *store, uint64_t bytes_max)
 /* ---- Chunks ------------------------------------------------------------- */
 
 /* Page cache leaves only when it is clean and unmapped: both calls, in this order. */
+static int store_drop(int fd, void *address, uint64_t offset)
+{
+    int r = weir__sys_madvise(address, LAYOUT_CHUNK_BYTES, MADV_DONTNEED);
+
+    return r < 0 ? r : weir__sys_fadvise(fd, offset, LAYOUT_CHUNK_BYTES, POSIX_FADV_DONTNEED);
+}
+
 int weir__store_drop(struct weir_region *region, uint64_t chunk)
 {
-    int r =
-        weir__sys_madvise(weir__store_address(region, chunk), LAYOUT_CHUNK_BYTES, MADV_DONTNEED);
-
-    if (r < 0)
-        return r;
-    return weir__sys_fadvise(region->store.data_fd, chunk * LAYOUT_CHUNK_BYTES, LAYOUT_CHUNK_BYTES,
-                             POSIX_FADV_DONTNEED);
+    return store_drop(region->store.data_fd, weir__store_address(region, chunk),
+                      chunk * LAYOUT_CHUNK_BYTES);
 }
 
 /*
@@ -170,11 +173,9 @@ void weir__store_renew(struct weir_region *region, uint64_t chunk)
  * Write a chunk in the one way or the other, drop it, and see whether it left
  * the memory. More than once: somebody may hold a page for a moment.
  */
-static int store_probe_way(struct weir_region *region, uint64_t chunk, bool syncs_file,
+static int store_probe_way(int fd, char *address, uint64_t offset, bool syncs_file,
                            bool *ret_bounded)
 {
-    struct weir__store *store = &region->store;
-    char *address = weir__store_address(region, chunk);
     unsigned flags = 7; /* wait before, write, wait after */
 
     *ret_bounded = false;
@@ -182,36 +183,79 @@ static int store_probe_way(struct weir_region *region, uint64_t chunk, bool sync
         uint64_t pages = 0;
         for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES)
             address[at] = 1;
-        int r = syncs_file ? weir__sys_fdatasync(store->data_fd)
-                           : weir__sys_sync_file_range(store->data_fd, chunk * LAYOUT_CHUNK_BYTES,
-                                                       LAYOUT_CHUNK_BYTES, flags);
+        int r = syncs_file ? weir__sys_fdatasync(fd)
+                           : weir__sys_sync_file_range(fd, offset, LAYOUT_CHUNK_BYTES, flags);
         if (r < 0)
             return r;
-        weir__store_drop(region, chunk);
+        store_drop(fd, address, offset);
         *ret_bounded = weir__sys_resident(address, LAYOUT_CHUNK_BYTES, &pages) == 0 && pages == 0;
     }
     return 0;
 }
 
-/* What can this file system do? @chunk holds nothing. */
-static int store_probe(struct weir_region *region, uint64_t chunk)
+/* What can this file system do? A chunk of @fd at @offset holds nothing. */
+static int store_probe(struct weir_region *region, int fd, char *address, uint64_t offset)
 {
     struct weir__store *store = &region->store;
-    int r = store_probe_way(region, chunk, false, &store->bounded);
+    int r = store_probe_way(fd, address, offset, false, &store->bounded);
 
     if (r == 0 && !store->bounded) {
         store->syncs_file = true;
-        r = store_probe_way(region, chunk, true, &store->bounded);
+        r = store_probe_way(fd, address, offset, true, &store->bounded);
     }
+    weir__word_store(&weir__region_figures(region)->bounded, store->bounded);
+    return r;
+}
+
+static int store_probe_chunk(struct weir_region *region, uint64_t chunk)
+{
+    char *address = weir__store_address(region, chunk);
+    int r = store_probe(region, region->store.data_fd, address, chunk * LAYOUT_CHUNK_BYTES);
+
     if (r < 0)
         return r;
-    weir__word_store(&weir__region_figures(region)->bounded, store->bounded);
     if (weir__store_zero(region, chunk) < 0) {
         /* Without ZERO_RANGE the chunk is in memory from now on, as after any store. */
-        memset(weir__store_address(region, chunk), 0, LAYOUT_CHUNK_BYTES);
+        memset(address, 0, LAYOUT_CHUNK_BYTES);
         weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
     }
     return 0;
+}
+
+static int store_probe_file(struct weir_region *region, const char *directory)
+{
+    WEIR_CLEANUP_CLOSE int fd = -1;
+    void *address;
+    int r = weir__sys_open_unnamed(directory, &fd);
+
+    if (r == 0)
+        r = weir__sys_fallocate(fd, 0, 0, LAYOUT_CHUNK_BYTES);
+    if (r == 0)
+        r = weir__sys_mmap(NULL, LAYOUT_CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0,
+                           &address);
+    if (r < 0)
+        return r;
+    r = store_probe(region, fd, address, 0);
+    weir__sys_munmap(address, LAYOUT_CHUNK_BYTES);
+    return r;
+}
+
+/*
+ * Every chunk holds items: for a moment there is another file beside it. Where that is refused
+ * (the disk is full as well) the way that works everywhere is taken, with no promise.
+ */
+static void store_probe_beside(struct weir_region *region, const struct weir_region_config *config)
+{
+    const struct weir_disk_cap *cap = &config->disk_cap;
+    int r = -EDQUOT;
+
+    if (cap->take == NULL || cap->take(cap->context, LAYOUT_CHUNK_BYTES)) {
+        r = store_probe_file(region, config->directory);
+        if (cap->take != NULL)
+            cap->give(cap->context, LAYOUT_CHUNK_BYTES);
+    }
+    if (r < 0)
+        region->store.syncs_file = true;
 }
 
 static int store_open_files(struct weir__store *store, const struct weir_region_config *config)
@@ -255,8 +299,8 @@ int weir__store_open(struct weir_region *region, const struct weir_region_config
     if (r < 0)
         return r;
     if (store->file_bytes > kept)
-        return store_probe(region, weir__chunk_of(kept));
-    store->syncs_file = true; /* no room to find out: what works everywhere, and no promise */
+        return store_probe_chunk(region, weir__chunk_of(kept));
+    store_probe_beside(region, config);
     return 0;
 }
 

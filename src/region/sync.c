@@ -78,17 +78,12 @@ static void sync_free(struct weir_region *region, uint32_t index)
         weir__space_release(region, index);
 }
 
-/* What finds no entries for its pieces now stays until the next sync. */
 static void sync_free_all(struct weir_region *region)
 {
     for (uint32_t index = 1; index <= region->slots.used_count && region->named.freed_bytes > 0;
-         index++) {
-        if (!weir__state_is_freed(weir__entry_state(weir__region_entry(region, index))))
-            continue;
-        if (weir__table_ready(region, region->spare_min) < 0)
-            return;
-        sync_free(region, index);
-    }
+         index++)
+        if (weir__state_is_freed(weir__entry_state(weir__region_entry(region, index))))
+            sync_free(region, index);
 }
 
 static int sync_make_bits(struct weir_region *region)

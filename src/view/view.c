@@ -167,14 +167,20 @@ static int view_check_file(int fd, uint64_t *ret_bytes, bool *ret_named)
     return 0;
 }
 
-/* Its fixed part is replaced by one write inside one page: a copy is of before or of after. */
+/*
+ * Its fixed part is replaced by one write, which may be under way: what makes no sense
+ * is looked at again.
+ */
 static int view_open_named(struct weir_view *view, int *fd, uint64_t bytes)
 {
     uint64_t end;
-    int r = weir__sys_pread_all(*fd, &view->fixed, sizeof(view->fixed), 0);
+    int r = -EBADMSG;
 
-    if (r == 0)
-        r = view_check_header(&view->fixed, bytes, &end);
+    for (int i = 0; i < VIEW_TRIES && r == -EBADMSG; i++) {
+        r = weir__sys_pread_all(*fd, &view->fixed, sizeof(view->fixed), 0);
+        if (r == 0)
+            r = view_check_header(&view->fixed, bytes, &end);
+    }
     if (r < 0)
         return r;
     if (view->fixed.named != 1)

@@ -63,12 +63,25 @@ static void flush_leave_round(struct writebuf_flush *flush)
     flush_drop_index(flush);
 }
 
-/* The flush has no more of the buffer, nor the buffer of it. */
+/* What was fetched is only in the region again. */
+static void flush_unload(struct writebuf_flush *flush)
+{
+    struct weir_writebuf *buffer = flush->buffer;
+
+    /* It stands in front, but others may lie between that have spilled since. */
+    for (struct writebuf_block *block = weir__writebuf_first(buffer); buffer->loaded_bytes > 0;
+         block = weir__writebuf_after(buffer, block)) {
+        if (!weir_slot_is_none(block->slot))
+            weir__writebuf_unload(buffer, block);
+    }
+    WEIR_CHECK(flush->window_bytes == 0 && flush->load_count == 0);
+    weir__writebuf_settle(buffer->set);
+}
+
 void weir__flush_leave(struct writebuf_flush *flush)
 {
     struct weir_writebuf *buffer = flush->buffer;
     struct weir_writebuf_set *set = buffer->set;
-    struct writebuf_block *block;
 
     if (flush->has_batch) {
         set->in_callback = true;
@@ -77,14 +90,7 @@ void weir__flush_leave(struct writebuf_flush *flush)
         flush->has_batch = false;
     }
     flush_leave_round(flush);
-    /* What was fetched stands in front, without a gap. */
-    for (block = weir__writebuf_first(buffer); block != NULL && block->piece.data != NULL;
-         block = weir__writebuf_after(buffer, block)) {
-        if (!weir_slot_is_none(block->slot))
-            weir__writebuf_unload(buffer, block);
-    }
-    WEIR_CHECK(flush->window_bytes == 0 && flush->load_count == 0);
-    weir__writebuf_settle(set);
+    flush_unload(flush);
     buffer->flush = NULL;
     flush->buffer = NULL;
     set->flushing_count--;
@@ -130,7 +136,7 @@ static void flush_fail(struct writebuf_flush *flush, int result)
     set->failing_count += buffer->failure_count == 0;
     buffer->failure_count++;
     buffer->last_error = result;
-    buffer->retry_ns = weir__max(set->now_ns + flush_back_off_ns(buffer), 1);
+    buffer->retry_ns = set->now_ns + weir__min(flush_back_off_ns(buffer), UINT64_MAX - set->now_ns);
     /* It may have committed all the same. */
     buffer->is_position_known = set->config.sink.position == NULL;
     weir__flush_leave(flush);
@@ -192,7 +198,8 @@ static int flush_ask(struct writebuf_flush *flush)
     while (flush->load_next != NULL && flush->load_count + count < WRITEBUF_LOADS_MAX) {
         struct writebuf_block *block = flush->load_next;
 
-        if (block->is_loading) {
+        /* The round before may have ended without some that it has asked for. */
+        if (block->is_loading && block->asked_by == NULL) {
             blocks[count] = block;
             slots[count++] = block->slot;
         }
@@ -204,7 +211,7 @@ static int flush_ask(struct writebuf_flush *flush)
                           (void *)(uintptr_t)set->id);
     if (r < 0) {
         flush->load_next = blocks[0];
-        return r == -EAGAIN ? 0 : r;
+        return r;
     }
     for (uint32_t i = 0; i < count; i++) {
         blocks[i]->asked_by = flush;
@@ -274,14 +281,14 @@ static void flush_make_index(struct writebuf_flush *flush, uint64_t record_count
     if (bytes > WRITEBUF_INDEX_BYTES && bytes <= bytes_max && weir__writebuf_may_take(set, bytes)) {
         if (weir__pieces_take(&set->pieces, bytes, &flush->index_piece) == 0) {
             flush->index_charged_bytes = bytes;
-            weir__keys_init(&flush->keys, flush->index_piece.data, bytes);
+            weir__keys_init(&flush->keys, flush->index_piece.data, bytes, set->keys_seed);
             return;
         }
         weir__writebuf_refund(set, bytes);
     }
     bytes = weir__min(bytes, WRITEBUF_INDEX_BYTES);
     memset(flush->index_memory, 0, bytes);
-    weir__keys_init(&flush->keys, flush->index_memory, bytes);
+    weir__keys_init(&flush->keys, flush->index_memory, bytes, set->keys_seed);
 }
 
 /* Take blocks from the first on, while there is memory; 0, or -ENOMEM for the first. */
@@ -351,15 +358,17 @@ static int flush_plan(struct writebuf_flush *flush)
     flush->round_ns = set->now_ns;
     flush->is_plain = true;
     r = flush_take_blocks(flush, &bytes, &records);
+    if (r == -EAGAIN && buffer->loaded_bytes > 0) {
+        /* What lies behind it has the memory: that has to come again. */
+        flush_unload(flush);
+        r = flush_take_blocks(flush, &bytes, &records);
+    }
     if (r < 0)
         return r == -EAGAIN ? -ENOMEM : r;
-    flush->last_fill_bytes = flush->last->fill_bytes;
-    flush->last_sequence = flush->last->last_sequence;
     flush->load_next = first;
     flush->end = flush->last;
-    flush->end_offset = flush->last_fill_bytes;
-    flush->end_sequence = flush->last_sequence;
-    flush->walked_count = 0;
+    flush->end_offset = flush->last->fill_bytes;
+    flush->end_sequence = flush->last->last_sequence;
     flush->put_count = 0;
     flush->remove_count = 0;
     flush->barrier_count = 0;
@@ -425,15 +434,12 @@ static void flush_cut(struct writebuf_flush *flush)
 static int flush_scan_one(struct writebuf_flush *flush, const struct weir_writebuf_record *record,
                           const char *data, uint64_t bytes)
 {
-    bool has_overtaken;
-
     if (record->sequence > flush->buffer->position) {
         if (record->operation == WEIR_WRITEBUF_BARRIER) {
             if (flush->has_live)
                 return 0;
             flush->is_barrier = true;
-        } else if (flush->is_barrier ||
-                   !weir__keys_add(&flush->keys, data, record, &has_overtaken)) {
+        } else if (flush->is_barrier || !weir__keys_add(&flush->keys, data, record)) {
             return 0;
         }
         flush->has_live = true;
@@ -538,7 +544,6 @@ static int flush_hand(struct writebuf_flush *flush)
         if (r < 0)
             return r;
         flush_pass(flush, bytes);
-        flush->walked_count++;
         flush->moved_ns = flush->buffer->set->now_ns;
         done += bytes;
     }
@@ -551,7 +556,6 @@ static int flush_hand(struct writebuf_flush *flush)
 static void flush_consume(struct writebuf_flush *flush)
 {
     struct weir_writebuf *buffer = flush->buffer;
-    struct weir_writebuf_set *set = buffer->set;
     struct writebuf_block *end = flush->end;
     uint64_t head_offset = flush->end_offset;
     uint64_t head_records = flush->cursor_records;
@@ -565,17 +569,11 @@ static void flush_consume(struct writebuf_flush *flush)
         weir__writebuf_drop_block(buffer, end);
         return;
     }
-    uint64_t bytes = head_offset - buffer->head_offset;
-    uint64_t records = head_records - buffer->head_records;
+    weir__writebuf_add_held(buffer, (int64_t)(buffer->head_offset - head_offset),
+                            (int64_t)(buffer->head_records - head_records));
     buffer->head_offset = head_offset;
     buffer->head_records = head_records;
     buffer->head_barriers += flush->is_barrier;
-    buffer->held_bytes -= bytes;
-    set->held_bytes -= bytes;
-    buffer->record_count -= records;
-    set->record_count -= records;
-    if (buffer->is_counted)
-        set->backlog_bytes -= bytes;
 }
 
 static int flush_commit(struct writebuf_flush *flush)
@@ -631,7 +629,6 @@ static int flush_do(struct writebuf_flush *flush)
     return -EINVAL;
 }
 
-/* A piece of this flush; how much was done. */
 int weir__flush_go_on(struct writebuf_flush *flush)
 {
     struct weir_writebuf_set *set = flush->buffer->set;

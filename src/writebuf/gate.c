@@ -22,6 +22,9 @@
 
 #include <errno.h>
 
+/* Between two calls of ready where nothing was done meanwhile. */
+#define GATE_READY_NS UINT64_C(1000000)
+
 _Static_assert(sizeof(struct weir__list) == sizeof(((struct weir_writebuf_ticket *)0)->link),
                "a ticket is linked by its own words");
 
@@ -50,7 +53,7 @@ void weir__gate_want(struct weir_writebuf *buffer, enum writebuf_reason reason)
     set->queued_count++;
 }
 
-static void gate_leave(struct weir_writebuf *buffer)
+void weir__gate_leave(struct weir_writebuf *buffer)
 {
     if (!buffer->is_queued)
         return;
@@ -100,15 +103,22 @@ static void gate_forget_demand(struct weir_writebuf *buffer)
         return;
     buffer->reasons &= ~(uint32_t)WRITEBUF_FOR_DEMAND;
     if (buffer->reasons == 0)
-        gate_leave(buffer);
+        weir__gate_leave(buffer);
 }
 
 int weir__gate_tell(struct weir_writebuf_set *set)
 {
+    struct weir__list now = set->finished;
     int count = 0;
 
-    while (!weir__list_is_empty(&set->finished)) {
-        struct weir_writebuf_ticket *ticket = ticket_of(set->finished.next);
+    if (weir__list_is_empty(&set->finished))
+        return 0;
+    /* One that asks again when it is told, and is done at once, waits for the next time. */
+    now.next->previous = &now;
+    now.previous->next = &now;
+    weir__list_init(&set->finished);
+    while (!weir__list_is_empty(&now)) {
+        struct weir_writebuf_ticket *ticket = ticket_of(now.next);
 
         weir__list_remove(ticket_link(ticket));
         ticket->buffer = NULL;
@@ -174,7 +184,7 @@ void weir__gate_again(struct weir_writebuf *buffer)
 
 void weir__gate_stop(struct weir_writebuf *buffer, int result)
 {
-    gate_leave(buffer);
+    weir__gate_leave(buffer);
     if (buffer->flush != NULL)
         weir__flush_leave(buffer->flush);
     weir__gate_finish(buffer, result);
@@ -187,7 +197,7 @@ static void gate_start(struct weir_writebuf_set *set, struct weir_writebuf *buff
 
     while (flush->buffer != NULL)
         flush++;
-    gate_leave(buffer);
+    weir__gate_leave(buffer);
     set->ever.gate_wait_ns += wait_ns;
     set->ever.gate_wait_ns_max = weir__max(set->ever.gate_wait_ns_max, wait_ns);
     flush->buffer = buffer;
@@ -227,6 +237,9 @@ static void gate_expire_tickets(struct weir_writebuf *buffer)
         struct weir_writebuf_ticket *ticket = ticket_of(link);
 
         link = link->next;
+        /* What is under way has begun in time. */
+        if (buffer->flush != NULL && ticket->sequence <= buffer->flush->target_sequence)
+            continue;
         if (ticket->deadline_ns > set->now_ns) {
             weir__writebuf_due(set, ticket->deadline_ns);
             continue;
@@ -244,12 +257,12 @@ static void gate_tick_buffer(struct weir_writebuf *buffer)
     struct weir_writebuf_set *set = buffer->set;
     const struct weir_writebuf_config *config = &set->config;
 
+    gate_expire_tickets(buffer);
     if (buffer->flush != NULL) {
         if (config->stall_ns_max != UINT64_MAX)
             weir__writebuf_due(set, buffer->flush->moved_ns + config->stall_ns_max);
         return;
     }
-    gate_expire_tickets(buffer);
     if (buffer->retry_ns > set->now_ns) {
         weir__writebuf_due(set, buffer->retry_ns);
     } else if (buffer->retry_ns != 0) {
@@ -373,8 +386,10 @@ int weir_writebuf_poll(struct weir_writebuf_set *set, uint64_t now_ns)
     }
     count += weir__gate_tell(set);
     set->is_busy = count > 0;
-    if (set->is_refused) {
+    /* What the set has no part in may have changed, but who asks all the time keeps a core busy. */
+    if (set->is_refused && (count > 0 || set->now_ns >= set->ready_ns)) {
         set->is_refused = false;
+        set->ready_ns = set->now_ns + GATE_READY_NS;
         if (set->config.ready != NULL)
             set->config.ready(set->config.context);
     }
@@ -385,8 +400,10 @@ uint64_t weir_writebuf_due_ns(const struct weir_writebuf_set *set)
 {
     WEIR_ASSERT(weir__writebuf_is_mine(set));
 
-    if (set->is_busy || set->is_refused || set->is_short || !weir__list_is_empty(&set->finished) ||
+    if (set->is_busy || set->is_short || !weir__list_is_empty(&set->finished) ||
         (set->queued_count > 0 && set->flushing_count < set->config.flushes_max))
         return set->now_ns;
+    if (set->is_refused)
+        return weir__min(set->due_ns, weir__max(set->ready_ns, set->now_ns));
     return set->due_ns;
 }

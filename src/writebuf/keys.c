@@ -19,16 +19,17 @@ _Static_assert(sizeof(struct weir__keys_entry) == 16, "four of them in a line");
 
 uint64_t weir__keys_bytes(uint64_t key_count)
 {
-    uint64_t entry_count = weir__max(key_count + key_count / 3 + 1, 4);
+    uint64_t entry_count = weir__max(key_count + (key_count + 2) / 3, 4);
 
     return (UINT64_C(2) << weir__highest_bit(entry_count - 1)) * sizeof(struct weir__keys_entry);
 }
 
-void weir__keys_init(struct weir__keys *keys, void *memory, uint64_t bytes)
+void weir__keys_init(struct weir__keys *keys, void *memory, uint64_t bytes, uint64_t seed)
 {
     *keys = (struct weir__keys){
         .entries = memory,
         .entry_count = bytes / sizeof(struct weir__keys_entry),
+        .seed = seed,
     };
     WEIR_CHECK((keys->entry_count & (keys->entry_count - 1)) == 0);
     WEIR_CHECK(keys->entry_count >= 4);
@@ -51,7 +52,7 @@ static struct weir__keys_entry *keys_probe(const struct weir__keys *keys,
                                            const struct weir_writebuf_record *record,
                                            uint32_t *ret_tag)
 {
-    uint64_t hash = XXH3_64bits(record->key, record->key_bytes);
+    uint64_t hash = XXH3_64bits_withSeed(record->key, record->key_bytes, keys->seed);
     uint64_t mask = keys->entry_count - 1;
     uint32_t tag = (uint32_t)(hash >> 32);
 
@@ -65,12 +66,11 @@ static struct weir__keys_entry *keys_probe(const struct weir__keys *keys,
 }
 
 bool weir__keys_add(struct weir__keys *keys, const char *data,
-                    const struct weir_writebuf_record *record, bool *ret_overtook)
+                    const struct weir_writebuf_record *record)
 {
     uint32_t tag;
     struct weir__keys_entry *entry = keys_probe(keys, record, &tag);
 
-    *ret_overtook = entry->last != NULL;
     if (entry->last == NULL) {
         if (keys->key_count >= keys->entry_count / 4 * 3)
             return false;

@@ -23,20 +23,21 @@ struct weir__keys {
     struct weir__keys_entry *entries; /* zeroed */
     uint64_t entry_count;             /* a power of two */
     uint64_t key_count;               /* at most 3/4 of it */
+    uint64_t seed;
 };
 
 /* What a table for @key_count keys needs. */
 uint64_t weir__keys_bytes(uint64_t key_count);
 
-/* @bytes: a power of two of zeroed memory, at least 64 */
-void weir__keys_init(struct weir__keys *keys, void *memory, uint64_t bytes);
-
 /*
- * @data is now the last record of its key. False: the table is full, nothing was
- * done. *ret_overtook: there was one before it.
+ * @bytes: a power of two of zeroed memory, at least 64; @seed: by chance, so that
+ * nobody can choose keys that collide
  */
+void weir__keys_init(struct weir__keys *keys, void *memory, uint64_t bytes, uint64_t seed);
+
+/* @data is now the last record of its key. False: the table is full, nothing was done. */
 bool weir__keys_add(struct weir__keys *keys, const char *data,
-                    const struct weir_writebuf_record *record, bool *ret_overtook);
+                    const struct weir_writebuf_record *record);
 
 /* The entry of a key that was added. */
 const struct weir__keys_entry *weir__keys_find(const struct weir__keys *keys,

@@ -164,7 +164,6 @@ void weir__writebuf_spill_from(struct weir_writebuf *buffer, struct writebuf_blo
 
 /* ---- Spill ---------------------------------------------------------------------- */
 
-/* The oldest block that is only in memory goes to the region; 0 or why not. */
 int weir__writebuf_spill_block(struct weir_writebuf *buffer)
 {
     struct weir_writebuf_set *set = buffer->set;
@@ -240,10 +239,6 @@ uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes)
     return freed;
 }
 
-/*
- * Charge @bytes, by what others of the set give up if need be. 0, -EAGAIN, or why
- * the region takes no more.
- */
 int weir__writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
                           const struct writebuf_block *kept)
 {

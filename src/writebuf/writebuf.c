@@ -41,6 +41,7 @@
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/random.h"
+#include "base/sys.h"
 #include "writebuf/record.h"
 
 #include <weir/governor.h>
@@ -211,6 +212,7 @@ int weir_writebuf_create(const struct weir_writebuf_config *config,
     if (config->account != NULL)
         set->heap.books = weir_account_books(config->account);
     set->owner = pthread_self();
+    set->keys_seed = weir__sys_entropy();
     set->due_ns = UINT64_MAX;
     weir__list_init(&set->buffers);
     weir__list_init(&set->gate);
@@ -381,11 +383,7 @@ void weir_writebuf_pause(struct weir_writebuf *buffer)
         return;
     buffer->is_paused = true;
     set->paused_count++;
-    if (buffer->is_queued) {
-        weir__list_remove(&buffer->waiting);
-        buffer->is_queued = false;
-        set->queued_count--;
-    }
+    weir__gate_leave(buffer);
     weir__writebuf_count(buffer);
 }
 

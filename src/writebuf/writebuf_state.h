@@ -120,9 +120,7 @@ struct writebuf_flush {
     uint64_t index_charged_bytes;
 
     /* The round. */
-    struct writebuf_block *last; /* W4 */
-    uint64_t last_fill_bytes;    /* of it, when the round was planned */
-    uint64_t last_sequence;
+    struct writebuf_block *last;      /* W4 */
     struct writebuf_block *load_next; /* to be asked for */
     struct writebuf_block *end;       /* the round goes up to here */
     uint64_t end_offset;
@@ -130,7 +128,6 @@ struct writebuf_flush {
     struct writebuf_block *cursor;
     uint64_t cursor_offset;
     uint64_t cursor_records; /* walked, of the cursor's block */
-    uint64_t walked_count;   /* of the round */
     uint64_t put_count;
     uint64_t remove_count;
     uint64_t barrier_count;
@@ -155,6 +152,7 @@ struct weir_writebuf_set {
     struct weir__list buffers;
     struct weir_writebuf **hash;
     uint64_t hash_count; /* a power of two */
+    uint64_t keys_seed;
     uint64_t buffer_count;
     struct weir__list gate;
     struct weir__list loads;
@@ -170,7 +168,8 @@ struct weir_writebuf_set {
     uint64_t charged_bytes; /* W2; the working set apart */
     uint64_t credit_bytes;  /* W5 */
     uint64_t now_ns;
-    uint64_t due_ns; /* W6 */
+    uint64_t due_ns;   /* W6 */
+    uint64_t ready_ns; /* ready is not called before, unless something was done */
     uint64_t quiet_since_ns;
     uint64_t quiet_count;  /* appended_count then */
     uint64_t demand_bytes; /* the account was asked for so much; the next poll looks at it */
@@ -274,6 +273,9 @@ void weir__writebuf_unload(struct weir_writebuf *buffer, struct writebuf_block *
 
 /* It wants to be flushed, and queues if it may. */
 void weir__gate_want(struct weir_writebuf *buffer, enum writebuf_reason reason);
+
+/* It waits no more. */
+void weir__gate_leave(struct weir_writebuf *buffer);
 
 /* After a flush: what wants it flushed now. */
 void weir__gate_again(struct weir_writebuf *buffer);

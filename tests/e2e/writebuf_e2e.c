@@ -7,10 +7,9 @@
  * Changes go round many tables, far more of them than memory; the sink of three
  * tables fails all the time. The others must not notice: they wait for each other
  * where the database is slower than we are, and all of theirs is committed while
- * those three still fail. Then these are healed, and the database
- * is what a plain replay makes of the changes: each row, no row more, and each
- * position. Memory, as the kernel counts it, is under the limit meanwhile and
- * comes back afterwards.
+ * those three still fail. Then these are healed, and the database is what a plain
+ * replay makes of the changes: each row, no row more, and each position. Memory,
+ * as the kernel counts it, is under the limit meanwhile and comes back afterwards.
  *
  * A value says which change wrote it: key and sequence decide all its bytes. So
  * the replay need only keep the sequence that each key was last written with.
@@ -557,11 +556,20 @@ static void test_a_barrier_runs_its_statement(void **state)
     small_append(&small, WEIR_WRITEBUF_INSERT, 4, "d", "D");
     assert_int_equal(small_flush(&small).position, 4);
     assert_int_equal(small_rows(&small), 1);
-    /* One that cannot be run keeps what is behind it. */
+    /* All of several, with nothing behind the last. */
     small_append(&small, WEIR_WRITEBUF_INSERT, 5, "e", "E");
-    small_append(&small, WEIR_WRITEBUF_BARRIER, 6, "", "DELETE FROM nowhere");
-    small_append(&small, WEIR_WRITEBUF_INSERT, 7, "f", "F");
-    assert_int_equal(small_flush(&small).position, 5);
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 6, "",
+                 "DELETE FROM weir_7 WHERE key = CAST('d' AS BLOB); /* and */\n"
+                 "DELETE FROM weir_7 WHERE key = CAST('e' AS BLOB); ");
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 7, "", " ");
+    small_append(&small, WEIR_WRITEBUF_INSERT, 8, "d", "D");
+    assert_int_equal(small_flush(&small).position, 8);
+    assert_int_equal(small_rows(&small), 1);
+    /* One that cannot be run keeps what is behind it. */
+    small_append(&small, WEIR_WRITEBUF_INSERT, 9, "e", "E");
+    small_append(&small, WEIR_WRITEBUF_BARRIER, 10, "", "DELETE FROM nowhere");
+    small_append(&small, WEIR_WRITEBUF_INSERT, 11, "f", "F");
+    assert_int_equal(small_flush(&small).position, 9);
     assert_int_equal(small_flush(&small).last_error, -EIO);
     assert_int_equal(small_rows(&small), 2);
     assert_non_null(strstr(sqlite_sink_error(small.sqlite), "nowhere"));

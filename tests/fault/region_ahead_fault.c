@@ -478,7 +478,8 @@ static void a_failed_write_casts_doubt_on_it(void **state)
     seam_release();
     while (!figures(job).degraded)
         poll_once(job);
-    assert_int_equal(zeroed[ready], 1);
+    /* Again where a slow machine is past the pause already: dirty and empty, it is let go. */
+    assert_in_range(zeroed[ready], 1, 2);
     watch();
     while (figures(job).degraded)
         poll_once(job);

@@ -286,12 +286,55 @@ static void without_owner(void **state)
     assert_int_equal(weir_region_remove(harness_tmpdir(), NAME), 0);
 }
 
+/* A header that is being replaced: until it is read again some of it is still the old one's. */
+struct replaced {
+    struct weir__header header;
+    int fd;
+    uint64_t reads;
+};
+
+static bool sees_header(const struct seam_use *use, void *context)
+{
+    struct replaced *replaced = context;
+    size_t bytes = sizeof(replaced->header);
+
+    if (use->offset == 0 && use->bytes == bytes && replaced->reads++ == 1)
+        assert_int_equal(pwrite(replaced->fd, &replaced->header, bytes, 0), bytes);
+    return false;
+}
+
+static void replaced_meanwhile(void **state)
+{
+    struct sight sight;
+    struct replaced replaced = {0};
+    struct weir_view *view = NULL;
+
+    (void)state;
+    sight_open(&sight, NAME);
+    weir_region_close(sight.region);
+    replaced.fd = harness_named_open(harness_tmpdir(), NAME LAYOUT_TABLE_SUFFIX);
+    harness_named_header(harness_tmpdir(), NAME, &replaced.header);
+    struct weir__header torn = replaced.header;
+    torn.resident_bytes_max += MIB;
+    assert_int_equal(pwrite(replaced.fd, &torn, sizeof(torn), 0), sizeof(torn));
+
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_pread_all, .matches = sees_header, .context = &replaced});
+    assert_int_equal(weir_view_open(0, replaced.fd, &view), 0);
+    seam_lift();
+    assert_int_equal(replaced.reads, 2);
+    weir_view_close(view);
+    close(replaced.fd);
+    assert_int_equal(weir_region_remove(harness_tmpdir(), NAME), 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest cases[] = {
         SEAM_TEST("a region is seen exactly or an error is told", anonymous),
         SEAM_TEST("a named region is seen exactly or an error is told", named),
         SEAM_TEST("files without an owner are seen exactly or an error is told", without_owner),
+        SEAM_TEST("a header that is being replaced is read again", replaced_meanwhile),
         SEAM_TEST_OF("a look without memory leaves nothing", anonymous, "heap"),
         SEAM_TEST_OF("a look at files without memory leaves nothing", without_owner, "heap"),
     };

@@ -22,6 +22,7 @@
 #include "smalldisk.h"
 #include "tmpdir.h"
 
+#include <signal.h>
 #include <time.h>
 
 #define KIB         UINT64_C(1024)
@@ -778,6 +779,92 @@ static void a_failed_read_is_an_error_code(void **state)
     harness_thindisk_remove(&disk);
 }
 
+static sigjmp_buf before_signal;
+static const void *volatile signal_address;
+
+static void on_signal(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    (void)context;
+    signal_address = info->si_addr;
+    siglongjmp(before_signal, 1);
+}
+
+/* Reads all of it; the address that the kernel could not read, or NULL. */
+static const void *touch(const void *data, size_t bytes)
+{
+    const volatile unsigned char *at = data;
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO};
+    struct sigaction before;
+
+    signal_address = NULL;
+    assert_int_equal(sigaction(SIGBUS, &action, &before), 0);
+    if (sigsetjmp(before_signal, 1) == 0)
+        for (size_t i = 0; i < bytes; i++)
+            (void)at[i];
+    assert_int_equal(sigaction(SIGBUS, &before, NULL), 0);
+    return signal_address;
+}
+
+/*
+ * The one signal there is: memory of an item that is resident was taken back by
+ * the kernel, which may do that to clean pages of any file, and the disk does not
+ * give it again. Who reads there by address gets SIGBUS, at that address; what was
+ * not taken back, and the region, are as they were.
+ */
+static void what_the_kernel_took_back_may_be_a_signal(void **state)
+{
+    struct harness_thindisk disk;
+    const char *reason = harness_thindisk(&disk, DISK_BYTES, 2 * DISK_BYTES);
+    struct items *items = test_calloc(1, sizeof(*items));
+    struct weir_region_config config = {
+        .directory = disk.path,
+        .bytes_initial = 32 * MIB,
+        .resident_bytes_max = 8 * MIB,
+    };
+    const unsigned char *data;
+    const void *taken = NULL;
+    size_t bytes;
+    size_t i;
+
+    (void)state;
+    if (reason != NULL) {
+        test_free(items);
+        skip();
+    }
+    items->bytes = 20000;
+    assert_int_equal(weir_region_open(&config, &items->region), 0);
+    while (items->count < 1000)
+        assert_int_equal(put(items), 0);
+    sync(); /* nothing of what is in memory is dirty for the kernel */
+    for (i = 0; i < items->count && taken == NULL; i++) {
+        int r = weir_region_at(items->region, items->slots[i], (const void **)&data, &bytes);
+        assert_true(r == 0 || r == -EAGAIN);
+        if (r < 0)
+            continue;
+        /* All of the chunk, which is one large page; as memory pressure would. */
+        uintptr_t chunk = (uintptr_t)data & ~(CHUNK_BYTES - 1);
+        uintptr_t page = ((uintptr_t)data + 4095) & ~(uintptr_t)4095;
+        unsigned char present;
+        (void)madvise((void *)chunk, CHUNK_BYTES, MADV_PAGEOUT);
+        assert_int_equal(mincore((void *)page, 1, &present), 0);
+        if ((present & 1) == 0)
+            taken = (const void *)page;
+    }
+    assert_non_null(taken);
+    assert_null(touch(data, bytes)); /* while the disk is well nobody notices */
+    (void)madvise((void *)((uintptr_t)data & ~(CHUNK_BYTES - 1)), CHUNK_BYTES, MADV_PAGEOUT);
+    assert_int_equal(truncate(disk.image, 4 * (off_t)MIB), 0); /* most of the disk is gone */
+
+    const unsigned char *hit = touch(data, bytes);
+    assert_true(hit >= data && hit < data + bytes);
+    weir_region_audit(items->region);
+    assert_int_equal(weir_region_free(items->region, items->slots[i - 1]), 0);
+    weir_region_close(items->region);
+    test_free(items);
+    harness_thindisk_remove(&disk);
+}
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
@@ -803,6 +890,8 @@ int main(int argc, char **argv)
          what_the_kernel_failed_to_write_is_not_lost, NULL, NULL, NULL},
         {"a region can be closed while it is degraded", close_while_degraded, NULL, NULL, NULL},
         {"a failed read is an error code", a_failed_read_is_an_error_code, NULL, NULL, NULL},
+        {"what the kernel took back may be a signal on a failing disk",
+         what_the_kernel_took_back_may_be_a_signal, NULL, NULL, NULL},
     };
     const char *reason = harness_smalldisk(DISK_BYTES, &full_disk);
 

@@ -7,8 +7,9 @@
  * A region is made once and its files kept in memory; each input begins with a
  * fresh pair of them. The first byte chooses what happened (a kill or a power
  * loss, a header whose sum was made right again, files cut off), then six bytes
- * are one change. Whatever it is: open answers, and if it opens, the region can
- * be walked, read, written, audited, closed, and opened again without a loss.
+ * are one change. Whatever it is: a view of it answers, and open answers, and if it
+ * opens, the region can be walked, read, written, audited, closed, and opened again
+ * without a loss.
  *
  * What was not touched must still be there, unless the damage was to something
  * that all items share. After a power loss whatever can be read is an item that
@@ -16,6 +17,7 @@
  * over the corpus that finds nothing then has not looked.
  */
 #include <weir/region.h>
+#include <weir/view.h>
 
 #include "named.h"
 #include "pattern.h"
@@ -31,6 +33,7 @@
 #define FUZZ_NAME       "fuzz"
 #define FUZZ_ITEMS      40
 #define FUZZ_OWNER      3
+#define FUZZ_ITEM_BYTES (UINT64_C(700) << 10)
 #define FUZZ_STEP_BYTES 6
 #define FUZZ_STEPS_MAX  64
 
@@ -82,6 +85,7 @@ struct fuzz_origin {
     uint64_t *sums;
     char *data;
     uint64_t data_bytes;
+    uint64_t table_bytes;
     uint64_t entry_count;
     struct fuzz_item items[FUZZ_ITEMS];
 };
@@ -113,7 +117,7 @@ static uint64_t fuzz_size(uint64_t key)
 
     if (key % 9 == 0)
         return 0;
-    return weir__random_below(&random, key % 13 == 5 ? 700 * KIB : 9000);
+    return weir__random_below(&random, key % 13 == 5 ? FUZZ_ITEM_BYTES : 9000);
 }
 
 static void fuzz_put_all(struct weir_region *region, struct fuzz_origin *origin)
@@ -144,6 +148,12 @@ static void fuzz_keep(struct fuzz_origin *origin)
     const char *directory = origin->directory;
     struct weir__header *header = &origin->header;
 
+    struct stat tables;
+    int fd = harness_named_open(directory, FUZZ_NAME ".weir");
+
+    fuzz_check(fstat(fd, &tables) == 0);
+    close(fd);
+    origin->table_bytes = (uint64_t)tables.st_size;
     harness_named_header(directory, FUZZ_NAME, header);
     origin->entry_count = header->figures.entry_count;
     uint64_t rows = origin->entry_count + 1;
@@ -302,7 +312,7 @@ static void fuzz_write(struct fuzz_case *input, uint8_t weather, uint64_t random
     const char *directory = origin->directory;
     uint64_t rows = origin->entry_count + 1;
 
-    fuzz_create(FUZZ_NAME ".weir", origin->header.vacant_offset);
+    fuzz_create(FUZZ_NAME ".weir", origin->table_bytes);
     fuzz_create(FUZZ_NAME ".weir-data", origin->data_bytes);
     harness_named_write(directory, FUZZ_NAME ".weir-data", 0, input->data, origin->data_bytes);
     harness_named_write(directory, FUZZ_NAME ".weir", origin->header.entry_offset, input->entries,
@@ -415,6 +425,74 @@ static void fuzz_open_again(const struct weir_region_config *config)
     weir_region_close(region);
 }
 
+/* ---- A look from outside --------------------------------------------------- */
+
+static bool fuzz_is_view_answer(int r)
+{
+    return r == 0 || r == -ENOENT || r == -ESTALE || r == -EAGAIN || r == -EBADMSG || r == -EIO;
+}
+
+static int fuzz_view_read(const struct weir_view *view, struct weir_slot slot,
+                          const struct fuzz_item *whole)
+{
+    static char data[FUZZ_ITEM_BYTES];
+    size_t count = 0;
+    int r = weir_view_read(view, slot, 0, data, sizeof(data), &count);
+    int verified = weir_view_verify(view, slot);
+
+    fuzz_check(fuzz_is_view_answer(r) && fuzz_is_view_answer(verified));
+    if (whole != NULL) {
+        fuzz_check(r == 0 && verified == 0 && count == whole->bytes);
+        fuzz_check(harness_differs_at(data, count, whole->key, 0) == count);
+    }
+    return r;
+}
+
+static void fuzz_view_all(const struct weir_view *view, const struct fuzz_case *input)
+{
+    struct weir_view_summary summary;
+    struct weir_view_extent extent;
+    struct weir_view_chunk chunk;
+
+    weir_view_summary(view, &summary);
+    for (uint32_t i = 0; i < fuzz_origin.entry_count + 2; i++) {
+        int r = weir_view_extent(view, i, &extent);
+        fuzz_check(fuzz_is_view_answer(r) || (r == -EINVAL && (i == 0 || i > summary.entry_count)));
+        if (r == 0 && extent.slot.index != 0)
+            (void)fuzz_view_read(view, extent.slot, NULL);
+    }
+    for (uint64_t i = 0; i < fuzz_origin.data_bytes / WEIR_CHUNK_BYTES; i++) {
+        int r = weir_view_chunk(view, i, &chunk);
+        fuzz_check(fuzz_is_view_answer(r) || (r == -EINVAL && i >= summary.chunk_count));
+    }
+    for (size_t i = 0; i < FUZZ_ITEMS && !input->is_shared; i++) {
+        const struct fuzz_item *item = &input->items[i];
+        if (!item->is_touched && item->is_live)
+            (void)fuzz_view_read(view, item->slot, item);
+        else if (!item->is_touched)
+            fuzz_check(fuzz_view_read(view, item->slot, NULL) == -ESTALE);
+    }
+}
+
+/* Of files that nobody owns: nothing was repaired yet. */
+static void fuzz_view(const struct fuzz_case *input)
+{
+    int fd = harness_named_open(fuzz_origin.directory, FUZZ_NAME ".weir");
+    struct weir_view *view;
+    int r = weir_view_open(0, fd, &view);
+
+    if (r < 0) {
+        fuzz_check(input->is_shared);
+        fuzz_check(r == -EBADMSG || r == -EPROTONOSUPPORT || r == -EIO);
+    } else {
+        fuzz_view_all(view, input);
+        weir_view_close(view);
+    }
+    close(fd);
+}
+
+/* ---- All of it ------------------------------------------------------------- */
+
 static void fuzz_run(struct fuzz_case *input, uint8_t weather)
 {
     struct weir_region_config config = fuzz_config(fuzz_origin.directory);
@@ -462,6 +540,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     for (int i = 0; i < FUZZ_STEPS_MAX && at + FUZZ_STEP_BYTES <= bytes; i++, at += FUZZ_STEP_BYTES)
         fuzz_change(&input, data + at);
     fuzz_write(&input, data[0], XXH3_64bits(data, bytes));
+    fuzz_view(&input);
     fuzz_run(&input, data[0]);
     free(input.entries);
     free(input.sums);

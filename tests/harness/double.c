@@ -295,6 +295,8 @@ int weir_region_poll(struct weir_region *region)
 {
     size_t count = region->request_count;
 
+    if (region->answers_max > 0 && region->answers_max < count)
+        count = region->answers_max;
     region_forget_fetched(region);
     for (size_t i = 0; i < count; i++) {
         size_t index = weir__random_below(&region->seed, count - i);

@@ -56,6 +56,7 @@ struct weir_region {
     int put_result;       /* not 0: what put, alloc and write answer */
     uint32_t writes_left; /* pieces until write answers -EAGAIN, once; 0: no such end */
     int fetch_result;     /* not 0: what fetches are told in poll */
+    size_t answers_max;   /* fetches that one poll calls back, the oldest first; 0: all */
 
     /* The test's to read. */
     uint64_t live_count;

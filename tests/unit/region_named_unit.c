@@ -482,6 +482,40 @@ static void limits_may_change(void **state)
     close_named(&f);
 }
 
+/*
+ * Full, all of it cold, though all of it may be in memory: what is freed is room only in
+ * chunks that are brought back. What the kernel lets go of is known all the same.
+ */
+static void a_small_region_goes_on(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[5];
+    struct weir_region_stats before;
+    struct weir_region_stats after;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_max = 4 * MIB;
+    config.resident_bytes_max = 16 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &before);
+    for (uint64_t i = 0; i < 5; i++)
+        slots[i] = put(&f, i, 800 * KIB);
+    close_named(&f);
+
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &after);
+    assert_int_equal(after.bounded, before.bounded);
+    for (uint64_t i = 0; i < 5; i += 2)
+        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    for (uint64_t i = 0; i < 5; i += 2)
+        slots[i] = put(&f, 10 + i, 800 * KIB);
+    for (uint64_t i = 0; i < 5; i++)
+        assert_int_equal(check(&f, slots[i], i % 2 == 0 ? 10 + i : i, 800 * KIB), 0);
+    close_named(&f);
+}
+
 static void what_was_under_construction_is_gone(void **state)
 {
     struct fixture f;
@@ -731,6 +765,89 @@ static void an_anonymous_region_has_no_name(void **state)
     close_named(&f);
 }
 
+/* So many empty items that there is no slot for another: then nothing can be split either. */
+static void the_last_slot_is_taken(void **state)
+{
+    struct fixture f;
+    struct weir_slot slot = {0};
+    struct weir_slot last;
+    uint64_t count = 0;
+    int r;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_initial = config.bytes_max = 2 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    while ((r = weir_region_put(f.region, "", 0, (struct weir_label){0, 7}, &last)) == 0)
+        count++;
+    assert_int_equal(r, -EDQUOT);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+
+    assert_int_equal(open_with(&f, config), 0);
+    assert_int_equal(f.report.kept_slot_count, count);
+    while (weir_region_next(f.region, &slot))
+        assert_int_equal(weir_region_free(f.region, slot), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_audit(f.region);
+    put(&f, 1, 5000);
+    close_named(&f);
+}
+
+/* How many items a new region takes before its tables grow. */
+static uint64_t count_first_step(struct fixture *f, struct weir_region_config config)
+{
+    struct weir_region_stats before;
+    struct weir_region_stats stats;
+    uint64_t count = 0;
+
+    assert_int_equal(open_with(f, config), 0);
+    weir_region_stats(f->region, &before);
+    do {
+        put(f, 1, 0);
+        weir_region_stats(f->region, &stats);
+        count++;
+    } while (stats.metadata_bytes == before.metadata_bytes);
+    close_named(f);
+    assert_int_equal(weir_region_remove(f->directory, NAME), 0);
+    return count - 1;
+}
+
+/*
+ * Items of a chunk and a bit on either side, as many as there is room for: when they
+ * come free each chunk border is a cut, between what is empty and what is cold. And
+ * all others have used up what entries the tables had ready.
+ */
+static void every_border_is_cut(void **state)
+{
+    struct fixture f;
+    struct weir_region_stats stats;
+    struct weir_slot wide[98];
+    const uint64_t wide_count = sizeof(wide) / sizeof(wide[0]);
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_max = 400 * MIB;
+    config.resident_bytes_max = 32 * MIB;
+    uint64_t left = count_first_step(&f, config) - 2 * wide_count - 1;
+
+    assert_int_equal(open_with(&f, config), 0);
+    put(&f, 1, 2 * MIB - 16);
+    for (uint64_t i = 0; i < wide_count; i++) {
+        wide[i] = put(&f, 1, 2 * MIB + 32);
+        put(&f, 1, 2 * MIB - 32);
+    }
+    for (; left > 0; left--)
+        put(&f, 1, 0);
+    for (uint64_t i = 0; i < wide_count; i++)
+        assert_int_equal(weir_region_free(f.region, wide[i]), 0);
+    weir_region_stats(f.region, &stats);
+    assert_true(stats.free_extent_count > 2 * wide_count);
+    close_named(&f);
+}
+
 /* ---- Damage ---------------------------------------------------------------- */
 
 static int reopen_with(struct fixture *f, const struct weir__header *header)
@@ -955,12 +1072,16 @@ int main(int argc, char **argv)
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
+        CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
         CASE("what sync confirmed keeps its space until the next",
              confirmed_space_waits_for_the_next_sync),
         CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),
         CASE("what was filled in place keeps its alignment", alignment_is_kept),
+        CASE("a region without a slot left is found again, and sync frees them",
+             the_last_slot_is_taken),
+        CASE("what comes free finds the entries that it needs", every_border_is_cut),
         CASE("wiping leaves what lives", wiping_leaves_what_lives),
         CASE("an anonymous region has nothing to sync or to report",
              an_anonymous_region_has_no_name),

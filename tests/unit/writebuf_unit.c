@@ -55,7 +55,8 @@ static void make(struct fixture *fixture, struct weir_writebuf_config config)
         config.trigger_age_ns = UINT64_MAX;
     if (config.quiet_ns == 0)
         config.quiet_ns = UINT64_MAX;
-    config.ready = on_ready;
+    if (config.ready == NULL)
+        config.ready = on_ready;
     config.context = fixture;
     assert_int_equal(weir_writebuf_create(&config, &fixture->set), 0);
     for (uint64_t i = 0; i < TABLES; i++)
@@ -155,6 +156,7 @@ static void flush(struct fixture *fixture, uint64_t id)
 
 struct told {
     struct weir_writebuf_ticket ticket;
+    struct weir_writebuf *buffer; /* of those that ask again */
     uint32_t count;
     int result;
 };
@@ -493,6 +495,25 @@ static void test_back_off_grows_and_ends(void **state)
     assert_int_equal(buffer_of(fixture, 0).retry_ns - fixture->now_ns, SECOND);
 }
 
+static void test_back_off_may_have_no_end(void **state)
+{
+    struct fixture *fixture = *state;
+    struct target_table *table = &fixture->target.tables[0];
+
+    make(fixture, (struct weir_writebuf_config){.retry_ns = UINT64_MAX});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 5, 10);
+    table->fails = -EIO;
+    flush(fixture, 0);
+    fixture->now_ns += 1000 * SECOND;
+    settle(fixture);
+    assert_int_equal(table->abort_count, 1);
+    assert_true(weir_writebuf_due_ns(fixture->set) == UINT64_MAX);
+    table->fails = 0;
+    weir_writebuf_resume(fixture->buffers[0]);
+    settle(fixture);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
 static void test_a_failing_buffer_is_alone(void **state)
 {
     struct fixture *fixture = *state;
@@ -670,6 +691,48 @@ static void test_without_a_region_the_cap_refuses(void **state)
     assert_true(target_is_equal(&fixture->target, 0));
 }
 
+static void on_ready_append(void *context)
+{
+    struct fixture *fixture = context;
+
+    fixture->ready_count++;
+    while (fixture->sequences[0] < 20000)
+        if (change(fixture, 0, WEIR_WRITEBUF_UPDATE, 1, 100) < 0)
+            return;
+}
+
+/* Nothing gets on, and who is told asks again each time: that must not keep a core busy. */
+static void test_ready_has_a_pace(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){.collect_bytes_max = MIB,
+                                                .flush_bytes_max = MIB,
+                                                .retry_ns = UINT64_MAX,
+                                                .ready = on_ready_append});
+    fixture->target.tables[0].fails = -EIO;
+    on_ready_append(fixture);
+    settle(fixture);
+    assert_int_equal(buffer_of(fixture, 0).failure_count, 1);
+    for (int i = 0; i < 10; i++) {
+        uint32_t before = fixture->ready_count;
+        uint64_t due_ns = weir_writebuf_due_ns(fixture->set);
+
+        assert_in_range(due_ns, fixture->now_ns + 1, fixture->now_ns + SECOND / 1000);
+        settle(fixture);
+        assert_int_equal(fixture->ready_count, before);
+        fixture->now_ns = due_ns;
+        settle(fixture);
+        assert_int_equal(fixture->ready_count, before + 1);
+    }
+    fixture->target.tables[0].fails = 0;
+    weir_writebuf_resume(fixture->buffers[0]);
+    settle(fixture);
+    assert_int_equal(fixture->sequences[0], 20000);
+    flush(fixture, 0);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
 static void test_wait_is_told_and_ends(void **state)
 {
     struct fixture *fixture = *state;
@@ -762,6 +825,97 @@ static void test_a_flush_keeps_its_cap(void **state)
     }
     assert_true(target_is_equal(&fixture->target, 0));
     assert_true(fixture->target.tables[0].commit_count > 3);
+}
+
+/*
+ * A table without memory is full within the first block, and the next round begins while the
+ * blocks behind it are still on their way: they are not asked for twice.
+ */
+static void test_a_full_table_waits_for_what_is_fetched(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){.region = &fixture->region});
+    fixture->region.puts_are_cold = true;
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 4 * KEYS, 0);
+    weir_writebuf_spill(fixture->set, UINT64_MAX);
+    uint64_t block_count = stats_of(fixture).block_count;
+    fixture->account.wait_at = 0;
+    fixture->region.answers_max = 1;
+    flush(fixture, 0);
+    assert_true(target_is_equal(&fixture->target, 0));
+    assert_true(fixture->target.tables[0].commit_count > 4);
+    assert_int_equal(stats_of(fixture).fetch_count, block_count);
+}
+
+/*
+ * A block spills between two rounds, and stands before one that was fetched:
+ *
+ *      | A, fetched, half of it committed | B, in memory until now | C, fetched | ...
+ *
+ * B ends with a change of @bytes. The account refuses all from here on.
+ */
+static void spill_between_fetched(struct fixture *fixture, size_t bytes)
+{
+    struct target_table *table = &fixture->target.tables[0];
+
+    make(fixture, (struct weir_writebuf_config){
+                      .region = &fixture->region,
+                      .record_bytes_max = 100 * 1000,
+                      .working_bytes = (64 + 2 * 68) * KIB,
+                      .flushes_max = 1,
+                  });
+    fixture->region.puts_are_cold = true;
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 64 * KIB / 20, 0);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 1, bytes);
+    table->fails = -EAGAIN;
+    flush(fixture, 0);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 8000, 0);
+    weir_writebuf_spill(fixture->set, UINT64_MAX);
+    table->fails = -EIO;
+    settle(fixture);
+    assert_int_equal(stats_of(fixture).failed_count, 1);
+    assert_true(weir_writebuf_spill(fixture->set, 1) > 0);
+    assert_true(buffer_of(fixture, 0).memory_bytes >= bytes);
+
+    table->fails = 0;
+    fixture->account.wait_at = 0;
+    fixture->now_ns += SECOND;
+    for (int i = 0; table->commit_count == 0; i++) {
+        assert_true(i < 100);
+        weir_writebuf_poll(fixture->set, fixture->now_ns);
+        weir_region_poll(&fixture->region);
+    }
+    assert_int_equal(buffer_of(fixture, 0).loaded_bytes, 2 * 64 * KIB);
+    assert_true(weir_writebuf_spill(fixture->set, 1) > 0);
+    assert_int_equal(buffer_of(fixture, 0).memory_bytes, 0);
+}
+
+static void test_what_stands_before_fetched_blocks_may_spill(void **state)
+{
+    struct fixture *fixture = *state;
+    struct target_table *table = &fixture->target.tables[0];
+
+    spill_between_fetched(fixture, 60 * KIB);
+    table->fails = -EIO;
+    settle(fixture);
+    assert_int_equal(stats_of(fixture).failed_count, 2);
+    assert_int_equal(buffer_of(fixture, 0).loaded_bytes, 0);
+    table->fails = 0;
+    fixture->now_ns = buffer_of(fixture, 0).retry_ns;
+    settle(fixture);
+    assert_true(target_is_equal(&fixture->target, 0));
+}
+
+/* What was fetched gives its memory up to a block that comes before it. */
+static void test_the_first_block_has_its_memory(void **state)
+{
+    struct fixture *fixture = *state;
+
+    spill_between_fetched(fixture, 100 * 1000 - 4);
+    settle(fixture);
+    assert_int_equal(stats_of(fixture).failed_count, 1);
+    assert_true(target_is_equal(&fixture->target, 0));
 }
 
 static void test_memory_goes_back(void **state)
@@ -1127,6 +1281,62 @@ static void test_a_ticket_covers_what_came_before_it(void **state)
     assert_int_equal(early.result, 0);
 }
 
+/* A flush that hangs is not the one that a later ticket waits for. */
+static void test_a_ticket_times_out_behind_a_flush(void **state)
+{
+    struct fixture *fixture = *state;
+    struct told early = {.ticket.done = on_done};
+    struct told late = {.ticket.done = on_done};
+
+    make(fixture, (struct weir_writebuf_config){.stall_ns_max = UINT64_MAX});
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 10, 10);
+    fixture->target.tables[0].fails = -EAGAIN;
+    weir_writebuf_flush(fixture->buffers[0], &early.ticket, fixture->now_ns + SECOND);
+    settle(fixture);
+    changes(fixture, 0, WEIR_WRITEBUF_UPDATE, 10, 10);
+    weir_writebuf_flush(fixture->buffers[0], &late.ticket, fixture->now_ns + SECOND);
+    settle(fixture);
+    assert_int_equal(weir_writebuf_due_ns(fixture->set), fixture->now_ns + SECOND);
+    fixture->now_ns += SECOND;
+    settle(fixture);
+    assert_int_equal(late.count, 1);
+    assert_int_equal(late.result, -ETIMEDOUT);
+    assert_int_equal(early.count, 0); /* its flush has begun */
+    assert_true(weir_writebuf_due_ns(fixture->set) == UINT64_MAX);
+    fixture->target.tables[0].fails = 0;
+    settle(fixture);
+    assert_int_equal(early.count, 1);
+    assert_int_equal(early.result, 0);
+    assert_int_equal(buffer_of(fixture, 0).record_count, 10);
+}
+
+static void on_done_again(struct weir_writebuf_ticket *ticket, int result)
+{
+    struct told *told = (struct told *)(void *)ticket;
+
+    on_done(ticket, result);
+    assert_true(told->count < 100);
+    weir_writebuf_flush(told->buffer, ticket, UINT64_MAX);
+}
+
+/* One that asks again from its call, of a buffer that is empty, is told by the next poll. */
+static void test_a_ticket_that_asks_again_ends_the_poll(void **state)
+{
+    struct fixture *fixture = *state;
+    struct told told = {.ticket.done = on_done_again};
+
+    make(fixture, (struct weir_writebuf_config){0});
+    told.buffer = fixture->buffers[0];
+    weir_writebuf_flush(told.buffer, &told.ticket, UINT64_MAX);
+    for (uint32_t i = 1; i <= 10; i++) {
+        assert_int_equal(weir_writebuf_poll(fixture->set, fixture->now_ns), 1);
+        assert_int_equal(told.count, i);
+        assert_int_equal(told.result, 0);
+    }
+    assert_int_equal(weir_writebuf_cancel(told.buffer, &told.ticket), 0);
+    assert_int_equal(weir_writebuf_poll(fixture->set, fixture->now_ns), 0);
+}
+
 /* ---- Triggers --------------------------------------------------------------------- */
 
 static void test_bytes_and_rows_trigger(void **state)
@@ -1375,29 +1585,29 @@ static void test_a_full_table_says_so(void **state)
     static char records[64][32];
     struct weir__keys compact;
     uint32_t count = 0;
-    bool has_overtaken;
 
     (void)state;
-    assert_int_equal(weir__keys_bytes(48), 2048);
-    assert_int_equal(weir__keys_bytes(3072), 65536 * 2);
-    weir__keys_init(&compact, memory, sizeof(memory));
+    assert_int_equal(weir__keys_bytes(48), sizeof(memory));
+    assert_int_equal(weir__keys_bytes(49), 2 * sizeof(memory));
+    assert_int_equal(weir__keys_bytes(3072), 65536);
+    weir__keys_init(&compact, memory, sizeof(memory), 1);
     for (uint32_t i = 0; i < 64; i++) {
         struct weir_writebuf_record record = {
             .sequence = i + 1, .key = &i, .key_bytes = 4, .operation = WEIR_WRITEBUF_INSERT};
 
         weir__record_encode(records[i], &record);
-        if (!weir__keys_add(&compact, records[i], &record, &has_overtaken))
+        if (!weir__keys_add(&compact, records[i], &record))
             break;
-        assert_false(has_overtaken);
         count++;
         assert_ptr_equal(weir__keys_find(&compact, &record)->last, records[i]);
     }
     assert_int_equal(count, 48);
     /* A key that is there has its place. */
-    struct weir_writebuf_record record = {.key = &(uint32_t){7}, .key_bytes = 4};
-    assert_true(weir__keys_add(&compact, records[7], &record, &has_overtaken));
-    assert_true(has_overtaken);
-    assert_ptr_equal(weir__keys_find(&compact, &record)->last, records[7]);
+    struct weir_writebuf_record record = {
+        .sequence = 64, .key = &(uint32_t){7}, .key_bytes = 4, .operation = WEIR_WRITEBUF_UPDATE};
+    weir__record_encode(records[63], &record);
+    assert_true(weir__keys_add(&compact, records[63], &record));
+    assert_ptr_equal(weir__keys_find(&compact, &record)->last, records[63]);
 }
 
 int main(void)
@@ -1419,6 +1629,7 @@ int main(void)
          NULL},
         {"a failed flush keeps all", test_a_failed_flush_keeps_all, begin, end, NULL},
         {"back-off grows and ends", test_back_off_grows_and_ends, begin, end, NULL},
+        {"back-off may have no end", test_back_off_may_have_no_end, begin, end, NULL},
         {"a failing buffer is alone", test_a_failing_buffer_is_alone, begin, end, NULL},
         {"a commit that lies doubles nothing", test_a_commit_that_lies_doubles_nothing, begin, end,
          NULL},
@@ -1431,10 +1642,16 @@ int main(void)
          NULL},
         {"without a region the cap refuses", test_without_a_region_the_cap_refuses, begin, end,
          NULL},
+        {"ready has a pace", test_ready_has_a_pace, begin, end, NULL},
         {"wait is told and ends", test_wait_is_told_and_ends, begin, end, NULL},
         {"a flush needs no memory that is refused", test_a_flush_needs_no_memory_that_is_refused,
          begin, end, NULL},
         {"a flush keeps its cap", test_a_flush_keeps_its_cap, begin, end, NULL},
+        {"a full table waits for what is fetched", test_a_full_table_waits_for_what_is_fetched,
+         begin, end, NULL},
+        {"what stands before fetched blocks may spill",
+         test_what_stands_before_fetched_blocks_may_spill, begin, end, NULL},
+        {"the first block has its memory", test_the_first_block_has_its_memory, begin, end, NULL},
         {"memory goes back", test_memory_goes_back, begin, end, NULL},
         {"a flush verdict flushes the largest", test_a_flush_verdict_flushes_the_largest, begin,
          end, NULL},
@@ -1454,6 +1671,10 @@ int main(void)
          end, NULL},
         {"a ticket covers what came before it", test_a_ticket_covers_what_came_before_it, begin,
          end, NULL},
+        {"a ticket times out behind a flush", test_a_ticket_times_out_behind_a_flush, begin, end,
+         NULL},
+        {"a ticket that asks again ends the poll", test_a_ticket_that_asks_again_ends_the_poll,
+         begin, end, NULL},
         {"bytes and rows trigger", test_bytes_and_rows_trigger, begin, end, NULL},
         {"age triggers", test_age_triggers, begin, end, NULL},
         {"quiet times replay what was spilled", test_quiet_times_replay_what_was_spilled, begin,

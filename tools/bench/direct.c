@@ -62,9 +62,11 @@ static void direct_ask(struct direct *direct, uint64_t buffer, uint64_t block)
     io_uring_prep_read(sqe, direct->fd, direct->buffers + buffer * direct->block_bytes,
                        (unsigned)direct->block_bytes, block * direct->block_bytes);
     io_uring_sqe_set_data64(sqe, buffer);
+    direct->asked_ns[buffer] = bench_wall_ns();
 }
 
-void direct_read(struct direct *direct, const uint64_t *blocks, uint64_t count)
+void direct_read(struct direct *direct, const uint64_t *blocks, uint64_t count,
+                 struct bench_row *row, const char *side)
 {
     uint64_t asked_count = 0;
     uint64_t done_count = 0;
@@ -80,6 +82,8 @@ void direct_read(struct direct *direct, const uint64_t *blocks, uint64_t count)
         {
             uint64_t buffer = io_uring_cqe_get_data64(cqe);
             bench_check(cqe->res == (int)direct->block_bytes ? 0 : -EIO, "read");
+            if (row != NULL)
+                bench_latency(row, side, bench_wall_ns() - direct->asked_ns[buffer]);
             direct->sum += (unsigned char)direct->buffers[buffer * direct->block_bytes];
             seen++;
             done_count++;

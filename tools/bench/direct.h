@@ -18,6 +18,7 @@ struct direct {
     struct io_uring ring;
     int fd;
     char *buffers;
+    uint64_t asked_ns[DIRECT_DEPTH_MAX]; /* by buffer */
     size_t block_bytes;
     uint32_t depth;
     uint64_t block_count; /* of the file */
@@ -28,8 +29,12 @@ struct direct {
 void direct_open(struct direct *direct, const struct bench *bench, uint64_t block_count,
                  size_t block_bytes, uint32_t depth);
 
-/* Read the blocks that @blocks names, and look at each. */
-void direct_read(struct direct *direct, const uint64_t *blocks, uint64_t count);
+/*
+ * Read the blocks that @blocks names, and look at each. How long each took is a
+ * latency of @side of @row; NULL: of nobody.
+ */
+void direct_read(struct direct *direct, const uint64_t *blocks, uint64_t count,
+                 struct bench_row *row, const char *side);
 
 void direct_close(struct direct *direct);
 

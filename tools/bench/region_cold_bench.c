@@ -5,12 +5,11 @@
  */
 #include "region_bench.h"
 
+#include "direct.h"
 #include "workload.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <liburing.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -181,87 +180,6 @@ static void fetch_region(struct fetch *fetch)
     bench_lap(fetch->bench, fetch->row, BENCH_SELF, REGION_BATCH);
 }
 
-struct direct {
-    struct io_uring ring;
-    int fd;
-    char *buffers;
-    uint64_t asked_ns[COLD_FETCH_DEPTH];
-};
-
-/* A file of the same length, and a ring that reads it past the page cache. */
-static void direct_open(struct direct *direct, const struct bench *bench, uint64_t count)
-{
-    char path[64];
-    int fd = region_file(bench);
-    struct workload_source source;
-
-    workload_source_open(&source, 10);
-    for (uint64_t i = 0; i < count; i++)
-        if (pwrite(fd, workload_source_next(&source), COLD_ITEM_BYTES,
-                   (off_t)(i * COLD_ITEM_BYTES)) != (ssize_t)COLD_ITEM_BYTES)
-            bench_check(-EIO, "pwrite");
-    workload_source_close(&source);
-    bench_check(fsync(fd) < 0 ? -errno : 0, "fsync");
-    bench_check(-posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), "posix_fadvise");
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    direct->fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
-    bench_check(direct->fd < 0 ? -errno : 0, "open O_DIRECT");
-    close(fd);
-    direct->buffers = aligned_alloc(4096, (size_t)COLD_FETCH_DEPTH * COLD_ITEM_BYTES);
-    if (direct->buffers == NULL)
-        bench_check(-ENOMEM, "aligned_alloc");
-    bench_check(io_uring_queue_init(COLD_FETCH_DEPTH, &direct->ring, 0), "io_uring_queue_init");
-}
-
-static void direct_close(struct direct *direct)
-{
-    io_uring_queue_exit(&direct->ring);
-    free(direct->buffers);
-    close(direct->fd);
-}
-
-static void direct_ask(struct direct *direct, uint64_t buffer, uint64_t item)
-{
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&direct->ring);
-
-    io_uring_prep_read(sqe, direct->fd, direct->buffers + buffer * COLD_ITEM_BYTES, COLD_ITEM_BYTES,
-                       item * COLD_ITEM_BYTES);
-    io_uring_sqe_set_data64(sqe, buffer);
-    direct->asked_ns[buffer] = bench_wall_ns();
-}
-
-/* The items of the round, from the same places of the other file. */
-static void direct_read(struct fetch *fetch, struct direct *direct)
-{
-    uint64_t asked_count = 0;
-    uint64_t done_count = 0;
-
-    bench_start(fetch->bench);
-    for (; asked_count < COLD_FETCH_DEPTH; asked_count++)
-        direct_ask(direct, asked_count, fetch->items[asked_count]);
-    while (done_count < REGION_BATCH) {
-        struct io_uring_cqe *cqe;
-        unsigned head;
-        unsigned seen = 0;
-        bench_check(io_uring_submit_and_wait(&direct->ring, 1), "io_uring_submit_and_wait");
-        io_uring_for_each_cqe(&direct->ring, head, cqe)
-        {
-            uint64_t buffer = io_uring_cqe_get_data64(cqe);
-            bench_check(cqe->res == (int)COLD_ITEM_BYTES ? 0 : -EIO, "read");
-            bench_latency(fetch->row, "O_DIRECT read", bench_wall_ns() - direct->asked_ns[buffer]);
-            fetch->sum += (unsigned char)direct->buffers[buffer * COLD_ITEM_BYTES];
-            seen++;
-            done_count++;
-            if (asked_count < REGION_BATCH) {
-                direct_ask(direct, buffer, fetch->items[asked_count]);
-                asked_count++;
-            }
-        }
-        io_uring_cq_advance(&direct->ring, seen);
-    }
-    bench_lap(fetch->bench, fetch->row, "O_DIRECT read", REGION_BATCH);
-}
-
 /* All items are put; nearly all are on disk only. */
 static void fetch_fill(struct fetch *fetch)
 {
@@ -300,10 +218,12 @@ static void fetch_run(struct bench *bench, struct bench_row *row, bool is_random
     if (fetch.asked_ns == NULL)
         bench_check(-ENOMEM, "calloc");
     fetch_fill(&fetch);
-    direct_open(&direct, bench, count);
+    direct_open(&direct, bench, count, COLD_ITEM_BYTES, COLD_FETCH_DEPTH);
     for (uint64_t i = 0; i < rounds; i++) {
         fetch_region(&fetch);
-        direct_read(&fetch, &direct);
+        bench_start(bench);
+        direct_read(&direct, fetch.items, REGION_BATCH, row, "O_DIRECT read");
+        bench_lap(bench, row, "O_DIRECT read", REGION_BATCH);
     }
     workload_use(&fetch.sum);
     direct_close(&direct);

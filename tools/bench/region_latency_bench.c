@@ -351,6 +351,9 @@ static int limited_run(struct bench *bench, struct bench_row *row, uint64_t live
     }
     uint64_t peak_bytes = memcg_peak_bytes(&memcg);
     memcg_close(&memcg);
+    /* Nothing is what would meet any bound. */
+    if (r == 0 && peak_bytes == 0)
+        r = -ENODATA;
     if (r == 0)
         limited_report(row, limited, peak_bytes);
     if (limited != MAP_FAILED)

@@ -495,7 +495,8 @@ static struct slice word_slice(const struct connection *connection, uint32_t ind
 static void request_route(struct connection *connection, struct request *request)
 {
     const struct slice key = request->call.key;
-    const uint64_t hash = XXH3_64bits(key.data, key.bytes);
+    const uint64_t hash =
+        XXH3_64bits_withSeed(key.data, key.bytes, connection->shard->server->hash_seed);
 
     request->hash = (uint32_t)hash;
     request->owner = shard_of(connection->shard->server, hash);

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -536,6 +537,7 @@ int main(int argument_count, char **arguments)
     server.config = settings.server;
     server.start_ms = clock_ms(CLOCK_MONOTONIC);
     server.start_unix_ms = clock_ms(CLOCK_REALTIME);
+    (void)!getrandom(&server.hash_seed, sizeof(server.hash_seed), GRND_NONBLOCK);
     governor.bytes_max = settings.server.memory_bytes;
     governor.soft_percent = settings.server.soft_percent;
     governor.soft_leave_percent = settings.server.soft_percent - 10;

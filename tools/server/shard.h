@@ -58,6 +58,7 @@ struct server {
     struct shard *shards;
     int64_t start_ms;
     int64_t start_unix_ms;
+    uint64_t hash_seed; /* by chance: nobody can choose keys that collide */
     _Atomic uint64_t client_count;
     _Atomic uint64_t client_id;
     _Atomic uint64_t message_count; /* releases on their way: nobody else waits for them */

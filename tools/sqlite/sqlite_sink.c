@@ -124,12 +124,17 @@ static int sink_position(void *context, uint64_t id, uint64_t *ret_sequence)
     return r;
 }
 
-static void sink_end(struct sqlite_sink *sink)
+static void sink_finalize(struct sqlite_sink *sink)
 {
     sqlite3_finalize(sink->put);
     sqlite3_finalize(sink->remove);
     sink->put = NULL;
     sink->remove = NULL;
+}
+
+static void sink_end(struct sqlite_sink *sink)
+{
+    sink_finalize(sink);
     sink->is_open = false;
 }
 
@@ -204,24 +209,21 @@ static int sink_remove(void *context, void *batch, const struct weir_writebuf_re
 static int sink_barrier(void *context, void *batch, const struct weir_writebuf_record *record)
 {
     struct sqlite_sink *sink = context;
-    sqlite3_stmt *statement;
+    char *text;
     int r;
 
     (void)batch;
     if (record->value_bytes == 0)
         return 0;
     /* What is prepared for the old shape would stand in the way of a new one. */
-    sqlite3_finalize(sink->put);
-    sqlite3_finalize(sink->remove);
-    sink->put = NULL;
-    sink->remove = NULL;
-    r = sink_check(sink, sqlite3_prepare_v2(sink->database, record->value, (int)record->value_bytes,
-                                            &statement, NULL));
-    if (r < 0)
-        return r;
-    r = sink_step(sink, statement);
-    sqlite3_finalize(statement);
-    return r;
+    sink_finalize(sink);
+    text = sqlite3_mprintf("%.*s", (int)record->value_bytes, record->value);
+    if (text == NULL)
+        return -ENOMEM;
+    r = sink_run(sink, text);
+    sqlite3_free(text);
+    /* Asked again it would begin with the first statement: the batch has to, too. */
+    return r == -EAGAIN ? -EBUSY : r;
 }
 
 static int sink_commit(void *context, void *batch, uint64_t sequence)

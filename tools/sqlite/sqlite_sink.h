@@ -15,7 +15,7 @@
  * the batches of flushes_max buffers.
  *
  * The value of a barrier, if it has one, is SQL that is run in its place: "DELETE
- * FROM weir_7", "ALTER TABLE ...".
+ * FROM weir_7", "ALTER TABLE ...", or several such, with ';' between them.
  */
 
 #include <weir/writebuf.h>
@@ -23,7 +23,8 @@
 struct sqlite_sink;
 
 /*
- * Open @path, or make it. 0; -ENOMEM, -EACCES, -EBADMSG: not a database.
+ * Open @path, or make it. 0, or a negative errno: -EACCES: not there, or not ours;
+ * -EBADMSG: not a database; -EAGAIN: somebody else is writing; -ENOMEM, ...
  */
 int sqlite_sink_open(const char *path, struct sqlite_sink **ret_sink);
 

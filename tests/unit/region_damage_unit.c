@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_damage_unit - bytes that changed on the disk are never handed out
+ *
+ * A byte of a cold item is turned in the file. That the cleaner names what is
+ * damaged is in region_clean_unit.
+ *
+ *      region_damage_unit [--synchronous] [pattern]
+ */
+#include "region_fixture.h"
+
+static void a_damaged_item_is_named_and_harms_no_other(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[11];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    char buffer[3001];
+    size_t bytes = 4711;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 10, 3000);
+    damage(&f, 4, 2999);
+    damage(&f, 7, 0 + 100);
+    uint64_t errors = figures(&f).read_error_count;
+    fetches->count = 10;
+    memcpy(fetches->slots, slots, 10 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    fetch_finish(&f, fetches);
+    for (size_t i = 0; i < 10; i++)
+        assert_int_equal(fetches->results[i], i == 4 || i == 7 ? -EBADMSG : 0);
+    assert_true(figures(&f).read_error_count >= errors + 2);
+    for (size_t i = 0; i < 10; i++) {
+        bytes = 4711;
+        int r = weir_region_read(f.region, slots[i], 0, buffer, sizeof(buffer), &bytes);
+        assert_int_equal(r, i == 4 || i == 7 ? -EBADMSG : 0);
+        assert_int_equal(bytes, i == 4 || i == 7 ? 4711 : 3000);
+    }
+    /* A piece is not verified: what is there can be saved. */
+    assert_int_equal(weir_region_read(f.region, slots[4], 0, buffer, 2000, &bytes), 0);
+    assert_int_equal(bytes, 2000);
+    assert_pattern(buffer, 2000, 4, 0);
+    const void *data;
+    assert_int_equal(weir_region_at(f.region, slots[4], &data, NULL), -EBADMSG);
+    assert_int_equal(weir_region_pin(f.region, slots[4], &data, NULL), -EBADMSG);
+    assert_false(info_of(&f, slots[4]).resident);
+    assert_true(info_of(&f, slots[4]).committed);
+    fetch_one(&f, slots[4], -EBADMSG);
+
+    /* They are found without being asked for one by one. */
+    size_t count = 0;
+    for (struct weir_slot slot = {0, 0}; weir_region_next(f.region, &slot);) {
+        if (!info_of(&f, slot).damaged)
+            continue;
+        assert_true(info_of(&f, slot).label.key == 4 || info_of(&f, slot).label.key == 7);
+        count++;
+    }
+    assert_int_equal(count, 2);
+    assert_int_equal(figures(&f).damaged_count, 2);
+    assert_int_equal(weir_region_free(f.region, slots[4]), 0);
+    assert_stale(&f, slots[4]);
+    assert_int_equal(figures(&f).damaged_count, 1);
+    weir_region_free_owner(f.region, OWNER_DEFAULT, NULL);
+    assert_int_equal(figures(&f).damaged_count, 0);
+    test_free(fetches);
+    finish(&f);
+}
+
+/*
+ * A chunk comes back because an unfinished item in it goes on: nobody gets an
+ * address of bytes that are not those that were put.
+ */
+static void what_is_brought_back_is_verified(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[10];
+    struct weir_slot pinned[2];
+    struct weir_slot built;
+    static char piece[16 * 1024];
+    const void *data;
+    size_t pin_count = 0;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    assert_int_equal(
+        weir_region_alloc(f.region, 2 * sizeof(piece), (struct weir_label){500, 1}, &built), 0);
+    harness_fill(piece, sizeof(piece), 500, 0);
+    assert_int_equal(weir_region_write(f.region, built, 0, piece, sizeof(piece)), 0);
+    for (size_t i = 0; i < 10; i++)
+        slots[i] = put(&f, i, 3000);
+    /* It leaves the memory only when there is nothing else that could. */
+    for (uint64_t i = 0; info_of(&f, slots[9]).resident; i++) {
+        assert_true(i < 1000);
+        struct weir_slot slot;
+        assert_int_equal(try_put(&f, 10000 + i, 64 * KIB, OWNER_FILLER, &slot), 0);
+        if (i == 40 || i == 80) {
+            assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
+            pinned[pin_count++] = slot;
+        }
+    }
+    assert_int_equal(pin_count, 2);
+    damage(&f, 4, 100);
+    weir_region_unpin(f.region, pinned[0]);
+    weir_region_unpin(f.region, pinned[1]);
+
+    harness_fill(piece, sizeof(piece), 500, sizeof(piece));
+    int r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
+    for (int i = 0; i < 1000 && r == -EAGAIN; i++) {
+        assert_true(wait_once(&f) >= 0);
+        r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(weir_region_commit(f.region, built), 0);
+    assert_whole(&f, built);
+    for (size_t i = 0; i < 10; i++) {
+        if (i == 4)
+            assert_int_equal(weir_region_at(f.region, slots[i], &data, NULL), -EBADMSG);
+        else
+            assert_here(&f, slots[i], 3000);
+    }
+    assert_true(info_of(&f, slots[4]).damaged);
+
+    /* What is written again is no better for it. */
+    make_cold(&f, slots[9]);
+    fetch_one(&f, slots[4], -EBADMSG);
+    for (size_t i = 0; i < 10; i++)
+        if (i != 4)
+            assert_whole(&f, slots[i]);
+    finish(&f);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct CMUnitTest cases[] = {
+        CASE("a damaged item is named and harms no other",
+             a_damaged_item_is_named_and_harms_no_other),
+        CASE("what is brought back to be stored to is verified", what_is_brought_back_is_verified),
+    };
+
+    if (!harness_begin(argc, argv))
+        return 0;
+    return cmocka_run_group_tests_name("region_damage", cases, NULL, NULL);
+}

@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region_fetch_unit - what is cold comes back
+ *
+ * weir_region_fetch(), weir_region_fetch_into() and weir_region_read(): any number
+ * of items at once, freed under way, and whatever a callback does meanwhile.
+ *
+ *      region_fetch_unit [--synchronous] [pattern]
+ */
+#include "region_fixture.h"
+
+/* ---- Fetch ----------------------------------------------------------------------- */
+
+static void a_cold_item_is_fetched(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[11];
+    const void *data;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 10, 3000);
+    assert_int_equal(weir_region_at(f.region, slots[3], &data, NULL), -EAGAIN);
+    struct weir_region_stats before = figures(&f);
+    fetch_one(&f, slots[3], 0);
+    /* Until the next fetch or poll: still there after the poll that called back. */
+    assert_here(&f, slots[3], 3000);
+    put(&f, 50, 100);
+    assert_here(&f, slots[3], 3000);
+    struct weir_region_stats after = figures(&f);
+    assert_int_equal(after.fetch_count, before.fetch_count + 1);
+    assert_true(after.read_bytes >= before.read_bytes + 3000);
+    assert_true(after.fetched_bytes >= 3000);
+    assert_bound_holds(&f);
+    assert_int_equal(weir_region_pin(f.region, slots[3], &data, NULL), 0);
+    assert_pattern(data, 3000, 3, 0);
+    weir_region_unpin(f.region, slots[3]);
+    fetch_one(&f, slots[10], 0); /* what is in memory is called back too */
+    assert_bound_holds(&f);
+    finish(&f);
+}
+
+static void each_slot_is_called_back_once(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[1001];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = 16 * MIB});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 1000, 2000);
+    assert_int_equal(weir_region_free(f.region, slots[5]), 0);
+    fetches->count = FETCH_MAX;
+    for (size_t i = 0; i < FETCH_MAX; i++)
+        fetches->slots[i] = slots[(i * 7) % 1001]; /* some twice, one freed, one in memory */
+    fetches->slots[100] = (struct weir_slot){0, 0};
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    weir_region_audit(f.region);
+    fetch_finish(&f, fetches);
+    for (size_t i = 0; i < FETCH_MAX; i++) {
+        bool is_gone = i == 100 || fetches->slots[i].index == slots[5].index;
+        assert_int_equal(fetches->results[i], is_gone ? -ESTALE : 0);
+    }
+    for (int i = 0; i < 20; i++) /* and no more */
+        assert_true(poll_once(&f) >= 0);
+    assert_int_equal(fetches->called, FETCH_MAX);
+    assert_bound_holds(&f);
+    test_free(fetches);
+    finish(&f);
+}
+
+static void fetch_has_a_range(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[FETCH_MAX + 1];
+
+    (void)state;
+    start(&f, (struct weir_region_config){0});
+    for (size_t i = 0; i < FETCH_MAX + 1; i++)
+        slots[i] = put(&f, i, 10);
+    assert_int_equal(weir_region_fetch(f.region, slots, 0, never_called, NULL), -EINVAL);
+    assert_int_equal(weir_region_fetch(f.region, slots, FETCH_MAX + 1, never_called, NULL),
+                     -EINVAL);
+    assert_int_equal(weir_region_fetch(f.region, slots, SIZE_MAX, never_called, NULL), -EINVAL);
+    for (int i = 0; i < 5; i++)
+        assert_true(poll_once(&f) >= 0);
+    finish(&f);
+}
+
+static void the_largest_fetch(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = 16 * MIB});
+    if (!is_bounded(&f))
+        return;
+    struct weir_region_stats stats = figures(&f);
+    uint64_t most = stats.fetch_bytes_max;
+    if (most > stats.item_bytes_max)
+        most = stats.item_bytes_max;
+    struct weir_slot slot;
+    assert_int_equal(weir_region_alloc(f.region, most, (struct weir_label){3, 1}, &slot), 0);
+    assert_int_equal(write_pieces(&f, slot, 3, most, stats.put_bytes_max), 0);
+    assert_int_equal(weir_region_commit(f.region, slot), 0);
+    make_cold(&f, slot);
+    fetch_one(&f, slot, 0);
+    assert_here(&f, slot, most);
+    assert_bound_holds(&f);
+    if (stats.fetch_bytes_max < stats.item_bytes_max) {
+        struct weir_slot larger;
+        most = stats.fetch_bytes_max + 1;
+        assert_int_equal(weir_region_alloc(f.region, most, (struct weir_label){4, 1}, &larger), 0);
+        assert_int_equal(write_pieces(&f, larger, 4, most, stats.put_bytes_max), 0);
+        assert_int_equal(weir_region_commit(f.region, larger), 0);
+        make_cold(&f, larger);
+        assert_int_equal(weir_region_fetch(f.region, &larger, 1, never_called, NULL), -EFBIG);
+        assert_whole(&f, larger);
+    }
+    finish(&f);
+}
+
+/* Asked for while it is in memory, told when it is no more: it is refused or answered, never forgotten. */
+static void an_item_too_large_to_fetch_is_never_forgotten(void **state)
+{
+    struct fixture f;
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+    struct weir_slot large;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    struct weir_region_stats stats = figures(&f);
+    uint64_t bytes = stats.fetch_bytes_max + MIB;
+    struct weir_slot small = put(&f, 1, 1000);
+    assert_int_equal(weir_region_alloc(f.region, bytes, (struct weir_label){3, 1}, &large), 0);
+    assert_int_equal(write_pieces(&f, large, 3, bytes, stats.put_bytes_max), 0);
+    assert_int_equal(weir_region_commit(f.region, large), 0);
+    fetches[0].count = 1;
+    fetches[0].slots[0] = large;
+    int r = fetch_start(&f, &fetches[0]);
+    assert_true(r == 0 || r == -EFBIG);
+    make_cold(&f, large);
+    if (r == 0) {
+        fetch_finish(&f, &fetches[0]);
+        assert_true(fetches[0].results[0] == 0 || fetches[0].results[0] == -EFBIG);
+    }
+    fetch_one(&f, small, 0); /* and it is in nobody's way */
+    test_free(fetches);
+    finish(&f);
+}
+
+static void all_of_it_is_fetched_in_turns(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[2001];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 2000, 16 * KIB); /* four times what may be in memory */
+    for (size_t at = 0; at < 2000; at += 50) {
+        fetches->count = 50;
+        memcpy(fetches->slots, slots + at, 50 * sizeof(slots[0]));
+        assert_int_equal(fetch_start(&f, fetches), 0);
+        fetch_finish(&f, fetches);
+        for (size_t i = 0; i < 50; i++)
+            assert_int_equal(fetches->results[i], 0);
+        assert_bound_holds(&f);
+    }
+    test_free(fetches);
+    finish(&f);
+}
+
+static void more_than_the_memory_is_asked_for_at_once(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[1025];
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 1024, 64 * KIB); /* 64 MiB through 8 */
+    for (int i = 0; i < 2; i++) {
+        fetches[i].count = FETCH_MAX;
+        memcpy(fetches[i].slots, slots, FETCH_MAX * sizeof(slots[0]));
+        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+        assert_true(figures(&f).resident_bytes <= RESIDENT_MIN);
+    }
+    while (fetches[0].called < FETCH_MAX || fetches[1].called < FETCH_MAX) {
+        size_t called = fetches[0].called + fetches[1].called;
+        for (int tries = 0; fetches[0].called + fetches[1].called == called; tries++) {
+            assert_true(tries < 1000);
+            assert_true(wait_once(&f) >= 0);
+        }
+        assert_bound_holds(&f);
+    }
+    for (size_t i = 0; i < FETCH_MAX; i++) {
+        assert_int_equal(fetches[0].results[i], 0);
+        assert_int_equal(fetches[1].results[i], 0);
+    }
+    weir_region_audit(f.region);
+    test_free(fetches);
+    finish(&f);
+}
+
+/* Each a read of its own: more than a queue of any length takes at once. */
+static void thousands_of_scattered_items(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[2048];
+    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = 64 * MIB});
+    if (!is_bounded(&f))
+        return;
+    for (uint64_t i = 0; i < 2048; i++) {
+        slots[i] = put(&f, i, 100);
+        put(&f, UINT64_C(1) << 32 | i, 48 * KIB);
+    }
+    make_cold(&f, slots[2047]);
+    for (int i = 0; i < 2; i++) {
+        fetches[i].count = FETCH_MAX;
+        memcpy(fetches[i].slots, slots + (size_t)i * FETCH_MAX, FETCH_MAX * sizeof(slots[0]));
+        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        fetch_finish(&f, &fetches[i]);
+        for (size_t j = 0; j < FETCH_MAX; j++)
+            assert_int_equal(fetches[i].results[j], 0);
+    }
+    test_free(fetches);
+    finish(&f);
+}
+
+static void a_fetched_item_freed_under_way_is_stale(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[101];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 100, 5000);
+    fetches->count = 101;
+    memcpy(fetches->slots, slots, sizeof(slots));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    for (size_t i = 0; i < 101; i += 2)
+        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    for (uint64_t i = 0; i < 51; i++) /* their places are taken at once */
+        put(&f, 1000 + i, 5000);
+    weir_region_audit(f.region);
+    fetch_finish(&f, fetches);
+    for (size_t i = 0; i < 101; i++)
+        assert_int_equal(fetches->results[i], i % 2 == 0 ? -ESTALE : 0);
+    test_free(fetches);
+    finish(&f);
+}
+
+/* Every answer frees one that has not been answered yet. */
+static void free_another(struct fetches *fetches, struct weir_slot slot, int result)
+{
+    (void)slot;
+    (void)result;
+    for (size_t i = fetches->count; i-- > 0;)
+        if (!fetches->done[i] && weir_region_free(fetches->f->region, fetches->slots[i]) == 0)
+            break;
+    weir_region_audit(fetches->f->region);
+}
+
+static void a_callback_may_free_what_is_under_way(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[65];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    size_t stale = 0;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 64, 5000);
+    fetches->count = 64;
+    fetches->then = free_another;
+    memcpy(fetches->slots, slots, 64 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    fetch_finish(&f, fetches);
+    for (size_t i = 0; i < 64; i++) {
+        assert_true(fetches->results[i] == 0 || fetches->results[i] == -ESTALE);
+        stale += fetches->results[i] == -ESTALE;
+    }
+    assert_true(stale >= 31);
+    test_free(fetches);
+    finish(&f);
+}
+
+static void free_itself_and_put(struct fetches *fetches, struct weir_slot slot, int result)
+{
+    struct weir_slot fresh;
+
+    assert_int_equal(result, 0);
+    assert_int_equal(weir_region_free(fetches->f->region, slot), 0);
+    assert_stale(fetches->f, slot);
+    assert_int_equal(try_put(fetches->f, 7000, 9000, OWNER_FILLER, &fresh), 0);
+    assert_here(fetches->f, fresh, 9000);
+    weir_region_audit(fetches->f->region);
+}
+
+static void a_callback_may_use_the_region(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[65];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 64, 5000);
+    fetches->count = 64;
+    fetches->then = free_itself_and_put;
+    memcpy(fetches->slots, slots, 64 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    fetch_finish(&f, fetches);
+    assert_bound_holds(&f);
+    test_free(fetches);
+    finish(&f);
+}
+
+/* A chain: each answer asks for the next item. */
+struct chain {
+    struct fixture *f;
+    struct weir_slot *slots;
+    size_t at;
+    size_t count;
+    bool in_fetch;
+};
+
+static void chain_next(void *context, struct weir_slot slot, int result)
+{
+    struct chain *chain = context;
+
+    assert_true(chain->f->in_poll);
+    assert_false(chain->in_fetch);
+    assert_int_equal(result, 0);
+    assert_int_equal(slot.index, chain->slots[chain->at].index);
+    assert_here(chain->f, slot, 3000);
+    chain->at++;
+    if (chain->at < chain->count) {
+        chain->in_fetch = true;
+        assert_int_equal(
+            weir_region_fetch(chain->f->region, &chain->slots[chain->at], 1, chain_next, chain), 0);
+        chain->in_fetch = false;
+    }
+}
+
+static void a_callback_may_fetch(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[201];
+    struct timespec since;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 200, 3000);
+    struct chain chain = {.f = &f, .slots = slots, .count = 201};
+    assert_int_equal(weir_region_fetch(f.region, slots, 1, chain_next, &chain), 0);
+    clock_gettime(CLOCK_MONOTONIC, &since);
+    while (chain.at < chain.count) {
+        assert_true(wait_once(&f) >= 0);
+        assert_false(patience_is_over(&since));
+    }
+    weir_region_audit(f.region);
+    finish(&f);
+}
+
+static void one_item_is_fetched_by_several(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[11];
+    struct fetches *fetches = test_calloc(8, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 10, 70000);
+    for (int i = 0; i < 8; i++) {
+        fetches[i].count = 1;
+        fetches[i].slots[0] = slots[4];
+        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+    }
+    for (int i = 0; i < 8; i++) {
+        fetch_finish(&f, &fetches[i]);
+        assert_int_equal(fetches[i].results[0], 0);
+    }
+    test_free(fetches);
+    finish(&f);
+}
+
+/* ---- Pieces out ------------------------------------------------------------------ */
+
+static void a_piece_goes_into_the_callers_buffer(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[4];
+    static const struct {
+        uint64_t offset;
+        size_t bytes;
+    } cases[] = {{0, 1},     {0, 100000}, {1, 99999}, {4095, 2},  {4096, 4096},
+                 {99999, 1}, {17, 65536}, {512, 512}, {50000, 3}, {65535, 34465}};
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 100000);
+    for (size_t k = 0; k < 4; k += 3) /* a cold one, and one in memory */
+        for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+            struct piece piece = {.operation = {piece_done}, .f = &f};
+            char *buffer = test_malloc(cases[i].bytes);
+            memset(buffer, 0xee, cases[i].bytes);
+            assert_int_equal(weir_region_fetch_into(f.region, slots[k], cases[i].offset, buffer,
+                                                    cases[i].bytes, &piece.operation),
+                             0);
+            assert_false(piece.done);
+            piece_finish(&f, &piece);
+            assert_int_equal(piece.result, cases[i].bytes);
+            assert_pattern(buffer, cases[i].bytes, k == 3 ? 999 : k, cases[i].offset);
+            test_free(buffer);
+        }
+
+    struct weir_operation operation = {operation_never_completed};
+    char byte;
+    assert_int_equal(weir_region_fetch_into(f.region, slots[0], 100000, &byte, 1, &operation),
+                     -EINVAL);
+    assert_int_equal(weir_region_fetch_into(f.region, slots[0], 99999, &byte, 2, &operation),
+                     -EINVAL);
+    assert_int_equal(weir_region_fetch_into(f.region, slots[0], UINT64_MAX, &byte, 2, &operation),
+                     -EINVAL);
+    assert_int_equal(weir_region_fetch_into(f.region, slots[0], 1, &byte, SIZE_MAX, &operation),
+                     -EINVAL);
+    for (int i = 0; i < 5; i++)
+        assert_true(poll_once(&f) >= 0);
+    assert_bound_holds(&f);
+    finish(&f);
+}
+
+static void a_piece_freed_under_way_is_stale(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[4];
+    char *buffer = test_malloc(100000);
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 100000);
+    for (size_t k = 0; k < 4; k += 3) {
+        struct piece piece = {.operation = {piece_done}, .f = &f};
+        assert_int_equal(
+            weir_region_fetch_into(f.region, slots[k], 0, buffer, 100000, &piece.operation), 0);
+        assert_int_equal(weir_region_free(f.region, slots[k]), 0);
+        weir_region_audit(f.region);
+        piece_finish(&f, &piece);
+        assert_int_equal(piece.result, -ESTALE);
+    }
+    test_free(buffer);
+    finish(&f);
+}
+
+static void many_pieces_are_under_way(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[2];
+    static struct piece pieces[4096];
+    char *buffer = test_malloc(4096 * 16);
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 1, 65536);
+    for (size_t i = 0; i < 4096; i++) {
+        pieces[i] = (struct piece){.operation = {piece_done}, .f = &f};
+        assert_int_equal(weir_region_fetch_into(f.region, slots[0], i * 16, buffer + i * 16, 16,
+                                                &pieces[i].operation),
+                         0);
+    }
+    for (size_t i = 0; i < 4096; i++) {
+        piece_finish(&f, &pieces[i]);
+        assert_int_equal(pieces[i].result, 16);
+    }
+    assert_pattern(buffer, 4096 * 16, 0, 0);
+    test_free(buffer);
+    finish(&f);
+}
+
+static void read_takes_offsets(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[4];
+    char *buffer = test_malloc(100001);
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 100000);
+    for (size_t k = 0; k < 4; k += 3) {
+        uint64_t seed = k == 3 ? 999 : k;
+        uint64_t random = 5;
+        for (int i = 0; i < 200; i++) {
+            uint64_t offset = weir__random_below(&random, 100001);
+            size_t room = weir__random_below(&random, 100001);
+            size_t want = 100000 - offset < room ? 100000 - offset : room;
+            size_t bytes = SIZE_MAX;
+            memset(buffer, 0xee, 100001);
+            assert_int_equal(weir_region_read(f.region, slots[k], offset, buffer, room, &bytes), 0);
+            assert_int_equal(bytes, want);
+            assert_pattern(buffer, bytes, seed, offset);
+            assert_int_equal((unsigned char)buffer[want], 0xee);
+        }
+        size_t bytes = 4711; /* past the end there is nothing, or it is an error */
+        int r = weir_region_read(f.region, slots[k], 100001, buffer, 10, &bytes);
+        assert_true((r == 0 && bytes == 0) || (r == -EINVAL && bytes == 4711));
+        bytes = 4711;
+        r = weir_region_read(f.region, slots[k], UINT64_MAX, buffer, 10, &bytes);
+        assert_true((r == 0 && bytes == 0) || (r == -EINVAL && bytes == 4711));
+    }
+    test_free(buffer);
+    assert_bound_holds(&f);
+    finish(&f);
+}
+
+static void reading_disturbs_no_fetch(void **state)
+{
+    struct fixture f;
+    static struct weir_slot slots[101];
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 100, 20000);
+    fetches->count = 100;
+    memcpy(fetches->slots, slots, 100 * sizeof(slots[0]));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    for (int i = 0; i < 100; i++)
+        assert_whole(&f, slots[i]); /* blocks, but calls back nothing */
+    assert_int_equal(fetches->called, 0);
+    fetch_finish(&f, fetches);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(fetches->results[i], 0);
+    test_free(fetches);
+    finish(&f);
+}
+
+/* ---- All of them ------------------------------------------------------------------- */
+
+int main(int argc, char **argv)
+{
+    static const struct CMUnitTest cases[] = {
+        CASE("a cold item is fetched", a_cold_item_is_fetched),
+        CASE("each slot is called back once", each_slot_is_called_back_once),
+        CASE("fetch takes 1 to 1024 slots", fetch_has_a_range),
+        CASE("the largest fetch works, and one byte more is -EFBIG", the_largest_fetch),
+        CASE("an item too large to fetch is refused or answered, never forgotten",
+             an_item_too_large_to_fetch_is_never_forgotten),
+        CASE("four times the memory is fetched in turns", all_of_it_is_fetched_in_turns),
+        CASE("more than the memory may be asked for at once",
+             more_than_the_memory_is_asked_for_at_once),
+        CASE("thousands of scattered items may be asked for at once", thousands_of_scattered_items),
+        CASE("an item freed while it is fetched is stale", a_fetched_item_freed_under_way_is_stale),
+        CASE("a callback may free what is under way", a_callback_may_free_what_is_under_way),
+        CASE("a callback may free, put and read", a_callback_may_use_the_region),
+        CASE("a callback may fetch the next", a_callback_may_fetch),
+        CASE("one item may be fetched by several at once", one_item_is_fetched_by_several),
+        CASE("a piece goes into the caller's buffer", a_piece_goes_into_the_callers_buffer),
+        CASE("a piece whose item is freed under way is stale", a_piece_freed_under_way_is_stale),
+        CASE("many pieces are under way", many_pieces_are_under_way),
+        CASE("read takes offsets and stops at the end", read_takes_offsets),
+        CASE("reading disturbs no fetch", reading_disturbs_no_fetch),
+    };
+
+    if (!harness_begin(argc, argv))
+        return 0;
+    return cmocka_run_group_tests_name("region_fetch", cases, NULL, NULL);
+}
