@@ -355,6 +355,8 @@ static void stress_ebb(struct model *model)
     model_fill(model);
 }
 
+static bool may_stage; /* here, at all: what needs the ring and O_DIRECT */
+
 static int stress_run(const struct weather *weather, uint64_t steps, uint64_t seed,
                       uint64_t *events)
 {
@@ -398,6 +400,7 @@ static int stress_run(const struct weather *weather, uint64_t steps, uint64_t se
 
     struct weir_region_stats stats;
     weir_region_stats(model.region, &stats);
+    may_stage |= stats.bounded && stats.direct && !stats.synchronous;
     for (int i = 0; i < MODEL_EVENT_COUNT; i++)
         events[i] += model.events[i];
     model_close(&model, seed % 4 != 0);
@@ -455,11 +458,14 @@ int main(int argc, char **argv)
             return 1;
     }
     for (int i = 0; i < MODEL_EVENT_COUNT; i++) {
-        if (only == NULL && events[i] == 0) {
+        if (only == NULL && events[i] == 0 && (i != MODEL_SAW_STAGED || may_stage)) {
             printf("# never seen: %s\n", model_event_names[i]);
             missing++;
         }
     }
+    /* Nearly each weather with cold chunks does that, also in a short turn. */
+    if (only == NULL && may_stage && events[MODEL_SAW_STAGED] == 0)
+        return 1;
     /* A short turn may miss what is rare: only a long one must have seen it all. */
     return missing > 0 && steps >= STRESS_STEPS_LONG;
 }
