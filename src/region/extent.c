@@ -123,6 +123,40 @@ void weir__extent_tree_remove(struct weir__extent_tree *tree, uint32_t index)
     extent_put_at(tree, place, left != 0 ? left : right);
 }
 
+/* The node at the end of the links of @side, from @node on. */
+static uint32_t extent_outermost(const struct weir__extent_tree *tree, uint32_t node,
+                                 enum weir__extent_side side)
+{
+    for (uint32_t next = node; next != 0; next = weir__extent_link(tree, node, side))
+        node = next;
+    return node;
+}
+
+bool weir__extent_tree_keeps_place(const struct weir__extent_tree *tree, uint32_t index,
+                                   uint64_t offset, uint64_t bytes)
+{
+    uint64_t bytes_before = weir__extent_bytes(tree, index);
+    uint64_t offset_before = weir__extent_offset(tree, index);
+    uint32_t lower = 0; /* the last before it in order, the first behind it; 0: none */
+    uint32_t upper = 0;
+
+    for (uint32_t node = tree->root; node != index;) {
+        WEIR_ASSERT(node != 0);
+        bool is_left = extent_before(tree, bytes_before, offset_before, node);
+        if (is_left)
+            upper = node;
+        else
+            lower = node;
+        node = weir__extent_link(tree, node, is_left ? EXTENT_LEFT : EXTENT_RIGHT);
+    }
+    uint32_t left = weir__extent_link(tree, index, EXTENT_LEFT);
+    uint32_t right = weir__extent_link(tree, index, EXTENT_RIGHT);
+    lower = left != 0 ? extent_outermost(tree, left, EXTENT_RIGHT) : lower;
+    upper = right != 0 ? extent_outermost(tree, right, EXTENT_LEFT) : upper;
+    return (lower == 0 || !extent_before(tree, bytes, offset, lower)) &&
+           (upper == 0 || extent_before(tree, bytes, offset, upper));
+}
+
 uint32_t weir__extent_tree_find(const struct weir__extent_tree *tree, uint64_t space)
 {
     uint32_t best = 0;

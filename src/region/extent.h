@@ -170,6 +170,10 @@ uint32_t weir__extent_tree_find(const struct weir__extent_tree *tree, uint64_t s
 /* What comes after @index; 0: nothing. */
 uint32_t weir__extent_tree_next(const struct weir__extent_tree *tree, uint32_t index);
 
+/* Whether one that is [offset, offset + bytes) from now on stays where it stands. */
+bool weir__extent_tree_keeps_place(const struct weir__extent_tree *tree, uint32_t index,
+                                   uint64_t offset, uint64_t bytes);
+
 /* Walk it and check that all is in order (E3); how many there are, and their bytes. */
 void weir__extent_tree_audit(const struct weir__extent_tree *tree, uint64_t *ret_count,
                              uint64_t *ret_bytes);
@@ -208,12 +212,40 @@ static inline void weir__extents_remove(struct weir__extents *extents, uint32_t 
         weir__extent_tree_remove(&extents->tree, index);
 }
 
+/*
+ * It is [offset, offset + bytes) from now on, which is set here. A long one that is
+ * filled or emptied by small items nearly always stays where it stands.
+ */
+static inline void weir__extents_resize(struct weir__extents *extents, uint32_t index,
+                                        uint64_t offset, uint64_t bytes)
+{
+    struct weir__extent_tree *tree = &extents->tree;
+    struct weir__entry *entry = &tree->entries[index];
+    uint64_t tag = weir__word_load(&entry->tag);
+    uint64_t before = weir__extent_bytes(tree, index);
+    bool is_alone = tree->root == index && weir__word_load(&entry->key) == 0;
+    bool stays = weir__min(before, bytes) > EXTENT_BIN_BYTES_MAX &&
+                 (is_alone || weir__extent_tree_keeps_place(tree, index, offset, bytes));
+
+    if (stays)
+        extents->free_bytes += bytes - before;
+    else
+        weir__extents_remove(extents, index);
+    weir__word_store(&entry->place, weir__entry_place(offset, bytes));
+    weir__word_store(&entry->tag,
+                     weir__entry_tag(weir__tag_generation(tag), 0, weir__tag_state(tag), bytes));
+    if (!stays)
+        weir__extents_insert(extents, index);
+}
+
 /* The smallest that holds @space (whole granules), the lowest zone among equals; 0: none. */
 static inline uint32_t weir__extents_find(const struct weir__extents *extents, uint64_t space)
 {
     WEIR_ASSERT(space % LAYOUT_GRANULE == 0);
     WEIR_ASSERT(space > 0);
 
+    if (extents->free_count == 0)
+        return 0;
     if (WEIR_LIKELY(space <= EXTENT_BIN_BYTES_MAX)) {
         uint32_t bin = weir__extent_bin_find(extents, weir__extent_bin(space));
         if (bin < EXTENT_BIN_COUNT)

@@ -732,7 +732,6 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
 WEIR_COLD static int region_free_slowly(struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = region_find(region, slot);
-    struct weir__figures *figures = weir__region_figures(region);
 
     if (entry == NULL)
         return -ESTALE;
@@ -744,8 +743,7 @@ WEIR_COLD static int region_free_slowly(struct weir_region *region, struct weir_
     else if (WEIR_UNLIKELY(state == EXTENT_PLACED))
         region_unplace(region, weir__entry_offset(entry), bytes);
     region->damaged_count -= state == EXTENT_DAMAGED;
-    weir__word_add(&figures->slot_count, -UINT64_C(1));
-    weir__word_add(&figures->live_bytes, -bytes);
+    weir__space_count_free(region, bytes);
     bool is_confirmed = weir__sync_is_confirmed(region, slot.index);
     weir__word_store(&entry->tag,
                      is_confirmed ? weir__sync_freed_tag(region, slot.index)
@@ -980,7 +978,8 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .put_bytes_max = region->put_bytes_max,
         .fetch_bytes_max = weir__fetches_item_max(region),
         .live_bytes = weir__word_load(&figures->live_bytes),
-        .live_bytes_peak = region->live_bytes_peak,
+        .live_bytes_peak =
+            weir__max(region->live_bytes_peak, weir__word_load(&figures->live_bytes)),
         .file_bytes = region->store.file_bytes,
         .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
         .mark_bytes = region->mark_bytes,

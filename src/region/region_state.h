@@ -351,7 +351,7 @@ struct weir_region {
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest of late */
+    uint64_t mark_peak;  /* highest of late from which it came down */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -376,7 +376,7 @@ struct weir_region {
     uint64_t damaged_count;                 /* items */
     uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
     uint64_t step_bytes;                    /* put since the background was looked at */
-    uint64_t live_bytes_peak;
+    uint64_t live_bytes_peak;               /* from which it came down */
     uint64_t put_count;
     uint64_t fetch_count;
     uint64_t write_error_count;
@@ -418,6 +418,12 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
 static inline bool weir__region_is_degraded(const struct weir_region *region)
 {
     return region->pager.suspect_count > 0 || region->stager.failed_count > 0;
+}
+
+/* The highest mark of late. */
+static inline uint64_t weir__region_mark_peak(const struct weir_region *region)
+{
+    return weir__max(region->mark_peak, region->mark_bytes);
 }
 
 /* Space of what is live. */

@@ -150,6 +150,13 @@ static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir_
                            weir__space_end(region, index), state);
 }
 
+/* It comes down; how high it was is not noted as it rises, which every put would do. */
+static void space_set_mark(struct weir_region *region, uint64_t offset)
+{
+    region->mark_peak = weir__region_mark_peak(region);
+    region->mark_bytes = offset;
+}
+
 /* The last free extent gives the mark back (R5). */
 static void space_lower_mark(struct weir_region *region)
 {
@@ -163,7 +170,25 @@ static void space_lower_mark(struct weir_region *region)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
+}
+
+bool weir__space_extend_root(struct weir_region *region, uint32_t index, uint64_t from,
+                             uint64_t end)
+{
+    uint32_t previous = weir__space_previous(region, index);
+    uint32_t next = weir__space_next(region, index);
+
+    WEIR_ASSERT(previous == region->extents.tree.root);
+    if (next == 0 || weir__space_state(region, next) == EXTENT_FREE)
+        return false;
+
+    weir__space_link(region, previous, next);
+    weir__space_claim(region, previous, from, end);
+    weir__slots_give(&region->slots, index);
+    uint64_t offset = weir__space_offset(region, previous);
+    weir__extents_resize(&region->extents, previous, offset, end - offset);
+    return true;
 }
 
 void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end)
@@ -304,7 +329,7 @@ void weir__space_cut(struct weir_region *region, uint64_t offset)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
     space_lower_mark(region);
 }
 
@@ -382,7 +407,6 @@ static void space_append(struct weir_region *region, uint32_t index)
     region->last = index;
     weir__space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
-    region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
 }
 
