@@ -224,7 +224,9 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * @label:  yours, kept with the slot and shown by weir-dump
  *
  * Touches no cold page and allocates nothing; only the first cleaning does, which
- * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * takes its buffer, and a large item that is written by itself into a hole on disk
+ * (from 16 KiB on, where the file is as long as it gets: stats.staged_bytes): it
+ * has a buffer of those for fetches. Now and then a put does a piece of the work of poll: at most
  * 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
@@ -526,7 +528,8 @@ struct weir_region_stats {
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
-    uint64_t reserved[6];
+    uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
+    uint64_t reserved[5];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

@@ -833,6 +833,22 @@ static void pass_full(struct model *model)
     life_ask(model);
 }
 
+/* Holes on disk, and large items that are written into them. */
+static void pass_large(struct model *model)
+{
+    life_puts(model, 600, 60000);
+    for (int i = 0; i < 20; i++)
+        model_wait(model);
+    life_frees(model, 2);
+    for (int i = 0; i < 4; i++) {
+        life_puts(model, 40, 60000);
+        model_check_figures(model);
+        life_ask(model);
+        life_frees(model, 3);
+    }
+    life_puts(model, 100, 60000);
+}
+
 static void live(void *context)
 {
     const struct life *life = context;
@@ -892,6 +908,9 @@ static const struct life roomy_to_the_end = {pass_roomy, 96 * MIB, 20 * MIB, fal
 static const struct life full = {pass_full, 28 * MIB, 8 * MIB, false, false};
 static const struct life ebb = {pass_ebb, 64 * MIB, 24 * MIB, false, false};
 static const struct life ebb_shared = {pass_ebb, 64 * MIB, 24 * MIB, true, false};
+static const struct life large = {pass_large, 20 * MIB, 8 * MIB, false, false};
+static const struct life large_shared = {pass_large, 20 * MIB, 8 * MIB, true, false};
+static const struct life large_to_the_end = {pass_large, 20 * MIB, 8 * MIB, false, true};
 static const struct life ebb_to_the_end = {pass_ebb, 64 * MIB, 24 * MIB, false, true};
 
 /* A life, what goes wrong in it, and how far apart are the uses that a short run tries. */
@@ -919,6 +938,19 @@ static void each_use(void **state)
     assert_true(count > 0);
 }
 
+/* The same, where anything is staged at all. */
+static void each_write(void **state)
+{
+    struct job *job = start((struct weir_region_config){.resident_bytes_max = 8 * MIB});
+    struct weir_region_stats stats = figures(job);
+
+    finish(job);
+    if (stats.bounded && stats.direct && !stats.synchronous)
+        each_use(state);
+    else
+        print_message("# passed over: nothing is staged here\n");
+}
+
 /* A ring that never says what has completed can not be closed. */
 static bool is_not_reaping(const struct seam_use *use, void *context)
 {
@@ -928,6 +960,9 @@ static bool is_not_reaping(const struct seam_use *use, void *context)
 
 #define EACH(sentence, stride, life, ...)                                                          \
  SEAM_TEST_OF(sentence, each_use, (&(const struct ordeal){&(life), {__VA_ARGS__}, stride}))
+#define EACH_WRITE(sentence, stride, life, ...)                                                    \
+ SEAM_TEST_OF(sentence, each_write,                                                                \
+              (&(const struct ordeal){&(life), {.call = SEAM_ring_write, __VA_ARGS__}, stride}))
 #define FOR_GOOD .times = SEAM_FOR_GOOD
 
 /* ---- What was wrong once --------------------------------------------------------- */
@@ -1439,6 +1474,29 @@ int main(int argc, char **argv)
         EACH("less memory, and none for tables", 101, ebb, .call = SEAM_ANY_HEAP, FOR_GOOD),
         EACH("closed on the way to less memory", 9, ebb_to_the_end, .call = SEAM_ANY_OPERATION,
              FOR_GOOD),
+        EACH_WRITE("a write into a hole that fails harms nothing", 5, large, .error = EIO),
+        EACH_WRITE("writes into holes that fail are told", 5, large, .error = EIO, FOR_GOOD),
+        EACH_WRITE("a write into a hole that is cut short goes on", 7, large, .how = SEAM_CUT),
+        EACH_WRITE("writes into holes that are cut short go on", 9, large, .how = SEAM_CUT,
+                   FOR_GOOD),
+        EACH_WRITE("writes into holes are waited for", 9, large, .how = SEAM_DELAY, .reaps = 20,
+                   FOR_GOOD),
+        EACH_WRITE("beside a write without end the rest goes on", 7, large_shared,
+                   .how = SEAM_HOLD),
+        EACH_WRITE("writes without end are no hang", 11, large_shared, .how = SEAM_HOLD, FOR_GOOD),
+        EACH_WRITE("writes into holes fail beside others", 9, large_shared, .error = ENOSPC,
+                   FOR_GOOD),
+        EACH_WRITE("a region is closed while writes into holes fail", 5, large_to_the_end,
+                   .error = EIO, FOR_GOOD),
+        EACH_WRITE("a region is closed while writes into holes are late", 5, large_to_the_end,
+                   .how = SEAM_DELAY, .reaps = 50, FOR_GOOD),
+        EACH("with large items a call that fails once harms nothing", 127, large,
+             .call = SEAM_ANY_CALL),
+        EACH("with large items calls that fail are told", 127, large, .call = SEAM_ANY_CALL,
+             FOR_GOOD),
+        EACH("with large items operations that fail are told", 31, large,
+             .call = SEAM_ANY_OPERATION, FOR_GOOD),
+        EACH("large items without memory are put as any other", 97, large, .call = SEAM_ANY_HEAP),
         SEAM_TEST("nothing goes while in doubt, however little memory there may be",
                   the_bound_stays_while_degraded),
         SEAM_TEST("a growth that cannot be undone is undone later", a_growth_that_cannot_be_undone),
