@@ -112,6 +112,14 @@ static bool clean_is_quiet(struct weir_region *region)
            weir__clock_coarse_ns() - cleaner->drained_ns > CLEAN_QUIET_NS;
 }
 
+bool weir__clean_is_tight(const struct weir_region *region)
+{
+    uint64_t soon = region->pager.zeroing_count * LAYOUT_CHUNK_BYTES;
+
+    return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
+           clean_fresh(region) + soon < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
+}
+
 /* There was a time when far more was live. */
 static bool clean_is_sparse(struct weir_region *region)
 {
@@ -119,13 +127,6 @@ static bool clean_is_sparse(struct weir_region *region)
 
     return is_quiet &&
            weir__growth_resting(region) > CLEAN_REST_MIN + weir__region_live(region) / 5 * 2;
-}
-
-/* Chunks to be stored to get few. */
-static bool clean_is_short(const struct weir_region *region)
-{
-    return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
-           clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
 static uint64_t clean_since_sync(const struct weir_region *region)
@@ -194,7 +195,7 @@ static enum clean_due clean_is_due(struct weir_region *region, bool urgent)
     bool is_worth_it = is_sparse && clean_promised(region) < CLEAN_LOW_BYTES;
     if (clean_may_promise(region) && (is_worth_it || clean_is_short_of_promises(region)))
         return CLEAN_DUE;
-    return urgent || is_sparse || clean_is_short(region) ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
+    return urgent || is_sparse || weir__clean_is_tight(region) ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
 }
 
 /*
@@ -251,7 +252,8 @@ static bool clean_is_moving(const struct weir_region *region, bool counts_waitin
         has_read |= region->cleaner.windows[i].is_read;
     }
     return has_read &&
-           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0);
+           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0 ||
+            region->pager.zeroing_count > 0);
 }
 
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
@@ -290,7 +292,7 @@ void weir__clean_look_again(struct weir_region *region, const struct weir__entry
             weir__chunk_file(&region->chunks, chunk);
 }
 
-static bool clean_has_window(const struct weir_region *region, uint64_t chunk)
+bool weir__clean_is_at(const struct weir_region *region, uint64_t chunk)
 {
     for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
         if (region->cleaner.windows[i].chunk == chunk)
@@ -379,7 +381,7 @@ static uint64_t clean_choose(struct weir_region *region, bool may_wait)
             weir__chunk_set_aside(chunks, chunk);
         else if (!may_wait && weir__sync_has_confirmed(region, chunk))
             left--;
-        else if (!clean_has_window(region, chunk))
+        else if (!weir__clean_is_at(region, chunk))
             return chunk;
         if (left == 0)
             return CHUNK_NO;
@@ -642,6 +644,9 @@ static int clean_place(struct weir_region *region, uint64_t space, uint64_t alig
         clean_close_nest(region);
         fits = clean_open_nest(region);
     }
+    /* One is zeroed, and free in a moment: the file need not be longer. */
+    if (!fits && region->pager.zeroing_count > 0 && clean_fresh(region) == 0)
+        return -EAGAIN;
     if (!fits) {
         uint64_t file_bytes = clean_file(region);
         int r = weir__region_take(region, space, alignment, ret_target);

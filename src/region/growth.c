@@ -677,7 +677,7 @@ static bool growth_is_stuck(const struct weir_region *region, uint64_t chunk)
 
     return (state == CHUNK_CLEAN || state == CHUNK_COLD) &&
            weir__chunk_live(&region->chunks, chunk) == 0 &&
-           weir__chunk_pins(&region->chunks, chunk) == 0;
+           weir__chunk_pins(&region->chunks, chunk) == 0 && region->chunks.table[chunk].staged == 0;
 }
 
 static bool growth_is_free(const struct weir_region *region, uint64_t chunk)

@@ -138,7 +138,7 @@ static inline bool weir__space_follows_root(const struct weir_region *region, ui
 {
     uint32_t previous = weir__space_previous(region, index);
 
-    return previous != 0 && previous == region->extents.root;
+    return previous != 0 && previous == region->extents.tree.root;
 }
 
 /*

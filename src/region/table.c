@@ -554,5 +554,5 @@ void weir__table_publish_figures(struct weir_region *region)
     weir__word_store(&figures->free_extent_count,
                      region->extents.free_count + region->resting_count);
     weir__word_store(&figures->entry_count, region->slots.used_count);
-    weir__word_store(&figures->degraded, region->pager.suspect_count > 0);
+    weir__word_store(&figures->degraded, weir__region_is_degraded(region));
 }
