@@ -148,7 +148,7 @@ enum weir__extent_state {
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
     EXTENT_BUILT,   /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_ZOMBIE,  /* no slot: freed while pinned, or held by the owner for an item to come */
     EXTENT_PLACED,  /* under construction, filled in place by its owner */
     EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
     /*
@@ -169,6 +169,13 @@ static inline bool weir__state_is_item(enum weir__extent_state state)
 
     return (items >> state & 1) != 0;
 }
+
+/* What a zombie is beside an item that sync() confirmed: its owner tag. */
+enum weir__beside {
+    BESIDE_NOTHING,
+    BESIDE_NEW, /* a copy, where it will be from the next sync() on; key: index, generation << 32 */
+    BESIDE_OLD, /* where it was, or was to be: free after the next sync() */
+};
 
 /* ---- Words ---------------------------------------------------------------- */
 

@@ -1002,6 +1002,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
         .freed_bytes = region->named.freed_bytes,
+        .moving_bytes = region->named.moving_bytes,
         .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
@@ -1049,6 +1050,7 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(freed_bytes == region->named.freed_bytes); /* N2 */
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max ||
                region->bound.is_changing); /* F1 */
+    weir__move_audit(region);
     weir__bound_audit(region);
     weir__stage_audit(region);
 }
