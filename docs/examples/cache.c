@@ -207,22 +207,22 @@ static void cache_get(struct cache *cache, uint64_t key, struct get *get)
 
 /* ---- A program that uses it ------------------------------------------------- */
 
-#define KEY_COUNT 20000
-#define GET_COUNT 20000
-#define AT_ONCE   64
-#define COUNT_MAX 5500
+#define KEY_COUNT 5000
+#define GET_COUNT 6000
+#define AT_ONCE   32
+#define COUNT_MAX 1400
 #define BYTES_MAX (11 << 20)
 
 struct request {
     struct get get; /* first: a get is its request */
     bool under_way, failed;
-    uint64_t value[512];
+    uint64_t value[2048];
 };
 
-/* What is cached: 64 to 4096 bytes that follow from the key. */
+/* What is cached: 64 bytes to 16 KiB that follow from the key. */
 static size_t origin(uint64_t key, uint64_t *value)
 {
-    size_t count = 8 + key * 7919 % 505;
+    size_t count = 8 + key * 7919 % 2041;
 
     for (size_t i = 0; i < count; i++)
         value[i] = key + i;
@@ -241,7 +241,7 @@ static void answered(struct get *get, const void *value, size_t bytes, int resul
         request->failed = true; /* what else is refused is not kept, that is all */
 }
 
-/* Few keys are asked for often and many now and then, 64 at a time; what is not there is put there. */
+/* Few keys are asked for often and many now and then, 32 at a time; what is not there is put there. */
 int main(int argc, char **argv)
 {
     struct weir_governor_config limit = {.bytes_max = cache_memory(COUNT_MAX),
@@ -277,6 +277,7 @@ int main(int argc, char **argv)
         weir_region_stats(cache.region, &stats);
         weir_governor_stats(governor, &memory);
         held = held && stats.slot_count == cache.count && stats.live_bytes == cache.bytes;
+        held = held && memory.charged_bytes == cache_reserve(COUNT_MAX) + stats.metadata_bytes;
         held = held && memory.peak_bytes <= limit.bytes_max && cache.cold_count > 0;
         printf("hit rate %.1f %%, %.1f %% from disk; %.2f of %.2f MiB of memory at most\n",
                100 * found / (found + (double)cache.miss_count),
