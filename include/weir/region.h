@@ -224,7 +224,9 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * @label:  yours, kept with the slot and shown by weir-dump
  *
  * Touches no cold page and allocates nothing; only the first cleaning does, which
- * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * takes its buffer, and a large item that is written by itself into a hole on disk
+ * (from 16 KiB on, where the file is as long as it gets: stats.staged_bytes): it
+ * has a buffer of those for fetches. Now and then a put does a piece of the work of poll: at most
  * 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
@@ -259,7 +261,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came
  *         before cannot be brought back), or -EAGAIN while write-back is behind:
  *         poll, then try again with the same bytes, for some of them may be there
- *         already.
+ *         already. While the region is degraded, what the write-back said: the
+ *         same is to be done once it is not.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
@@ -379,9 +382,11 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
 /*
  * weir_region_fetch_into() - one piece of an item into the caller's buffer
  * @offset:     into the item; @offset + @bytes must not pass its end
+ * @bytes:      0 .. INT32_MAX
  * @buffer:     filled until @operation completes; the caller's charge
  * @operation:  completed from poll, never from this call, with @bytes or a
- *              negative errno (-ESTALE: freed meanwhile)
+ *              negative errno (-ESTALE: freed meanwhile); may do what a
+ *              weir_fetch_fn may
  *
  * For items too large for memory. Pieces are not verified one by one; the
  * checksum of the whole is in the slot. What is left of a damaged item comes so.
@@ -523,7 +528,8 @@ struct weir_region_stats {
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
-    uint64_t reserved[6];
+    uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
+    uint64_t reserved[5];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

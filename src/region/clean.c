@@ -102,6 +102,14 @@ static bool clean_is_quiet(struct weir_region *region)
            weir__clock_coarse_ns() - cleaner->drained_ns > CLEAN_QUIET_NS;
 }
 
+bool weir__clean_is_tight(const struct weir_region *region)
+{
+    uint64_t soon = region->pager.zeroing_count * LAYOUT_CHUNK_BYTES;
+
+    return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
+           clean_fresh(region) + soon < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
+}
+
 /* Chunks to be stored to get few, or there was a time when far more was live. */
 static bool clean_is_due(struct weir_region *region)
 {
@@ -112,8 +120,7 @@ static bool clean_is_due(struct weir_region *region)
         return false;
     if (is_quiet && resting > CLEAN_REST_MIN + weir__region_live(region) / 5 * 2)
         return true;
-    return !weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) &&
-           clean_fresh(region) < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
+    return weir__clean_is_tight(region);
 }
 
 /*
@@ -183,7 +190,7 @@ void weir__clean_look_again(struct weir_region *region, const struct weir__entry
             weir__chunk_file(&region->chunks, chunk);
 }
 
-static bool clean_has_window(const struct weir_region *region, uint64_t chunk)
+bool weir__clean_is_at(const struct weir_region *region, uint64_t chunk)
 {
     for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
         if (region->cleaner.windows[i].chunk == chunk)
@@ -266,7 +273,7 @@ static uint64_t clean_choose(struct weir_region *region)
         uint64_t next = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, chunk);
         if (weir__chunk_pins(chunks, chunk) > 0)
             weir__chunk_set_aside(chunks, chunk);
-        else if (!clean_has_window(region, chunk))
+        else if (!weir__clean_is_at(region, chunk))
             return chunk;
         chunk = next;
     }
@@ -518,6 +525,9 @@ static int clean_place(struct weir_region *region, uint64_t space, uint64_t alig
         clean_close_nest(region);
         fits = clean_open_nest(region);
     }
+    /* One is zeroed, and free in a moment: the file need not be longer. */
+    if (!fits && region->pager.zeroing_count > 0 && clean_fresh(region) == 0)
+        return -EAGAIN;
     if (!fits) {
         uint64_t file_bytes = clean_file(region);
         int r = weir__region_take(region, space, alignment, ret_target);
@@ -733,7 +743,8 @@ static bool clean_is_moving(const struct weir_region *region)
         has_read |= region->cleaner.windows[i].is_read;
     }
     return has_read &&
-           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0);
+           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0 ||
+            region->pager.zeroing_count > 0);
 }
 
 static void clean_free_buffer(struct weir__cleaner *cleaner)

@@ -150,7 +150,8 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     const struct weir__entry *entry = weir__region_entry(region, index);
     enum weir__extent_state state = weir__entry_state(entry);
     bool is_odd = weir__entry_generation(entry) % 2 == 1;
-    bool may_be_odd = weir__state_is_item(state) || weir__state_is_freed(state);
+    bool may_be_odd = (weir__state_is_item(state) && state != EXTENT_STAGED) ||
+                      weir__state_is_freed(state); /* nothing is staged where there is a name */
     bool may_be_even = state <= EXTENT_ZOMBIE && state != EXTENT_LIVE;
 
     if (is_odd ? !may_be_odd : !may_be_even) {

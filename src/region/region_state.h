@@ -14,6 +14,7 @@
  *      bound      how much memory there is for all of that, and how it changes
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      stage      large items are written into holes of chunks that are not in memory
  *      compact    holes in memory become one before the file grows
  *      named      the files of a named region: lock, creation, leftovers
  *      recover    a named region is found again
@@ -43,6 +44,8 @@
 #define REGION_WRITE_COUNT    4
 #define REGION_PREFAULT_COUNT 2
 #define REGION_HOLD_BUCKETS   1024
+#define REGION_ZERO_COUNT     4
+#define REGION_STAGE_COUNT    64
 #define REGION_MOVE_MARKS     1024
 #define CLEAN_WINDOW_COUNT    2
 #define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */
@@ -51,8 +54,10 @@
 #define PAGER_TICK_BYTES      (UINT64_C(256) << 10) /* summed at most by one poll */
 #define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
 #define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
-#define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
-#define TABLE_ENTRY_STEP_MAX  UINT64_C(16384)       /* ahead of need, where many are in use */
+#define STAGE_BYTES_MIN       (UINT64_C(16) << 10)  /* smaller items are not staged */
+#define STAGE_PAGE_BYTES      UINT64_C(4096)
+#define TABLE_ENTRY_STEP      UINT64_C(4096)  /* entries by which the tables grow */
+#define TABLE_ENTRY_STEP_MAX  UINT64_C(16384) /* ahead of need, where many are in use */
 
 /* How far the items of a chunk have been looked at, which takes more than one tick. */
 struct weir__walk {
@@ -71,6 +76,13 @@ struct weir__write {
     uint64_t ticket;        /* 0: not under way */
     uint64_t begun_ns;
     bool doubted; /* another one failed meanwhile: its success proves nothing */
+};
+
+/* A chunk in which nothing is live: its blocks are made unwritten. */
+struct weir__zeroing {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk; /* CHUNK_NO: none */
 };
 
 /* A chunk on its way back, to be stored to. */
@@ -177,6 +189,8 @@ struct weir__pager {
     uint64_t no_hole_resting_count;
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
+    struct weir__zeroing zeroings[REGION_ZERO_COUNT];
+    uint32_t zeroing_count;
 };
 
 struct weir__fetches {
@@ -193,9 +207,11 @@ struct weir__fetches {
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
-    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
-    uint32_t reading_count; /* reads and pieces under way in the ring */
-    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
+    struct weir__list idle;   /* unpinned holds with a buffer, oldest first */
+    struct weir__list staged; /* buffers of staged items, oldest first */
+    uint64_t staged_bytes;    /* F5 */
+    uint32_t reading_count;   /* reads and pieces under way in the ring */
+    uint64_t hold_count;      /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 
@@ -279,6 +295,31 @@ struct weir__tables {
     bool cannot_collapse;
 };
 
+/* One item on its way into a hole. */
+struct weir__stage {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_slot slot; /* index 0: none */
+    char *buffer;          /* kept until it ends */
+    uint64_t offset;       /* in the file; whole pages */
+    uint64_t bytes;
+    uint64_t written_bytes;
+    uint32_t again_count;
+    bool is_failed; /* the disk refused it: it is put anew elsewhere */
+};
+
+/* Writing large items into holes of chunks that are not in memory. */
+struct weir__stager {
+    bool is_able;                   /* fixed */
+    bool is_refused;                /* this disk does not take writes of whole pages */
+    struct weir__extent_tree holes; /* D1 */
+    uint32_t under_way_count;
+    uint32_t failed_count; /* while there are any the region is degraded */
+    uint64_t retry_ns;     /* after an error: nothing is staged, nor put anew, before; 0: none */
+    uint64_t staged_bytes; /* ever, of items */
+    struct weir__stage stages[REGION_STAGE_COUNT];
+};
+
 /* Making room among what is in memory. */
 struct weir__compactor {
     uint64_t chunk;       /* in which it looks; UINT64_MAX: none */
@@ -310,7 +351,7 @@ struct weir_region {
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest of late */
+    uint64_t mark_peak;  /* highest of late from which it came down */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -328,13 +369,14 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__stager stager;
     struct weir__compactor compactor;
     struct weir__named named;
 
     uint64_t damaged_count;                 /* items */
     uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
     uint64_t step_bytes;                    /* put since the background was looked at */
-    uint64_t live_bytes_peak;
+    uint64_t live_bytes_peak;               /* from which it came down */
     uint64_t put_count;
     uint64_t fetch_count;
     uint64_t write_error_count;
@@ -370,6 +412,18 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
 
     return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
                                                    weir__extent_space(bytes));
+}
+
+/* Whether bytes that were put wait for a disk that refused them. */
+static inline bool weir__region_is_degraded(const struct weir_region *region)
+{
+    return region->pager.suspect_count > 0 || region->stager.failed_count > 0;
+}
+
+/* The highest mark of late. */
+static inline uint64_t weir__region_mark_peak(const struct weir_region *region)
+{
+    return weir__max(region->mark_peak, region->mark_bytes);
 }
 
 /* Space of what is live. */
@@ -424,6 +478,10 @@ uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uin
  */
 uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
                           uint64_t alignment);
+
+/* The same of a RESTING extent, at @offset in it: what is before and behind it rests. */
+uint32_t weir__space_take_resting(struct weir_region *region, uint32_t index, uint64_t offset,
+                                  uint64_t space);
 
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
@@ -552,6 +610,9 @@ uint64_t weir__pager_chunks_max(const struct weir_region *region);
 /* @bytes have room beside the chunks in memory, of which some may go; false: not now. */
 bool weir__pager_yield(struct weir_region *region, uint64_t bytes);
 
+/* The same, if that is possible at once; nobody waits for it. */
+bool weir__pager_spares(struct weir_region *region, uint64_t bytes);
+
 /* Make room in memory for @chunk_count more chunks; false: not now. */
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
 
@@ -673,6 +734,18 @@ void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, ui
 void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
                            char *to);
 
+/*
+ * A buffer of whole pages for an item of @bytes that is named in a moment. It answers
+ * for the item, and is kept until weir__fetches_unkeep(), which gives up the item's
+ * space if it was freed meanwhile. NULL: there is no idle memory.
+ */
+char *weir__fetches_keep(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                         uint64_t bytes);
+void weir__fetches_unkeep(struct weir_region *region, struct weir_slot slot);
+
+/* Whether there might be one of @bytes, whole pages; what lingers of earlier ones goes for it. */
+bool weir__fetches_may_keep(struct weir_region *region, uint64_t bytes);
+
 /* Somebody pins @slot, or builds it: it stays where it is. */
 bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot);
 
@@ -715,6 +788,33 @@ bool weir__clean_may_grow(const struct weir_region *region, uint64_t bytes);
 
 /* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
+
+/* Whether the file is as long as it should be and little of it may be stored to. */
+bool weir__clean_is_tight(const struct weir_region *region);
+
+/* Whether @chunk is being emptied. */
+bool weir__clean_is_at(const struct weir_region *region, uint64_t chunk);
+
+/* ---- stage.c ------------------------------------------------------------ */
+
+/* After the store: whether it is done here at all. */
+void weir__stage_init(struct weir_region *region);
+void weir__stage_deinit(struct weir_region *region);
+
+/* The extent @index rests from now on, or does so no more. */
+void weir__stage_add_hole(struct weir_region *region, uint32_t index);
+void weir__stage_remove_hole(struct weir_region *region, uint32_t index);
+
+/*
+ * A put of at least STAGE_BYTES_MIN is done by a write into a hole; false: it is
+ * not, and nothing has changed.
+ */
+bool weir__stage_put(struct weir_region *region, const void *data, uint64_t bytes,
+                     struct weir_label label, struct weir_slot *ret_slot);
+
+/* What the disk refused is put anew, as far as there is room. */
+void weir__stage_advance(struct weir_region *region);
+void weir__stage_audit(const struct weir_region *region);
 
 /* ---- compact.c ---------------------------------------------------------- */
 

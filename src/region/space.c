@@ -84,6 +84,7 @@ static void space_list_as(struct weir_region *region, uint32_t index, enum weir_
     } else {
         region->resting_count++;
         region->resting_bytes += weir__space_bytes(region, index);
+        weir__stage_add_hole(region, index);
     }
 }
 
@@ -95,6 +96,7 @@ static void space_unlist_as(struct weir_region *region, uint32_t index,
         weir__extents_remove(&region->extents, index);
     } else {
         WEIR_ASSERT(state == EXTENT_RESTING);
+        weir__stage_remove_hole(region, index);
         region->resting_count--;
         region->resting_bytes -= weir__space_bytes(region, index);
     }
@@ -148,6 +150,13 @@ static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir_
                            weir__space_end(region, index), state);
 }
 
+/* It comes down; how high it was is not noted as it rises, which every put would do. */
+static void space_set_mark(struct weir_region *region, uint64_t offset)
+{
+    region->mark_peak = weir__region_mark_peak(region);
+    region->mark_bytes = offset;
+}
+
 /* The last free extent gives the mark back (R5). */
 static void space_lower_mark(struct weir_region *region)
 {
@@ -161,7 +170,25 @@ static void space_lower_mark(struct weir_region *region)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
+}
+
+bool weir__space_extend_root(struct weir_region *region, uint32_t index, uint64_t from,
+                             uint64_t end)
+{
+    uint32_t previous = weir__space_previous(region, index);
+    uint32_t next = weir__space_next(region, index);
+
+    WEIR_ASSERT(previous == region->extents.tree.root);
+    if (next == 0 || weir__space_state(region, next) == EXTENT_FREE)
+        return false;
+
+    weir__space_link(region, previous, next);
+    weir__space_claim(region, previous, from, end);
+    weir__slots_give(&region->slots, index);
+    uint64_t offset = weir__space_offset(region, previous);
+    weir__extents_resize(&region->extents, previous, offset, end - offset);
+    return true;
 }
 
 void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end)
@@ -302,7 +329,7 @@ void weir__space_cut(struct weir_region *region, uint64_t offset)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
     space_lower_mark(region);
 }
 
@@ -330,14 +357,10 @@ uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint
     return weir__extents_find(&region->extents, weir__space_most(space, alignment));
 }
 
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
-                          uint64_t alignment)
+/* [offset, offset + space) of the listed extent @index; the rest is listed again. */
+static uint32_t space_take(struct weir_region *region, uint32_t index, uint64_t offset,
+                           uint64_t space)
 {
-    uint64_t offset = weir__space_place(region, index, alignment);
-
-    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
-    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
-
     space_unlist(region, index);
     if (offset > weir__space_offset(region, index))
         space_list(region, space_split(region, index, offset - weir__space_offset(region, index)));
@@ -349,6 +372,24 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
     weir__space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
+}
+
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment)
+{
+    uint64_t offset = weir__space_place(region, index, alignment);
+
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
+    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
+    return space_take(region, index, offset, space);
+}
+
+uint32_t weir__space_take_resting(struct weir_region *region, uint32_t index, uint64_t offset,
+                                  uint64_t space)
+{
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_RESTING);
+    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
+    return space_take(region, index, offset, space);
 }
 
 /* The extent @index begins at the mark, which moves right over it. */
@@ -366,7 +407,6 @@ static void space_append(struct weir_region *region, uint32_t index)
     region->last = index;
     weir__space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
-    region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
 }
 

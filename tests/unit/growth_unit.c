@@ -551,6 +551,7 @@ static void the_cap_is_edquot(void **state)
     assert_true(job->count * ITEM_BYTES >= 19 * MIB); /* all of it is used */
     assert_true(job->cap.taken <= 20 * MIB);
     assert_true(job->cap.refused_count > 0);
+    assert_true(figures(job).growth_error_count > 0);
     job->cap.most = 40 * MIB;
     for (int i = 0; i < 100; i++)
         assert_int_equal(put_bytes(job, ITEM_BYTES), 0);
