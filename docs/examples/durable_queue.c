@@ -164,9 +164,9 @@ static int queue_drop(struct queue *queue)
 
 /* ---- A program that uses it, and dies of it --------------------------------- */
 
-#define ITEM_BYTES_MAX 16384
+#define ITEM_BYTES_MAX 32768
 #define COUNT_MAX      1000 /* with the bytes: whichever is full first */
-#define SYNC_EVERY     50
+#define SYNC_EVERY     25
 
 /* What the child has said last: all items [first, synced_end) must be found. */
 struct told {
@@ -219,7 +219,7 @@ static int work(const struct weir_region_config *file, int pipe_end)
             r = tell(pipe_end, queue.first, queue.synced_end);
         if (r == -EDQUOT) { /* full: the producer waits for the consumer */
             int count = 0;
-            while (count < 150 && (r = consume(&queue, pipe_end)) == 0)
+            while (count < 80 && (r = consume(&queue, pipe_end)) == 0)
                 count++;
             if (r == -ENOENT && count > 0)
                 r = 0;
@@ -280,7 +280,7 @@ int main(int argc, char **argv)
         }
         close(ends[1]);
         while (read(ends[0], &told, sizeof(told)) == sizeof(told))
-            if (++told_count == 50 + 400 * round)
+            if (++told_count == 50 + 200 * round)
                 kill(child, SIGKILL);
         close(ends[0]);
         if (child < 0 || waitpid(child, &status, 0) < 0 || !WIFSIGNALED(status))
