@@ -532,8 +532,8 @@ static void power_sync(void)
     if (power.flush_dies > 4)
         power.flush_dies = 3; /* where what is moved is half way */
     power.flush_kills = (int)power_below(9);
-    power.flush_fails = (int)power_below(9);
-    if (power.flush_fails > 6)
+    power.flush_fails = (int)power_below(24);
+    if (power.flush_fails > 21)
         power.flush_fails = 3;
     power.in_sync = true;
     int r = weir_region_sync(power.region);
