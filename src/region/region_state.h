@@ -315,7 +315,7 @@ struct weir__stager {
     struct weir__extent_tree holes; /* D1 */
     uint32_t under_way_count;
     uint32_t failed_count; /* while there are any the region is degraded */
-    uint64_t retry_ns;     /* after an error: nothing is staged, nor put anew, before; 0: none */
+    uint64_t retry_ns;     /* after an error: nothing is staged before; 0: none */
     uint64_t staged_bytes; /* ever, of items */
     struct weir__stage stages[REGION_STAGE_COUNT];
 };
@@ -625,7 +625,7 @@ bool weir__pager_has_room(const struct weir_region *region);
 /* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
 void weir__pager_empty(struct weir_region *region, uint64_t chunk);
 
-/* A chunk with a hole of @space bytes is brought back; false: there is none. */
+/* A chunk with a hole of @space bytes is brought back, or will be; false: there is none. */
 bool weir__pager_revive(struct weir_region *region, uint64_t space);
 
 /* @chunk, which may not be stored to now, is brought back if that is possible. */
