@@ -812,6 +812,9 @@ void weir__stage_remove_hole(struct weir_region *region, uint32_t index);
 bool weir__stage_put(struct weir_region *region, const void *data, uint64_t bytes,
                      struct weir_label label, struct weir_slot *ret_slot);
 
+/* Whether items were freed on their way: their space comes free when that has ended. */
+bool weir__stage_has_freed(const struct weir_region *region);
+
 /* What the disk refused is put anew, as far as there is room. */
 void weir__stage_advance(struct weir_region *region);
 void weir__stage_audit(const struct weir_region *region);

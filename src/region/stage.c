@@ -284,6 +284,16 @@ bool weir__stage_put(struct weir_region *region, const void *data, uint64_t byte
     return true;
 }
 
+bool weir__stage_has_freed(const struct weir_region *region)
+{
+    for (uint32_t i = 0; i < REGION_STAGE_COUNT; i++) {
+        const struct weir__stage *stage = &region->stager.stages[i];
+        if (stage->slot.index != 0 && stage_entry(stage) == NULL)
+            return true;
+    }
+    return false;
+}
+
 /* ---- What was refused --------------------------------------------------- */
 
 /* As the cleaner moves an item: the slot stays. */

@@ -590,6 +590,23 @@ static void its_chunk_stays_meanwhile(void **state)
     finish(job);
 }
 
+/* Nothing is left that may be stored to, and no hole of 100 KiB. */
+static void fill_up(struct job *job)
+{
+    int r = 0;
+
+    while (r == 0)
+        r = put(job, 100 * KIB);
+    assert_int_equal(r, -EDQUOT);
+    settle(job);
+}
+
+static void delay(enum seam_call call)
+{
+    seam_arm(
+        (struct seam_rule){.call = call, .times = SEAM_FOR_GOOD, .how = SEAM_DELAY, .reaps = 3});
+}
+
 /* What comes free in a moment is waited for: the region is not full. */
 static void space_that_is_zeroed_is_waited_for(void **state)
 {
@@ -598,20 +615,51 @@ static void space_that_is_zeroed_is_waited_for(void **state)
     (void)state;
     if (job == NULL)
         return;
-    /* Nothing is left that may be stored to, and no hole is so long. */
-    int r = 0;
-    while (r == 0)
-        r = put(job, 100 * KIB);
-    assert_int_equal(r, -EDQUOT);
-    settle(job);
+    fill_up(job);
     hold_writes();
     put_staged(job, 40 * KIB);
-    seam_arm((struct seam_rule){
-        .call = SEAM_ring_fallocate, .times = SEAM_FOR_GOOD, .how = SEAM_DELAY, .reaps = 3});
+    delay(SEAM_ring_fallocate);
     uint64_t chunk = place(job, 32) / (2 * MIB);
     for (size_t i = 0; i < job->count - 1; i++)
         if (job->slots[i].index != 0 && place(job, i) / (2 * MIB) == chunk)
             drop(job, i);
+    assert_int_equal(put(job, 100 * KIB), 0);
+    release(job);
+    assert_all_whole(job);
+    finish(job);
+}
+
+static void a_hole_beside_it_is_waited_for(void **state)
+{
+    struct job *job = start();
+
+    (void)state;
+    if (job == NULL)
+        return;
+    fill_up(job);
+    for (size_t i = 260; i < 265; i++)
+        drop(job, i);
+    delay(SEAM_ring_write);
+    put_staged(job, 200 * KIB); /* 120 are left of the hole; of the share, less than 100 */
+    assert_int_equal(put(job, 100 * KIB), 0);
+    release(job);
+    assert_all_whole(job);
+    finish(job);
+}
+
+static void space_freed_on_its_way_is_waited_for(void **state)
+{
+    struct job *job = start();
+
+    (void)state;
+    if (job == NULL)
+        return;
+    fill_up(job);
+    drop(job, 260);
+    drop(job, 261);
+    delay(SEAM_ring_write);
+    put_staged(job, 2 * ITEM_BYTES);
+    drop(job, job->count - 1);
     assert_int_equal(put(job, 100 * KIB), 0);
     release(job);
     assert_all_whole(job);
@@ -625,8 +673,7 @@ static void it_may_be_closed_meanwhile(void **state)
     (void)state;
     if (job == NULL)
         return;
-    seam_arm((struct seam_rule){
-        .call = SEAM_ring_write, .times = SEAM_FOR_GOOD, .how = SEAM_DELAY, .reaps = 3});
+    delay(SEAM_ring_write);
     put_staged(job, 40 * KIB);
     put_staged(job, 20 * KIB);
     drop(job, job->count - 1);
@@ -840,6 +887,9 @@ int main(int argc, char **argv)
         CASE("an item may be freed while it is written", it_may_be_freed_meanwhile),
         CASE("its chunk stays while an item is written", its_chunk_stays_meanwhile),
         CASE("space that is zeroed meanwhile is waited for", space_that_is_zeroed_is_waited_for),
+        CASE("a hole beside an item on its way is waited for", a_hole_beside_it_is_waited_for),
+        CASE("space of an item freed on its way is waited for",
+             space_freed_on_its_way_is_waited_for),
         CASE("a region may be closed while an item is written", it_may_be_closed_meanwhile),
         CASE("memory may be lowered while an item is written", memory_may_be_lowered_meanwhile),
         CASE("without memory it is put as any other", without_memory_it_is_put_as_any_other),
