@@ -438,7 +438,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_slot(const struct weir_region *region,
  *
  * Slots put or freed meanwhile may or may not be seen.
  *
- * Return: true and @slot, or false at the end.
+ * Return: true and @slot, or false at the end and all zero, to begin again.
  */
 WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slot *slot);
 
