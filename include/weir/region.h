@@ -12,8 +12,8 @@
  *
  *      struct weir_slot  --- weir_region_at() --->  const void *
  *      lives until freed                            lives until the next put,
- *                                                   alloc, write, free, poll
- *                                                   or fetch on the region
+ *                                                   alloc, write, free, poll,
+ *                                                   fetch or sync on the region
  *
  * At most resident_bytes_max of the file are in memory, and fetched items are
  * part of it: a region is one charge, made by its owner at open. It changes only
@@ -166,9 +166,12 @@ WEIR_API void weir_region_close(struct weir_region *region);
  *
  * After a power loss the region holds every item that the last sync() which
  * returned 0 confirmed, byte for byte, those freed since included; what was put
- * since is there if it is whole. For that, what was confirmed stays where it is:
- * space freed since is used again only after the next sync() (stats.freed_bytes),
- * and the cleaner leaves confirmed items alone.
+ * since is there if it is whole. For that, what was confirmed stays where it is
+ * until the next sync(): space freed since is used again only after it
+ * (stats.freed_bytes), and confirmed items that the cleaner moves are held twice
+ * (stats.moving_bytes). So sync() gives room back: where it is called seldom a put
+ * may find none, and says -EDQUOT, that would find it after another sync(). Of
+ * what is put between two some twice as much must fit beside what lives.
  *
  * Cost: O(slots); blocks while the disk writes and flushes.
  *
@@ -224,7 +227,9 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * @label:  yours, kept with the slot and shown by weir-dump
  *
  * Touches no cold page and allocates nothing; only the first cleaning does, which
- * takes its buffer. Now and then a put does a piece of the work of poll: at most
+ * takes its buffer, and a large item that is written by itself into a hole on disk
+ * (from 16 KiB on, where the file is as long as it gets: stats.staged_bytes): it
+ * has a buffer of those for fetches. Now and then a put does a piece of the work of poll: at most
  * 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
@@ -259,7 +264,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_alloc(struct weir_region *region, size_
  * Return: 0, -EINVAL (also if @slot is filled in place), -ESTALE, -EIO (what came
  *         before cannot be brought back), or -EAGAIN while write-back is behind:
  *         poll, then try again with the same bytes, for some of them may be there
- *         already.
+ *         already. While the region is degraded, what the write-back said: the
+ *         same is to be done once it is not.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_write(struct weir_region *region, struct weir_slot slot,
                                                uint64_t offset, const void *data, size_t bytes);
@@ -379,9 +385,11 @@ WEIR_API WEIR_MUST_CHECK int weir_region_fetch(struct weir_region *region,
 /*
  * weir_region_fetch_into() - one piece of an item into the caller's buffer
  * @offset:     into the item; @offset + @bytes must not pass its end
+ * @bytes:      0 .. INT32_MAX
  * @buffer:     filled until @operation completes; the caller's charge
  * @operation:  completed from poll, never from this call, with @bytes or a
- *              negative errno (-ESTALE: freed meanwhile)
+ *              negative errno (-ESTALE: freed meanwhile); may do what a
+ *              weir_fetch_fn may
  *
  * For items too large for memory. Pieces are not verified one by one; the
  * checksum of the whole is in the slot. What is left of a damaged item comes so.
@@ -523,7 +531,9 @@ struct weir_region_stats {
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
-    uint64_t reserved[6];
+    uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
+    uint64_t moving_bytes; /* named: held beside confirmed items that are moved, until sync() */
+    uint64_t reserved[4];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

@@ -117,7 +117,7 @@ struct weir_view_extent {
     uint64_t bytes;        /* exact length of an item; whole length of a free extent */
     uint64_t extent_bytes; /* space taken in the file */
     uint64_t alignment;    /* of an item: @offset is a multiple of it; 16 unless asked for */
-    bool committed;
+    bool committed;        /* false: under construction, or on its way into the file */
     bool held;    /* freed while pinned, or since a sync(): no slot any more, space not yet free */
     bool summed;  /* its checksum is known */
     bool damaged; /* its owner found its bytes to be others than were put */
@@ -156,8 +156,8 @@ WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint6
  *
  * Cold chunks are read past the page cache: looking does not warm them.
  *
- * Return: 0, -ESTALE, -EAGAIN (under construction, or moved again and again),
- *         -EBADMSG (its entry makes no sense, or its owner found it damaged), or
+ * Return: 0, -ESTALE, -EAGAIN (under construction, on its way into the file,
+ *         or moved again and again), -EBADMSG (its entry makes no sense, or its owner found it damaged), or
  *         what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct weir_slot slot,

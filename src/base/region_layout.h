@@ -135,8 +135,9 @@ struct weir__chunk {
     uint16_t unfillable; /* could not be brought back: not asked for again before it is emptied */
     uint16_t idle;       /* looks in a row that found nothing live in it */
     uint32_t placed;     /* items that are filled in place: it stays as it is */
-    uint16_t doubted;    /* not 0: to be renewed when nothing is placed there any more */
-    uint16_t ready;      /* FRESH, not 0: its pages are made, or are being made */
+    uint8_t doubted;     /* not 0: to be renewed when nothing is placed there any more */
+    uint8_t ready;       /* FRESH, not 0: its pages are made, or are being made */
+    uint16_t staged;     /* COLD: writes of single items into it that are under way */
 };
 
 _Static_assert(sizeof(struct weir__chunk) == 56, "seven words");
@@ -147,7 +148,7 @@ enum weir__extent_state {
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
     EXTENT_BUILT,   /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_ZOMBIE,  /* no slot: freed while pinned, or held by the owner for an item to come */
     EXTENT_PLACED,  /* under construction, filled in place by its owner */
     EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
     /*
@@ -157,16 +158,24 @@ enum weir__extent_state {
      */
     EXTENT_FREED_EVEN,
     EXTENT_FREED_ODD,
+    EXTENT_STAGED, /* an item that is not in the file yet: its owner has it in a buffer */
 };
 
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
 static inline bool weir__state_is_item(enum weir__extent_state state)
 {
-    const uint32_t items =
-        1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED | 1u << EXTENT_DAMAGED;
+    const uint32_t items = 1u << EXTENT_LIVE | 1u << EXTENT_BUILT | 1u << EXTENT_PLACED |
+                           1u << EXTENT_DAMAGED | 1u << EXTENT_STAGED;
 
     return (items >> state & 1) != 0;
 }
+
+/* What a zombie is beside an item that sync() confirmed: its owner tag. */
+enum weir__beside {
+    BESIDE_NOTHING,
+    BESIDE_NEW, /* a copy, where it will be from the next sync() on; key: index, generation << 32 */
+    BESIDE_OLD, /* where it was, or was to be: free after the next sync() */
+};
 
 /* ---- Words ---------------------------------------------------------------- */
 

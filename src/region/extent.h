@@ -21,11 +21,16 @@
 #define EXTENT_BIN_BYTES_MAX (EXTENT_BIN_COUNT * LAYOUT_GRANULE)
 #define EXTENT_HEAD_BYTES    (EXTENT_BIN_COUNT * EXTENT_ZONE_COUNT * sizeof(uint32_t))
 
-struct weir__extents {
+/* Extents in order of (length, offset). */
+struct weir__extent_tree {
     struct weir__entry *entries; /* fixed */
-    uint32_t *heads;             /* [bin][zone], EXTENT_HEAD_BYTES of zeroes; fixed */
-    uint64_t zone_bytes;         /* fixed; a power of two is not needed */
-    uint32_t root;               /* of the treap of larger extents */
+    uint32_t root;
+};
+
+struct weir__extents {
+    struct weir__extent_tree tree; /* of larger extents */
+    uint32_t *heads;               /* [bin][zone], EXTENT_HEAD_BYTES of zeroes; fixed */
+    uint64_t zone_bytes;           /* fixed; a power of two is not needed */
     uint64_t free_count;
     uint64_t free_bytes;
     uint64_t summary;                        /* bit i: bin_map[i] is not 0 */
@@ -43,32 +48,32 @@ enum weir__extent_side {
     EXTENT_RIGHT, /* in a list: next */
 };
 
-static inline uint32_t weir__extent_link(const struct weir__extents *extents, uint32_t index,
+static inline uint32_t weir__extent_link(const struct weir__extent_tree *tree, uint32_t index,
                                          enum weir__extent_side side)
 {
-    return weir__half_load(&extents->entries[index].key, side);
+    return weir__half_load(&tree->entries[index].key, side);
 }
 
-static inline void weir__extent_link_set(struct weir__extents *extents, uint32_t index,
+static inline void weir__extent_link_set(struct weir__extent_tree *tree, uint32_t index,
                                          enum weir__extent_side side, uint32_t to)
 {
-    weir__half_store(&extents->entries[index].key, side, to);
+    weir__half_store(&tree->entries[index].key, side, to);
 }
 
-static inline void weir__extent_links_set(struct weir__extents *extents, uint32_t index,
+static inline void weir__extent_links_set(struct weir__extent_tree *tree, uint32_t index,
                                           uint32_t left, uint32_t right)
 {
-    weir__word_store(&extents->entries[index].key, (uint64_t)left | (uint64_t)right << 32);
+    weir__word_store(&tree->entries[index].key, (uint64_t)left | (uint64_t)right << 32);
 }
 
-static inline uint64_t weir__extent_offset(const struct weir__extents *extents, uint32_t index)
+static inline uint64_t weir__extent_offset(const struct weir__extent_tree *tree, uint32_t index)
 {
-    return weir__place_offset(weir__word_load(&extents->entries[index].place));
+    return weir__place_offset(weir__word_load(&tree->entries[index].place));
 }
 
-static inline uint64_t weir__extent_bytes(const struct weir__extents *extents, uint32_t index)
+static inline uint64_t weir__extent_bytes(const struct weir__extent_tree *tree, uint32_t index)
 {
-    const struct weir__entry *entry = &extents->entries[index];
+    const struct weir__entry *entry = &tree->entries[index];
 
     return weir__entry_bytes_of(weir__word_load(&entry->place), weir__word_load(&entry->tag));
 }
@@ -90,7 +95,7 @@ static inline uint32_t *weir__extent_head(const struct weir__extents *extents, u
 
 static inline uint32_t weir__extent_zone(const struct weir__extents *extents, uint32_t index)
 {
-    uint64_t zone = weir__extent_offset(extents, index) / extents->zone_bytes;
+    uint64_t zone = weir__extent_offset(&extents->tree, index) / extents->zone_bytes;
 
     WEIR_ASSERT(zone < EXTENT_ZONE_COUNT);
     return (uint32_t)zone;
@@ -102,9 +107,9 @@ static inline void weir__extent_bin_insert(struct weir__extents *extents, uint32
     uint32_t zone = weir__extent_zone(extents, index);
     uint32_t *head = weir__extent_head(extents, bin, zone);
 
-    weir__extent_links_set(extents, index, 0, *head);
+    weir__extent_links_set(&extents->tree, index, 0, *head);
     if (*head != 0)
-        weir__extent_link_set(extents, *head, EXTENT_LEFT, index);
+        weir__extent_link_set(&extents->tree, *head, EXTENT_LEFT, index);
     *head = index;
     extents->zone_map[bin] |= UINT64_C(1) << zone;
     extents->bin_map[bin / 64] |= UINT64_C(1) << bin % 64;
@@ -114,13 +119,13 @@ static inline void weir__extent_bin_insert(struct weir__extents *extents, uint32
 static inline void weir__extent_bin_remove(struct weir__extents *extents, uint32_t index,
                                            uint32_t bin)
 {
-    uint32_t previous = weir__extent_link(extents, index, EXTENT_LEFT);
-    uint32_t next = weir__extent_link(extents, index, EXTENT_RIGHT);
+    uint32_t previous = weir__extent_link(&extents->tree, index, EXTENT_LEFT);
+    uint32_t next = weir__extent_link(&extents->tree, index, EXTENT_RIGHT);
 
     if (next != 0)
-        weir__extent_link_set(extents, next, EXTENT_LEFT, previous);
+        weir__extent_link_set(&extents->tree, next, EXTENT_LEFT, previous);
     if (previous != 0) {
-        weir__extent_link_set(extents, previous, EXTENT_RIGHT, next);
+        weir__extent_link_set(&extents->tree, previous, EXTENT_RIGHT, next);
         return;
     }
 
@@ -153,17 +158,32 @@ static inline uint32_t weir__extent_bin_find(const struct weir__extents *extents
     return bin * 64 + weir__lowest_bit(extents->bin_map[bin]);
 }
 
-/* ---- The index ---------------------------------------------------------- */
+/* ---- Tree --------------------------------------------------------------- */
 
-/* What weir__extents_insert() and the others do for extents longer than any bin: the treap. */
-void weir__extents_insert_large(struct weir__extents *extents, uint32_t index);
-void weir__extents_remove_large(struct weir__extents *extents, uint32_t index);
-uint32_t weir__extents_find_large(const struct weir__extents *extents, uint64_t space);
+/* Entry @index is an extent of it, or is none any more; its key word is the tree's. O(log n). */
+void weir__extent_tree_insert(struct weir__extent_tree *tree, uint32_t index);
+void weir__extent_tree_remove(struct weir__extent_tree *tree, uint32_t index);
+
+/* The first that holds @space; 0: none. */
+uint32_t weir__extent_tree_find(const struct weir__extent_tree *tree, uint64_t space);
+
+/* What comes after @index; 0: nothing. */
+uint32_t weir__extent_tree_next(const struct weir__extent_tree *tree, uint32_t index);
+
+/* Whether one that is [offset, offset + bytes) from now on stays where it stands. */
+bool weir__extent_tree_keeps_place(const struct weir__extent_tree *tree, uint32_t index,
+                                   uint64_t offset, uint64_t bytes);
+
+/* Walk it and check that all is in order (E3); how many there are, and their bytes. */
+void weir__extent_tree_audit(const struct weir__extent_tree *tree, uint64_t *ret_count,
+                             uint64_t *ret_bytes);
+
+/* ---- The index ---------------------------------------------------------- */
 
 /* Entry @index is a free extent now; offset and length are set, its key word becomes ours. */
 static inline void weir__extents_insert(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = weir__extent_bytes(extents, index);
+    uint64_t bytes = weir__extent_bytes(&extents->tree, index);
 
     WEIR_ASSERT(index != 0);
     WEIR_ASSERT(bytes % LAYOUT_GRANULE == 0);
@@ -173,13 +193,13 @@ static inline void weir__extents_insert(struct weir__extents *extents, uint32_t 
     if (WEIR_LIKELY(bytes <= EXTENT_BIN_BYTES_MAX))
         weir__extent_bin_insert(extents, index, weir__extent_bin(bytes));
     else
-        weir__extents_insert_large(extents, index);
+        weir__extent_tree_insert(&extents->tree, index);
 }
 
 /* It is none any more, or its offset or length are about to change. */
 static inline void weir__extents_remove(struct weir__extents *extents, uint32_t index)
 {
-    uint64_t bytes = weir__extent_bytes(extents, index);
+    uint64_t bytes = weir__extent_bytes(&extents->tree, index);
 
     WEIR_ASSERT(index != 0);
     WEIR_ASSERT(extents->free_count > 0);
@@ -189,7 +209,33 @@ static inline void weir__extents_remove(struct weir__extents *extents, uint32_t 
     if (WEIR_LIKELY(bytes <= EXTENT_BIN_BYTES_MAX))
         weir__extent_bin_remove(extents, index, weir__extent_bin(bytes));
     else
-        weir__extents_remove_large(extents, index);
+        weir__extent_tree_remove(&extents->tree, index);
+}
+
+/*
+ * It is [offset, offset + bytes) from now on, which is set here. A long one that is
+ * filled or emptied by small items nearly always stays where it stands.
+ */
+static inline void weir__extents_resize(struct weir__extents *extents, uint32_t index,
+                                        uint64_t offset, uint64_t bytes)
+{
+    struct weir__extent_tree *tree = &extents->tree;
+    struct weir__entry *entry = &tree->entries[index];
+    uint64_t tag = weir__word_load(&entry->tag);
+    uint64_t before = weir__extent_bytes(tree, index);
+    bool is_alone = tree->root == index && weir__word_load(&entry->key) == 0;
+    bool stays = weir__min(before, bytes) > EXTENT_BIN_BYTES_MAX &&
+                 (is_alone || weir__extent_tree_keeps_place(tree, index, offset, bytes));
+
+    if (stays)
+        extents->free_bytes += bytes - before;
+    else
+        weir__extents_remove(extents, index);
+    weir__word_store(&entry->place, weir__entry_place(offset, bytes));
+    weir__word_store(&entry->tag,
+                     weir__entry_tag(weir__tag_generation(tag), 0, weir__tag_state(tag), bytes));
+    if (!stays)
+        weir__extents_insert(extents, index);
 }
 
 /* The smallest that holds @space (whole granules), the lowest zone among equals; 0: none. */
@@ -198,12 +244,14 @@ static inline uint32_t weir__extents_find(const struct weir__extents *extents, u
     WEIR_ASSERT(space % LAYOUT_GRANULE == 0);
     WEIR_ASSERT(space > 0);
 
+    if (extents->free_count == 0)
+        return 0;
     if (WEIR_LIKELY(space <= EXTENT_BIN_BYTES_MAX)) {
         uint32_t bin = weir__extent_bin_find(extents, weir__extent_bin(space));
         if (bin < EXTENT_BIN_COUNT)
             return *weir__extent_head(extents, bin, weir__lowest_bit(extents->zone_map[bin]));
     }
-    return extents->root == 0 ? 0 : weir__extents_find_large(extents, space);
+    return extents->tree.root == 0 ? 0 : weir__extent_tree_find(&extents->tree, space);
 }
 
 /* How long the longest is; 0: there is none. */

@@ -25,6 +25,8 @@
  *   F3  a request is answered once, from poll; until then its hold is kept
  *   F4  peak_bytes is the most that bytes was in this window, or bytes_max if there
  *       was not enough: so much is not lent to chunks
+ *   F5  staged_bytes counts the buffers of items that are written out or were, each
+ *       of one hold; none is begun beyond their share
  */
 #include "region/region_state.h"
 
@@ -47,6 +49,7 @@
 #define FETCH_READING_MAX  128 /* under way at once: a ring of any kind takes them, a disk is busy */
 #define FETCH_AGAIN_MAX    8
 #define FETCH_WINDOW_NS    UINT64_C(1000000000)  /* what was used in the last two is not lent */
+#define FETCH_STAGED_PART  4                     /* of the buffers, for staged items at most */
 #define FETCH_STEP_BYTES   (UINT64_C(256) << 10) /* of a piece, of a blocking read */
 
 _Static_assert(FETCH_ALIGNMENT == ARENA_PAGE_BYTES, "buffers begin and end where reads may");
@@ -64,6 +67,7 @@ struct fetch_read {
     uint32_t user_count; /* its holds, and the ring while it is under way */
     uint32_t again_count;
     bool is_done;
+    bool is_staged;               /* nothing is read: the bytes were here first */
     struct weir_operation *piece; /* theirs; NULL: this read is for holds */
     struct weir_slot piece_slot;
     void *piece_buffer;
@@ -97,7 +101,8 @@ struct weir__hold {
     bool is_again;              /* read once more: what came first was not what was put */
     uint64_t bytes;             /* its length */
     uint32_t pin_count;
-    uint32_t keep_count;    /* answered requests that poll has yet to tell */
+    uint32_t keep_count;    /* answered requests that poll has yet to tell; who writes it out */
+    bool is_kept;           /* it is being written out */
     bool is_mapped;         /* pinned in the mapping, not in the buffer of its read */
     uint64_t mapped_offset; /* of the item then: what is pinned is not moved */
     bool is_stale;          /* freed meanwhile */
@@ -177,6 +182,8 @@ static void fetch_let_go(struct weir_region *region, struct fetch_read *read)
         return;
 
     weir__list_remove(&read->link);
+    if (read->is_staged)
+        region->fetches.staged_bytes -= read->buffer_bytes;
     if (read->buffer != NULL) {
         weir__arena_free(&region->fetches.arena, read->buffer, read->buffer_bytes);
         fetch_add_bytes(region, read, -(int64_t)read->buffer_bytes);
@@ -399,10 +406,19 @@ static bool fetch_piece_step(struct fetch_read *read)
     return read->piece_copied == read->piece_bytes;
 }
 
+/* An item that is whole: in the file, or on its way there. */
+static const struct weir__entry *fetch_whole(const struct weir_region *region,
+                                             struct weir_slot slot)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+
+    return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_STAGED);
+}
+
 /* Of a damaged item pieces can be had. */
 static const struct weir__entry *fetch_item(const struct weir_region *region, struct weir_slot slot)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
+    const struct weir__entry *entry = fetch_whole(region, slot);
 
     return entry != NULL ? entry : weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
 }
@@ -617,7 +633,7 @@ static struct fetch_read *fetch_add(struct weir_region *region, struct fetch_req
 static struct fetch_read *fetch_place(struct weir_region *region, struct fetch_request *request,
                                       struct fetch_read *read)
 {
-    const struct weir__entry *entry = weir__slots_find(&region->slots, request->slot, EXTENT_LIVE);
+    const struct weir__entry *entry = fetch_whole(region, request->slot);
 
     if (entry == NULL) {
         fetch_tell(region, request, weir__slots_lost(&region->slots, request->slot));
@@ -671,7 +687,7 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
         return -EINVAL;
 
     for (size_t i = 0; i < slot_count; i++) {
-        const struct weir__entry *entry = weir__slots_find(&region->slots, slots[i], EXTENT_LIVE);
+        const struct weir__entry *entry = fetch_whole(region, slots[i]);
         /* Also if it is in memory now: it may be cold when it is told. */
         if (entry != NULL && weir__entry_bytes(entry) > weir__fetches_item_max(region))
             return -EFBIG;
@@ -704,6 +720,18 @@ int weir_region_fetch(struct weir_region *region, const struct weir_slot *slots,
     return 0;
 }
 
+/* Where @bytes of an item lie in memory; NULL: not all of them do. */
+static const char *fetch_here(const struct weir_region *region, struct weir_slot slot,
+                              const struct weir__entry *entry, uint64_t offset, uint64_t bytes)
+{
+    uint64_t at = weir__entry_offset(entry) + offset;
+
+    if (bytes > 0 && weir__chunks_are_resident(&region->chunks, at, bytes))
+        return region->store.base + at;
+    const char *data = weir__fetches_at(region, slot);
+    return data != NULL ? data + offset : NULL;
+}
+
 int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, uint64_t offset,
                            void *buffer, size_t bytes, struct weir_operation *operation)
 {
@@ -729,10 +757,11 @@ int weir_region_fetch_into(struct weir_region *region, struct weir_slot slot, ui
     read->piece_mark = weir__region_move_mark(region, slot.index);
     read->piece_offset = at;
     read->piece_bytes = bytes;
-    if (bytes == 0 || weir__chunks_are_resident(&region->chunks, at, bytes)) {
+    const char *here = fetch_here(region, slot, entry, offset, bytes);
+    if (bytes == 0 || here != NULL) {
         weir__list_remove(&read->link);
         if (bytes > 0)
-            memcpy(buffer, region->store.base + at, bytes);
+            memcpy(buffer, here, bytes);
         read->is_done = true;
         read->piece_result = (int32_t)bytes;
         weir__list_append(&region->fetches.told_pieces, &read->link);
@@ -748,7 +777,7 @@ static int fetch_look(struct weir_region *region, const struct fetch_request *re
 {
     const void *data;
 
-    if (weir__slots_find(&region->slots, request->slot, EXTENT_LIVE) == NULL)
+    if (fetch_whole(region, request->slot) == NULL)
         return weir__slots_lost(&region->slots, request->slot); /* also if its read failed before */
     if (request->error < 0)
         return request->error;
@@ -907,10 +936,108 @@ bool weir__fetches_free(struct weir_region *region, struct weir_slot slot)
     if (hold == NULL)
         return false;
     hold->is_stale = true;
-    if (hold->pin_count > 0)
+    if (hold->pin_count > 0 || hold->is_kept)
         return true;
     fetch_settle(region, hold);
     return false;
+}
+
+/* ---- Items that are written out ----------------------------------------- */
+
+static uint64_t fetch_share(const struct weir__fetches *fetches)
+{
+    return fetches->bytes_max / FETCH_STAGED_PART;
+}
+
+/* What lingers of them goes, oldest first, until @bytes more are within their share (F5). */
+static bool fetch_share_has(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__fetches *fetches = &region->fetches;
+    uint64_t share = fetch_share(fetches);
+    struct weir__list *next;
+
+    if (bytes > share)
+        return false;
+    for (struct weir__list *at = fetches->staged.next;
+         at != &fetches->staged && fetches->staged_bytes + bytes > share; at = next) {
+        struct fetch_read *read = WEIR_CONTAINER_OF(at, struct fetch_read, link);
+        struct weir__hold *hold = WEIR_CONTAINER_OF(read->holds.next, struct weir__hold, of_read);
+        next = at->next;
+        if (!weir__list_is_empty(&hold->idle))
+            fetch_drop_hold(region, hold);
+    }
+    return fetches->staged_bytes + bytes <= share;
+}
+
+/*
+ * Only what is idle: a fetch that waits is first, and nothing is written to make room.
+ * Of what was fetched the oldest goes, but nothing that is larger than the share.
+ */
+bool weir__fetches_may_keep(struct weir_region *region, uint64_t bytes)
+{
+    struct weir__fetches *fetches = &region->fetches;
+
+    if (!weir__list_is_empty(&fetches->pending) || bytes > weir__fetches_item_max(region) ||
+        !fetch_share_has(region, bytes))
+        return false;
+    while (!fetch_fits(fetches, bytes, false)) {
+        if (weir__list_is_empty(&fetches->idle))
+            return false;
+        struct weir__hold *oldest = WEIR_CONTAINER_OF(fetches->idle.next, struct weir__hold, idle);
+        if (oldest->read->buffer_bytes > fetch_share(fetches))
+            return false;
+        fetch_drop_hold(region, oldest);
+    }
+    if (weir__pager_spares(region, bytes))
+        return true;
+    /* It is lent: so much of it is to come back (F4). */
+    fetches->peak_bytes = weir__max(fetches->peak_bytes, fetches->bytes + bytes);
+    return false;
+}
+
+char *weir__fetches_keep(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                         uint64_t bytes)
+{
+    struct weir__fetches *fetches = &region->fetches;
+    struct fetch_read *read = fetch_new_read(region, &fetches->staged, offset, offset + bytes);
+
+    WEIR_ASSERT(offset % FETCH_ALIGNMENT == 0);
+    if (read == NULL)
+        return NULL;
+    struct weir__hold *hold = fetch_hold(region, slot);
+    char *buffer = hold != NULL ? weir__arena_alloc(&fetches->arena, read->bytes) : NULL;
+    if (buffer == NULL) {
+        if (hold != NULL)
+            fetch_drop_hold(region, hold);
+        fetch_let_go(region, read);
+        return NULL;
+    }
+    read->buffer = buffer;
+    read->buffer_bytes = read->bytes;
+    read->is_done = true;
+    read->is_staged = true;
+    fetches->staged_bytes += read->bytes;
+    fetch_add_bytes(region, read, (int64_t)read->bytes);
+    weir__list_append(&read->holds, &hold->of_read);
+    hold->bytes = bytes;
+    hold->read = read;
+    hold->keep_count = 1;
+    hold->is_kept = true;
+    return buffer;
+}
+
+void weir__fetches_unkeep(struct weir_region *region, struct weir_slot slot)
+{
+    struct weir__hold *hold = fetch_find(region, slot);
+
+    WEIR_CHECK(hold != NULL && hold->is_kept && hold->keep_count > 0);
+
+    bool is_free = hold->is_stale && hold->pin_count == 0; /* else with the last unpin */
+    hold->keep_count--;
+    hold->is_kept = false;
+    fetch_settle(region, hold);
+    if (is_free)
+        weir__sync_release(region, slot.index);
 }
 
 /* ---- Pins --------------------------------------------------------------- */
@@ -959,13 +1086,13 @@ void weir_region_unpin(struct weir_region *region, struct weir_slot slot)
     weir__word_add(&weir__region_figures(region)->pinned_bytes, -hold->bytes);
     region->pin_count--;
     weir__clean_look_again(region, weir__region_entry(region, slot.index));
-    bool is_stale = hold->is_stale;
+    bool is_free = hold->is_stale && !hold->is_kept;
     region->fetched_pin_count -= !hold->is_mapped;
     if (hold->is_mapped)
         weir__chunks_unpin(&region->chunks, hold->mapped_offset, weir__extent_space(hold->bytes));
     hold->is_mapped = false;
     fetch_settle(region, hold);
-    if (is_stale)
+    if (is_free)
         weir__sync_release(region, slot.index);
 }
 
@@ -1087,6 +1214,7 @@ void weir__fetches_init(struct weir_region *region, uint64_t bytes_max, uint64_t
     weir__list_init(&fetches->told);
     weir__list_init(&fetches->told_pieces);
     weir__list_init(&fetches->idle);
+    weir__list_init(&fetches->staged);
 }
 
 void weir__fetches_deinit(struct weir_region *region)

@@ -575,8 +575,8 @@ static void growth_watch(struct weir_region *region, uint64_t now_ns)
     if (now_ns - growth->window_ns < GROWTH_WINDOW_NS)
         return;
     growth->window_ns = now_ns;
-    growth->peak_before = region->mark_peak;
-    growth->peak_ever = weir__max(growth->peak_ever, region->mark_peak);
+    growth->peak_before = weir__region_mark_peak(region);
+    growth->peak_ever = weir__max(growth->peak_ever, growth->peak_before);
     region->mark_peak = region->mark_bytes;
 }
 
@@ -645,7 +645,7 @@ static bool growth_trim(struct weir_region *region, uint64_t now_ns)
 {
     struct weir__growth *growth = &region->growth;
     uint64_t file_bytes = region->store.file_bytes;
-    uint64_t peak = weir__max(region->mark_peak, growth->peak_before);
+    uint64_t peak = weir__max(weir__region_mark_peak(region), growth->peak_before);
     uint64_t mark = weir__round_up(region->mark_bytes, LAYOUT_CHUNK_BYTES);
     uint64_t goal = weir__round_up(peak + growth_keep(region, now_ns), LAYOUT_CHUNK_BYTES);
     bool ends_in_hole = peak == region->mark_bytes && mark > 0 && mark == region->mark_bytes &&
@@ -677,7 +677,7 @@ static bool growth_is_stuck(const struct weir_region *region, uint64_t chunk)
 
     return (state == CHUNK_CLEAN || state == CHUNK_COLD) &&
            weir__chunk_live(&region->chunks, chunk) == 0 &&
-           weir__chunk_pins(&region->chunks, chunk) == 0;
+           weir__chunk_pins(&region->chunks, chunk) == 0 && region->chunks.table[chunk].staged == 0;
 }
 
 static bool growth_is_free(const struct weir_region *region, uint64_t chunk)

@@ -323,7 +323,8 @@ static int named_rename(struct weir__named *named, enum named_file file)
 
 /*
  * The header is on disk before it has a name, and both names before the caller
- * hears of it. Somebody who was faster has the name now, and is its owner.
+ * hears of it; a name that is not is taken back. Somebody who was faster has the
+ * name now, and is its owner.
  */
 static int named_bear(struct weir_region *region)
 {
@@ -336,13 +337,19 @@ static int named_bear(struct weir_region *region)
     if (r < 0)
         return r == -EEXIST ? -EBUSY : r;
     r = named_rename(named, NAMED_DATA);
+    if (r == 0) {
+        r = weir__sys_fsync(named->directory_fd);
+        named_path(named->name, NAMED_DATA, path);
+        if (r < 0)
+            (void)weir__sys_unlink_at(named->directory_fd, path);
+    }
     if (r < 0) {
         named_path(named->name, NAMED_TABLES, path);
         (void)weir__sys_unlink_at(named->directory_fd, path);
         return r;
     }
     weir__word_store(&region->header->born, 1);
-    return weir__sys_fsync(named->directory_fd);
+    return 0;
 }
 
 int weir__named_publish(struct weir_region *region)
@@ -372,8 +379,7 @@ void weir__named_close(struct weir_region *region)
         if (named->temporary[file][0] != '\0')
             (void)weir__sys_unlink_at(named->directory_fd, named->temporary[file]);
     weir__heap_free(&region->heap, named->items, named->item_max * sizeof(*named->items));
-    weir__heap_free(&region->heap, named->confirmed,
-                    named->confirmed_count / 64 * sizeof(*named->confirmed));
+    weir__heap_free(&region->heap, named->marks, named->mark_count / 64 * sizeof(*named->marks));
     weir__sys_close(named->found_data_fd);
     weir__sys_close(named->sync_fd);
     weir__sys_close(named->directory_fd);

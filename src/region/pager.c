@@ -19,6 +19,8 @@
  *   T4  a chunk in which an item is filled in place is neither written nor renewed
  *   T5  nor is one written or given up whose pages are being made ahead of need: the
  *       kernel would make them anew, and nobody would know
+ *   T6  a chunk into which an item is written by itself, or that is zeroed through the
+ *       ring, stays COLD meanwhile
  */
 #include "region/region_state.h"
 
@@ -28,6 +30,7 @@
 #include "base/fence.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 #define PAGER_FULL_BYTES (LAYOUT_CHUNK_BYTES / 8 * 7)
 #define PAGER_RETRY_NS   UINT64_C(100000000)
@@ -119,6 +122,14 @@ bool weir__pager_yield(struct weir_region *region, uint64_t bytes)
     return true;
 }
 
+bool weir__pager_spares(struct weir_region *region, uint64_t bytes)
+{
+    while (!pager_leaves(region, bytes))
+        if (!weir__pager_drop(region))
+            return false;
+    return true;
+}
+
 bool weir__pager_has_room(const struct weir_region *region)
 {
     return region->pager.suspect_count == 0 &&
@@ -138,6 +149,59 @@ bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count)
     return true;
 }
 
+/* It is as new; its memory, if it had any, went unwritten. */
+static void pager_zeroed(struct weir_region *region, uint64_t chunk)
+{
+    region->pager.cannot_zero = false;
+    region->chunks.table[chunk].unfillable = 0;
+    weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
+    weir__space_wake(region, chunk);
+}
+
+static void pager_zero_complete(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct weir__zeroing *zeroing = WEIR_CONTAINER_OF(operation, struct weir__zeroing, operation);
+    struct weir_region *region = zeroing->region;
+    uint64_t chunk = zeroing->chunk;
+
+    (void)flags;
+    WEIR_ASSERT(weir__chunk_state(&region->chunks, chunk) == CHUNK_COLD); /* T6 */
+    WEIR_ASSERT(weir__chunk_live(&region->chunks, chunk) == 0);
+    zeroing->chunk = CHUNK_NO;
+    region->pager.zeroing_count--;
+    region->chunks.table[chunk].staged--;
+    if (result == 0)
+        pager_zeroed(region, chunk);
+    else if (weir__chunk_is_aside(&region->chunks, chunk))
+        weir__chunk_file(&region->chunks, chunk);
+}
+
+/*
+ * The kernel waits with it for all that is written past the page cache, so while
+ * something is the ring does it; false: it cannot now.
+ */
+static bool pager_zero_later(struct weir_region *region, uint64_t chunk)
+{
+    struct weir__pager *pager = &region->pager;
+
+    if (region->stager.under_way_count == 0 ||
+        weir__chunk_state(&region->chunks, chunk) != CHUNK_COLD)
+        return false;
+    for (uint32_t i = 0; i < REGION_ZERO_COUNT; i++) {
+        struct weir__zeroing *zeroing = &pager->zeroings[i];
+        if (zeroing->chunk != CHUNK_NO)
+            continue;
+        zeroing->chunk = chunk;
+        pager->zeroing_count++;
+        region->chunks.table[chunk].staged++;
+        weir__ring_fallocate(region->ring, &zeroing->operation, region->store.data_fd,
+                             FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, chunk * LAYOUT_CHUNK_BYTES,
+                             LAYOUT_CHUNK_BYTES);
+        return true;
+    }
+    return false;
+}
+
 /* Its memory goes without being written; where blocks cannot be zeroed it rests. */
 void weir__pager_empty(struct weir_region *region, uint64_t chunk)
 {
@@ -145,15 +209,17 @@ void weir__pager_empty(struct weir_region *region, uint64_t chunk)
 
     if (state != CHUNK_CLEAN && state != CHUNK_COLD)
         return;
-    if (weir__chunk_pins(&region->chunks, chunk) > 0 || weir__growth_gives_back(region))
+    if (weir__chunk_pins(&region->chunks, chunk) > 0 || weir__growth_gives_back(region) ||
+        region->chunks.table[chunk].staged > 0) /* T6 */
         return;
+    if (pager_zero_later(region, chunk)) {
+        weir__clean_forget(region, chunk);
+        return;
+    }
     if (weir__store_zero(region, chunk) < 0)
         return; /* it rests until it is revived, or becomes a hole */
     weir__clean_forget(region, chunk);
-    region->pager.cannot_zero = false;
-    region->chunks.table[chunk].unfillable = 0;
-    weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
-    weir__space_wake(region, chunk);
+    pager_zeroed(region, chunk);
 }
 
 /* ---- Write-back --------------------------------------------------------- */
@@ -572,7 +638,7 @@ bool weir__pager_is_busy(const struct weir_region *region)
 {
     const struct weir__revival *revival = &region->pager.revival;
 
-    return pager_oldest_ticket(&region->pager) != UINT64_MAX ||
+    return pager_oldest_ticket(&region->pager) != UINT64_MAX || region->pager.zeroing_count > 0 ||
            (revival->is_under_way && !revival->is_verifying);
 }
 
@@ -596,6 +662,7 @@ void weir__pager_revive_chunk(struct weir_region *region, uint64_t chunk)
         return;
     }
     if (state != CHUNK_COLD || revival->is_under_way ||
+        region->chunks.table[chunk].staged > 0 || /* T6 */
         region->chunks.table[chunk].unfillable != 0 || !weir__pager_make_room(region, 1))
         return;
     weir__chunk_turn(&region->chunks, chunk, CHUNK_FILLING);
@@ -608,6 +675,7 @@ static bool pager_may_revive(const struct weir_region *region, uint64_t chunk, u
 {
     return LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk) >= space &&
            region->chunks.table[chunk].unfillable == 0 &&
+           region->chunks.table[chunk].staged == 0 && /* T6 */
            weir__space_has_hole(region, chunk, space);
 }
 
@@ -664,6 +732,12 @@ void weir__pager_init(struct weir_region *region)
     for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
         pager->writes[i] = (struct weir__write){
             .operation = {pager_write_complete},
+            .region = region,
+            .chunk = CHUNK_NO,
+        };
+    for (uint32_t i = 0; i < REGION_ZERO_COUNT; i++)
+        pager->zeroings[i] = (struct weir__zeroing){
+            .operation = {pager_zero_complete},
             .region = region,
             .chunk = CHUNK_NO,
         };

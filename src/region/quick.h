@@ -49,7 +49,6 @@ static inline uint32_t weir__quick_bump(struct weir_region *region, uint64_t off
     if (WEIR_UNLIKELY(offset % LAYOUT_CHUNK_BYTES == 0))
         region->chunks.table[weir__chunk_of(offset)].first = index;
     region->mark_bytes = offset + space;
-    region->mark_peak = weir__max(region->mark_peak, offset + space);
     return index;
 }
 
@@ -60,16 +59,21 @@ static inline uint32_t weir__quick_carve(struct weir_region *region, uint32_t ho
     uint64_t bytes = weir__space_bytes(region, hole);
 
     WEIR_ASSERT(weir__space_state(region, hole) == EXTENT_FREE);
-    weir__extents_remove(&region->extents, hole);
-    if (bytes == space)
+    if (bytes == space) {
+        weir__extents_remove(&region->extents, hole);
         return hole;
-
+    }
     uint32_t index = weir__slots_take(&region->slots);
-    weir__space_set(region, hole, offset + space, bytes - space, EXTENT_FREE);
+    if (bytes - space > EXTENT_BIN_BYTES_MAX) {
+        weir__extents_resize(&region->extents, hole, offset + space, bytes - space);
+    } else {
+        weir__extents_remove(&region->extents, hole);
+        weir__space_set(region, hole, offset + space, bytes - space, EXTENT_FREE);
+        weir__extents_insert(&region->extents, hole);
+    }
     weir__space_link(region, weir__space_previous(region, hole), index);
     weir__space_link(region, index, hole);
     weir__space_claim(region, index, offset, offset + space);
-    weir__extents_insert(&region->extents, hole);
     return index;
 }
 
@@ -90,9 +94,12 @@ static inline bool weir__quick_put(struct weir_region *region, const void *data,
     uint32_t index = hole == 0 ? weir__quick_bump(region, offset, space)
                                : weir__quick_carve(region, hole, offset, space);
     weir__chunk_add_live(&region->chunks, weir__chunk_of(offset), space);
+    uint64_t tag = weir__space_describe(region, index, offset, bytes, label, EXTENT_LIVE);
+    *ret_slot = (struct weir_slot){index, weir__tag_generation(tag)};
+    /* As late as can be: what comes behind it waits for its source. */
     if (WEIR_LIKELY(bytes > 0))
         memcpy(region->store.base + offset, data, bytes);
-    *ret_slot = weir__space_name(region, index, offset, bytes, label, EXTENT_LIVE);
+    weir__space_publish(region, index, tag);
     return true;
 }
 
@@ -102,7 +109,6 @@ static inline bool weir__quick_put(struct weir_region *region, const void *data,
 static inline bool weir__quick_free(struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_LIVE);
-    struct weir__figures *figures = weir__region_figures(region);
 
     if (WEIR_UNLIKELY(entry == NULL) || WEIR_UNLIKELY(region->wipes) ||
         WEIR_UNLIKELY(region->fetches.hold_count > 0) ||
@@ -115,13 +121,14 @@ static inline bool weir__quick_free(struct weir_region *region, struct weir_slot
     if (WEIR_UNLIKELY(!weir__quick_may_store(region, offset, space)))
         return false;
 
-    weir__word_add(&figures->slot_count, -UINT64_C(1));
-    weir__word_add(&figures->live_bytes, -bytes);
+    weir__space_count_free(region, bytes);
+    weir__chunk_sub_live(&region->chunks, weir__chunk_of(offset), space);
     weir__word_store(&entry->tag, weir__entry_tag(slot.generation + 1, 0, EXTENT_ZOMBIE, space));
     /* A view that sees bytes of the next item sees this tag too. */
     weir__fence_release();
-    weir__chunk_sub_live(&region->chunks, weir__chunk_of(offset), space);
-    weir__space_add_free(region, slot.index, offset, offset + space);
+    if (!weir__space_follows_root(region, slot.index) ||
+        !weir__space_extend_root(region, slot.index, offset, offset + space))
+        weir__space_add_free(region, slot.index, offset, offset + space);
     return true;
 }
 

@@ -150,7 +150,8 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     const struct weir__entry *entry = weir__region_entry(region, index);
     enum weir__extent_state state = weir__entry_state(entry);
     bool is_odd = weir__entry_generation(entry) % 2 == 1;
-    bool may_be_odd = weir__state_is_item(state) || weir__state_is_freed(state);
+    bool may_be_odd = (weir__state_is_item(state) && state != EXTENT_STAGED) ||
+                      weir__state_is_freed(state); /* nothing is staged where there is a name */
     bool may_be_even = state <= EXTENT_ZOMBIE && state != EXTENT_LIVE;
 
     if (is_odd ? !may_be_odd : !may_be_even) {
@@ -341,17 +342,9 @@ static void recover_verify_all(struct weir_region *region, char *buffer)
     named->item_count = kept;
 }
 
-/*
- * What the last owner left in memory goes to the disk first. If it cannot, it
- * stays where it is, and whoever opens next finds it there.
- */
 static int recover_read(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
-    int r = weir__sys_fdatasync(region->store.data_fd);
-
-    if (r < 0)
-        return r;
     char *buffer = weir__heap_alloc(&region->heap, RECOVER_PIECE_BYTES);
     if (buffer == NULL)
         return -ENOMEM;
@@ -364,12 +357,27 @@ static int recover_read(struct weir_region *region)
     return weir__sys_fadvise(region->store.data_fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
+/*
+ * What the last owner left in memory goes to the disk first. If it cannot, it
+ * stays where it is, and whoever opens next finds it there. The tables too: he may
+ * have died in sync(), and what that gave up for free in memory is used by us next,
+ * while the disk does not yet know.
+ */
+static int recover_flush(const struct weir_region *region)
+{
+    int r = weir__sys_fdatasync(region->store.data_fd);
+
+    return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
+}
+
 int weir__recover_load(struct weir_region *region)
 {
     struct stat data;
     uint64_t count = 0;
     int r = weir__sys_fstat(region->store.data_fd, &data);
 
+    if (r == 0)
+        r = recover_flush(region);
     if (r == 0)
         r = recover_entry_count(region, &count);
     if (r == 0)

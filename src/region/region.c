@@ -154,6 +154,7 @@ static int region_open_parts(struct weir_region *region, const struct weir_regio
     r = weir__store_open(region, config);
     if (r < 0)
         return r;
+    weir__stage_init(region);
     if (region->named.report.existed) {
         r = weir__recover_rebuild(region);
         if (r < 0)
@@ -206,7 +207,7 @@ static void region_quiesce(struct weir_region *region)
     while (region->ring != NULL &&
            (region->fetches.reading_count > 0 || weir__pager_is_busy(region) ||
             weir__clean_is_reading(region) || weir__growth_is_under_way(region) ||
-            region->tables.is_under_way)) {
+            region->stager.under_way_count > 0 || region->tables.is_under_way)) {
         int r = weir__ring_wait(region->ring, REGION_WAIT_NS);
         failures = r < 0 ? failures + 1 : 0;
         WEIR_CHECK(failures < REGION_REAP_FAILURES); /* nobody knows what is still written to */
@@ -222,6 +223,7 @@ void weir_region_close(struct weir_region *region)
     WEIR_CHECK(!region->delivers);
     region_quiesce(region);
     if (region->fetches.bytes_max > 0) {
+        weir__stage_deinit(region);
         weir__clean_deinit(region);
         weir__fetches_deinit(region);
     }
@@ -544,6 +546,10 @@ int weir_region_put(struct weir_region *region, const void *data, size_t bytes,
         return -EFBIG;
 
     region_prefetch(data, bytes);
+    if (bytes >= STAGE_BYTES_MIN && weir__stage_put(region, data, bytes, label, ret_slot)) {
+        region_stored(region, bytes, region->chunks.fresh_count);
+        return 0;
+    }
     if (WEIR_UNLIKELY(!weir__quick_put(region, data, bytes, label, ret_slot)))
         return region_put_slowly(region, data, bytes, label, ret_slot);
     region_stored(region, weir__extent_space(bytes), region->chunks.fresh_count);
@@ -695,6 +701,8 @@ static struct weir__entry *region_find(const struct weir_region *region, struct 
         entry = weir__slots_find(&region->slots, slot, EXTENT_PLACED);
     if (WEIR_UNLIKELY(entry == NULL))
         entry = weir__slots_find(&region->slots, slot, EXTENT_DAMAGED);
+    if (WEIR_UNLIKELY(entry == NULL))
+        entry = weir__slots_find(&region->slots, slot, EXTENT_STAGED);
     return entry;
 }
 
@@ -724,7 +732,6 @@ int weir_region_commit(struct weir_region *region, struct weir_slot slot)
 WEIR_COLD static int region_free_slowly(struct weir_region *region, struct weir_slot slot)
 {
     struct weir__entry *entry = region_find(region, slot);
-    struct weir__figures *figures = weir__region_figures(region);
 
     if (entry == NULL)
         return -ESTALE;
@@ -736,8 +743,7 @@ WEIR_COLD static int region_free_slowly(struct weir_region *region, struct weir_
     else if (WEIR_UNLIKELY(state == EXTENT_PLACED))
         region_unplace(region, weir__entry_offset(entry), bytes);
     region->damaged_count -= state == EXTENT_DAMAGED;
-    weir__word_add(&figures->slot_count, -UINT64_C(1));
-    weir__word_add(&figures->live_bytes, -bytes);
+    weir__space_count_free(region, bytes);
     bool is_confirmed = weir__sync_is_confirmed(region, slot.index);
     weir__word_store(&entry->tag,
                      is_confirmed ? weir__sync_freed_tag(region, slot.index)
@@ -779,6 +785,21 @@ void weir_region_free_owner(struct weir_region *region, uint16_t owner, uint64_t
 
 /* ---- Items out -------------------------------------------------------------- */
 
+/* It is not in the file: on its way there in a buffer, or lost. */
+WEIR_COLD static int region_at_staged(struct weir_region *region, struct weir_slot slot,
+                                      const void **ret_data, size_t *ret_bytes)
+{
+    const struct weir__entry *entry = weir__slots_find(&region->slots, slot, EXTENT_STAGED);
+
+    if (entry == NULL)
+        return weir__slots_lost(&region->slots, slot);
+    *ret_data = weir__fetches_at(region, slot);
+    WEIR_ASSERT(*ret_data != NULL);
+    if (ret_bytes != NULL)
+        *ret_bytes = weir__entry_bytes(entry);
+    return 0;
+}
+
 int weir_region_at(struct weir_region *region, struct weir_slot slot, const void **ret_data,
                    size_t *ret_bytes)
 {
@@ -787,7 +808,7 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
 
     WEIR_ASSERT(region_is_mine(region));
     if (WEIR_UNLIKELY(entry == NULL))
-        return weir__slots_lost(&region->slots, slot);
+        return region_at_staged(region, slot, ret_data, ret_bytes);
 
     bool is_resident = weir__region_is_resident(region, entry);
     data = region->store.base + weir__entry_offset(entry);
@@ -806,7 +827,7 @@ int weir_region_at(struct weir_region *region, struct weir_slot slot, const void
 
 static bool region_is_whole(enum weir__extent_state state)
 {
-    return state == EXTENT_LIVE || state == EXTENT_DAMAGED;
+    return state == EXTENT_LIVE || state == EXTENT_DAMAGED || state == EXTENT_STAGED;
 }
 
 /* Twice at worst: what came may be the fault of the way. */
@@ -869,8 +890,9 @@ int weir_region_slot(const struct weir_region *region, struct weir_slot slot,
     *ret_info = (struct weir_slot_info){
         .bytes = weir__entry_bytes(entry),
         .label = {weir__word_load(&entry->key), weir__tag_owner(weir__word_load(&entry->tag))},
-        .resident = state == EXTENT_LIVE && (weir__region_is_resident(region, entry) ||
-                                             weir__fetches_at(region, slot) != NULL),
+        .resident = state == EXTENT_STAGED ||
+                    (state == EXTENT_LIVE && (weir__region_is_resident(region, entry) ||
+                                              weir__fetches_at(region, slot) != NULL)),
         .committed = committed,
         .damaged = state == EXTENT_DAMAGED,
     };
@@ -897,6 +919,7 @@ static int region_tick(struct weir_region *region, int completions)
     if (completions < 0)
         return completions;
     completions += weir__fetches_advance(region);
+    weir__stage_advance(region);
     weir__clean_advance(region, false, CLEAN_TICK_BYTES);
     weir__pager_advance(region, PAGER_TICK_BYTES);
     weir__growth_advance(region);
@@ -955,7 +978,8 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .put_bytes_max = region->put_bytes_max,
         .fetch_bytes_max = weir__fetches_item_max(region),
         .live_bytes = weir__word_load(&figures->live_bytes),
-        .live_bytes_peak = region->live_bytes_peak,
+        .live_bytes_peak =
+            weir__max(region->live_bytes_peak, weir__word_load(&figures->live_bytes)),
         .file_bytes = region->store.file_bytes,
         .disk_bytes = is_known ? (uint64_t)file.st_blocks * 512 : 0,
         .mark_bytes = region->mark_bytes,
@@ -978,13 +1002,15 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
         .freed_bytes = region->named.freed_bytes,
+        .moving_bytes = region->named.moving_bytes,
         .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
-        .degraded = region->pager.suspect_count > 0,
+        .degraded = weir__region_is_degraded(region),
         .synchronous = weir__ring_is_synchronous(region->ring),
         .movable = region->store.reserved_bytes == 0,
         .resident_wish_bytes = region->bound.wish_bytes,
+        .staged_bytes = region->stager.staged_bytes,
     };
 }
 
@@ -1024,5 +1050,7 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(freed_bytes == region->named.freed_bytes); /* N2 */
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max ||
                region->bound.is_changing); /* F1 */
+    weir__move_audit(region);
     weir__bound_audit(region);
+    weir__stage_audit(region);
 }

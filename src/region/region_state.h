@@ -14,10 +14,12 @@
  *      bound      how much memory there is for all of that, and how it changes
  *      fetch      what is addressable for a while: pins, and items brought back
  *      clean      what is live moves out of sparse chunks
+ *      stage      large items are written into holes of chunks that are not in memory
  *      compact    holes in memory become one before the file grows
  *      named      the files of a named region: lock, creation, leftovers
  *      recover    a named region is found again
  *      sync       what survives a power loss
+ *      move       what a sync confirmed gets another place with the next
  *      quick      the short way of nearly every put and free
  *      ranges     what of all this is memory, and on which nodes
  *
@@ -43,6 +45,8 @@
 #define REGION_WRITE_COUNT    4
 #define REGION_PREFAULT_COUNT 2
 #define REGION_HOLD_BUCKETS   1024
+#define REGION_ZERO_COUNT     4
+#define REGION_STAGE_COUNT    64
 #define REGION_MOVE_MARKS     1024
 #define CLEAN_WINDOW_COUNT    2
 #define CLEAN_TICK_BYTES      (UINT64_C(256) << 10) /* moved at most by one poll */
@@ -51,8 +55,10 @@
 #define PAGER_TICK_BYTES      (UINT64_C(256) << 10) /* summed at most by one poll */
 #define PAGER_PUT_BYTES       (UINT64_C(128) << 10) /* by one put */
 #define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
-#define TABLE_ENTRY_STEP      UINT64_C(4096)        /* entries by which the tables grow */
-#define TABLE_ENTRY_STEP_MAX  UINT64_C(16384)       /* ahead of need, where many are in use */
+#define STAGE_BYTES_MIN       (UINT64_C(16) << 10)  /* smaller items are not staged */
+#define STAGE_PAGE_BYTES      UINT64_C(4096)
+#define TABLE_ENTRY_STEP      UINT64_C(4096)  /* entries by which the tables grow */
+#define TABLE_ENTRY_STEP_MAX  UINT64_C(16384) /* ahead of need, where many are in use */
 
 /* How far the items of a chunk have been looked at, which takes more than one tick. */
 struct weir__walk {
@@ -71,6 +77,13 @@ struct weir__write {
     uint64_t ticket;        /* 0: not under way */
     uint64_t begun_ns;
     bool doubted; /* another one failed meanwhile: its success proves nothing */
+};
+
+/* A chunk in which nothing is live: its blocks are made unwritten. */
+struct weir__zeroing {
+    struct weir_operation operation;
+    struct weir_region *region;
+    uint64_t chunk; /* CHUNK_NO: none */
 };
 
 /* A chunk on its way back, to be stored to. */
@@ -177,6 +190,8 @@ struct weir__pager {
     uint64_t no_hole_resting_count;
     struct weir__write writes[REGION_WRITE_COUNT];
     struct weir__revival revival;
+    struct weir__zeroing zeroings[REGION_ZERO_COUNT];
+    uint32_t zeroing_count;
 };
 
 struct weir__fetches {
@@ -193,9 +208,11 @@ struct weir__fetches {
     struct weir__list pending_pieces;
     struct weir__list told; /* requests whose answer is known, for the next poll */
     struct weir__list told_pieces;
-    struct weir__list idle; /* unpinned holds with a buffer, oldest first */
-    uint32_t reading_count; /* reads and pieces under way in the ring */
-    uint64_t hold_count;    /* in the buckets; 0 nearly always: then no free looks there */
+    struct weir__list idle;   /* unpinned holds with a buffer, oldest first */
+    struct weir__list staged; /* buffers of staged items, oldest first */
+    uint64_t staged_bytes;    /* F5 */
+    uint32_t reading_count;   /* reads and pieces under way in the ring */
+    uint64_t hold_count;      /* in the buckets; 0 nearly always: then no free looks there */
     struct weir__hold *buckets[REGION_HOLD_BUCKETS];
 };
 
@@ -210,6 +227,7 @@ struct weir__window {
     bool is_reading;
     bool is_read;
     bool is_void;     /* the chunk was emptied or brought back meanwhile */
+    bool waits;       /* it is empty only after the next sync */
     uint32_t doubted; /* read once more: it came back other than it was put; 0: none */
 };
 
@@ -232,6 +250,8 @@ struct weir__cleaner {
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
     uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
     uint64_t moved_bytes;     /* ever */
+    uint64_t promised_count;  /* chunks that the next sync empties */
+    uint64_t short_bytes;     /* put before it was short of these */
 };
 
 /* An item that recover found: where it lies, and whether it is to be believed. */
@@ -241,6 +261,12 @@ struct weir__found {
     bool is_freed;   /* freed since the last sync: not an item, but its space is taken */
     bool is_doubted; /* its bytes are compared with its checksum */
     bool is_unread;  /* they could not be */
+};
+
+/* A bit for each entry: it was an item at the last sync; it has a copy at a new place. */
+struct weir__marks {
+    uint64_t confirmed;
+    uint64_t moving;
 };
 
 /* What only a named region has; of an anonymous one all is zero or -1. */
@@ -260,10 +286,14 @@ struct weir__named {
     uint64_t item_max;
     uint64_t kept_bytes; /* whole chunks of the data file that hold items */
 
-    uint64_t sync_count;      /* as in the header */
-    uint64_t *confirmed;      /* a bit for each entry: an item at the last sync, not moved since */
-    uint64_t confirmed_count; /* entries below have a bit; 0: nothing was ever confirmed */
-    uint64_t freed_bytes;     /* space of confirmed items freed since */
+    uint64_t sync_count; /* as in the header */
+    struct weir__marks *marks;
+    uint64_t mark_count;   /* entries below have a bit; 0: nothing was ever confirmed */
+    uint64_t freed_bytes;  /* space of confirmed items freed since */
+    uint64_t moving_bytes; /* N4 */
+    uint64_t moving_count; /* of these places */
+    uint64_t put_bytes;    /* ever, when the last sync ended */
+    uint64_t put_before;   /* between it and the one before */
 };
 
 /* Memory for more entries, ahead of need. */
@@ -277,6 +307,31 @@ struct weir__tables {
     bool has_entries; /* theirs is there, that of their checksums is not */
     bool cannot_populate;
     bool cannot_collapse;
+};
+
+/* One item on its way into a hole. */
+struct weir__stage {
+    struct weir_operation operation;
+    struct weir_region *region;
+    struct weir_slot slot; /* index 0: none */
+    char *buffer;          /* kept until it ends */
+    uint64_t offset;       /* in the file; whole pages */
+    uint64_t bytes;
+    uint64_t written_bytes;
+    uint32_t again_count;
+    bool is_failed; /* the disk refused it: it is put anew elsewhere */
+};
+
+/* Writing large items into holes of chunks that are not in memory. */
+struct weir__stager {
+    bool is_able;                   /* fixed */
+    bool is_refused;                /* this disk does not take writes of whole pages */
+    struct weir__extent_tree holes; /* D1 */
+    uint32_t under_way_count;
+    uint32_t failed_count; /* while there are any the region is degraded */
+    uint64_t retry_ns;     /* after an error: nothing is staged, nor put anew, before; 0: none */
+    uint64_t staged_bytes; /* ever, of items */
+    struct weir__stage stages[REGION_STAGE_COUNT];
 };
 
 /* Making room among what is in memory. */
@@ -310,7 +365,7 @@ struct weir_region {
     uint64_t placed_max; /* fixed; chunks in which items may be filled in place */
 
     uint64_t mark_bytes; /* R1 */
-    uint64_t mark_peak;  /* highest of late */
+    uint64_t mark_peak;  /* highest of late from which it came down */
     uint32_t last;       /* the extent that ends at the mark; 0: none */
     uint64_t resting_bytes;
     uint64_t resting_count;
@@ -328,13 +383,14 @@ struct weir_region {
     struct weir__pager pager;
     struct weir__fetches fetches;
     struct weir__cleaner cleaner;
+    struct weir__stager stager;
     struct weir__compactor compactor;
     struct weir__named named;
 
     uint64_t damaged_count;                 /* items */
     uint32_t move_marks[REGION_MOVE_MARKS]; /* how often items with this number moved */
     uint64_t step_bytes;                    /* put since the background was looked at */
-    uint64_t live_bytes_peak;
+    uint64_t live_bytes_peak;               /* from which it came down */
     uint64_t put_count;
     uint64_t fetch_count;
     uint64_t write_error_count;
@@ -370,6 +426,18 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
 
     return bytes == 0 || weir__chunks_are_resident(&region->chunks, weir__entry_offset(entry),
                                                    weir__extent_space(bytes));
+}
+
+/* Whether bytes that were put wait for a disk that refused them. */
+static inline bool weir__region_is_degraded(const struct weir_region *region)
+{
+    return region->pager.suspect_count > 0 || region->stager.failed_count > 0;
+}
+
+/* The highest mark of late. */
+static inline uint64_t weir__region_mark_peak(const struct weir_region *region)
+{
+    return weir__max(region->mark_peak, region->mark_bytes);
 }
 
 /* Space of what is live. */
@@ -425,6 +493,10 @@ uint64_t weir__space_place(const struct weir_region *region, uint32_t index, uin
 uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
                           uint64_t alignment);
 
+/* The same of a RESTING extent, at @offset in it: what is before and behind it rests. */
+uint32_t weir__space_take_resting(struct weir_region *region, uint32_t index, uint64_t offset,
+                                  uint64_t space);
+
 /* The same at the mark; the file reaches there. */
 uint32_t weir__space_bump(struct weir_region *region, uint64_t space);
 uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, uint64_t alignment);
@@ -444,7 +516,13 @@ void weir__space_adopt(struct weir_region *region, uint32_t index);
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
-/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+/*
+ * The two change places, and @target, a zombie then, keeps what was the item's.
+ * Views count batches, for no item moves twice in one: @is_first.
+ */
+void weir__space_trade(struct weir_region *region, uint32_t index, uint32_t target, bool is_first);
+
+/* The same for another item of the same batch. */
 void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
 
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
@@ -551,6 +629,9 @@ uint64_t weir__pager_chunks_max(const struct weir_region *region);
 
 /* @bytes have room beside the chunks in memory, of which some may go; false: not now. */
 bool weir__pager_yield(struct weir_region *region, uint64_t bytes);
+
+/* The same, if that is possible at once; nobody waits for it. */
+bool weir__pager_spares(struct weir_region *region, uint64_t bytes);
 
 /* Make room in memory for @chunk_count more chunks; false: not now. */
 bool weir__pager_make_room(struct weir_region *region, uint64_t chunk_count);
@@ -673,6 +754,18 @@ void weir__fetches_uncache(const struct weir_region *region, uint64_t offset, ui
 void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, uint64_t bytes,
                            char *to);
 
+/*
+ * A buffer of whole pages for an item of @bytes that is named in a moment. It answers
+ * for the item, and is kept until weir__fetches_unkeep(), which gives up the item's
+ * space if it was freed meanwhile. NULL: there is no idle memory.
+ */
+char *weir__fetches_keep(struct weir_region *region, struct weir_slot slot, uint64_t offset,
+                         uint64_t bytes);
+void weir__fetches_unkeep(struct weir_region *region, struct weir_slot slot);
+
+/* Whether there might be one of @bytes, whole pages; what lingers of earlier ones goes for it. */
+bool weir__fetches_may_keep(struct weir_region *region, uint64_t bytes);
+
 /* Somebody pins @slot, or builds it: it stays where it is. */
 bool weir__fetches_are_held(const struct weir_region *region, struct weir_slot slot);
 
@@ -684,10 +777,9 @@ void weir__clean_deinit(struct weir_region *region);
 
 /*
  * Go on with moving live items out of sparse chunks, at most @budget bytes of
- * them, if chunks are needed, or if @urgent and there is a sparse one at all;
- * whether anything is under way.
+ * them, if chunks are needed, or if @urgent and there is a sparse one at all.
  */
-bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
+void weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
 
 /* Whether a read of ours is under way in the ring. */
 bool weir__clean_is_reading(const struct weir_region *region);
@@ -707,6 +799,9 @@ bool weir__clean_yield(struct weir_region *region);
 /* @entry is no longer held where it is: its chunk may be cleaned. */
 void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
 
+/* What was confirmed has changed, and chunks may be empty that were not. */
+void weir__clean_resume(struct weir_region *region);
+
 /* @chunk is no longer on disk only: what was read of it means nothing. */
 void weir__clean_forget(struct weir_region *region, uint64_t chunk);
 
@@ -715,6 +810,33 @@ bool weir__clean_may_grow(const struct weir_region *region, uint64_t bytes);
 
 /* Whether a put of @space bytes may begin a chunk; false: the cleaner is at it, and has more soon. */
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space);
+
+/* Whether the file is as long as it should be and little of it may be stored to. */
+bool weir__clean_is_tight(const struct weir_region *region);
+
+/* Whether @chunk is being emptied. */
+bool weir__clean_is_at(const struct weir_region *region, uint64_t chunk);
+
+/* ---- stage.c ------------------------------------------------------------ */
+
+/* After the store: whether it is done here at all. */
+void weir__stage_init(struct weir_region *region);
+void weir__stage_deinit(struct weir_region *region);
+
+/* The extent @index rests from now on, or does so no more. */
+void weir__stage_add_hole(struct weir_region *region, uint32_t index);
+void weir__stage_remove_hole(struct weir_region *region, uint32_t index);
+
+/*
+ * A put of at least STAGE_BYTES_MIN is done by a write into a hole; false: it is
+ * not, and nothing has changed.
+ */
+bool weir__stage_put(struct weir_region *region, const void *data, uint64_t bytes,
+                     struct weir_label label, struct weir_slot *ret_slot);
+
+/* What the disk refused is put anew, as far as there is room. */
+void weir__stage_advance(struct weir_region *region);
+void weir__stage_audit(const struct weir_region *region);
 
 /* ---- compact.c ---------------------------------------------------------- */
 
@@ -768,8 +890,8 @@ static inline bool weir__sync_is_confirmed(const struct weir_region *region, uin
 {
     const struct weir__named *named = &region->named;
 
-    return WEIR_UNLIKELY(index < named->confirmed_count) &&
-           (named->confirmed[index / 64] >> index % 64 & 1) != 0;
+    return WEIR_UNLIKELY(index < named->mark_count) &&
+           (named->marks[index / 64].confirmed >> index % 64 & 1) != 0;
 }
 
 /* The tag of the confirmed item @index from now on: it is freed. */
@@ -783,6 +905,51 @@ int weir__sync_confirm(struct weir_region *region);
 
 /* Whether @chunk holds confirmed bytes, which must not leave the disk for a moment. */
 bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk);
+
+/* ---- move.c ------------------------------------------------------------- */
+
+static inline enum weir__beside weir__entry_beside(const struct weir__entry *entry)
+{
+    uint64_t tag = weir__word_load(&entry->tag);
+
+    return weir__tag_state(tag) == EXTENT_ZOMBIE ? (enum weir__beside)weir__tag_owner(tag)
+                                                 : BESIDE_NOTHING;
+}
+
+/* Whether the item @index has a copy at a new place. */
+static inline bool weir__move_is_under_way(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__named *named = &region->named;
+
+    return WEIR_UNLIKELY(index < named->mark_count) &&
+           (named->marks[index / 64].moving >> index % 64 & 1) != 0;
+}
+
+/* Whether what @index holds is free after the next sync, without anybody doing more. */
+static inline bool weir__move_frees(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__entry *entry = weir__region_entry(region, index);
+
+    return weir__state_is_freed(weir__entry_state(entry)) ||
+           weir__entry_beside(entry) == BESIDE_OLD || weir__move_is_under_way(region, index);
+}
+
+/* Space that the next sync frees. */
+static inline uint64_t weir__move_waiting(const struct weir_region *region)
+{
+    return region->named.freed_bytes + region->named.moving_bytes;
+}
+
+/* The confirmed item @index was copied to the new extent @target, and goes there with the next sync. */
+void weir__move_begin(struct weir_region *region, uint32_t index, uint32_t target);
+
+/* The copies are on disk, and in no table: now all of them, or what is left of them, are the items. */
+void weir__move_switch(struct weir_region *region);
+
+/* That is on disk: the old places are free. */
+void weir__move_settle(struct weir_region *region);
+
+void weir__move_audit(const struct weir_region *region);
 
 /* ---- region.c ----------------------------------------------------------- */
 

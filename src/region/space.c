@@ -84,6 +84,7 @@ static void space_list_as(struct weir_region *region, uint32_t index, enum weir_
     } else {
         region->resting_count++;
         region->resting_bytes += weir__space_bytes(region, index);
+        weir__stage_add_hole(region, index);
     }
 }
 
@@ -95,6 +96,7 @@ static void space_unlist_as(struct weir_region *region, uint32_t index,
         weir__extents_remove(&region->extents, index);
     } else {
         WEIR_ASSERT(state == EXTENT_RESTING);
+        weir__stage_remove_hole(region, index);
         region->resting_count--;
         region->resting_bytes -= weir__space_bytes(region, index);
     }
@@ -148,6 +150,13 @@ static uint32_t space_add(struct weir_region *region, uint32_t index, enum weir_
                            weir__space_end(region, index), state);
 }
 
+/* It comes down; how high it was is not noted as it rises, which every put would do. */
+static void space_set_mark(struct weir_region *region, uint64_t offset)
+{
+    region->mark_peak = weir__region_mark_peak(region);
+    region->mark_bytes = offset;
+}
+
 /* The last free extent gives the mark back (R5). */
 static void space_lower_mark(struct weir_region *region)
 {
@@ -161,7 +170,25 @@ static void space_lower_mark(struct weir_region *region)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
+}
+
+bool weir__space_extend_root(struct weir_region *region, uint32_t index, uint64_t from,
+                             uint64_t end)
+{
+    uint32_t previous = weir__space_previous(region, index);
+    uint32_t next = weir__space_next(region, index);
+
+    WEIR_ASSERT(previous == region->extents.tree.root);
+    if (next == 0 || weir__space_state(region, next) == EXTENT_FREE)
+        return false;
+
+    weir__space_link(region, previous, next);
+    weir__space_claim(region, previous, from, end);
+    weir__slots_give(&region->slots, index);
+    uint64_t offset = weir__space_offset(region, previous);
+    weir__extents_resize(&region->extents, previous, offset, end - offset);
+    return true;
 }
 
 void weir__space_add_free(struct weir_region *region, uint32_t index, uint64_t from, uint64_t end)
@@ -302,7 +329,7 @@ void weir__space_cut(struct weir_region *region, uint64_t offset)
     weir__space_claim(region, 0, offset, region->mark_bytes);
     weir__space_link(region, weir__space_previous(region, last), 0);
     weir__slots_give(&region->slots, last);
-    region->mark_bytes = offset;
+    space_set_mark(region, offset);
     space_lower_mark(region);
 }
 
@@ -330,14 +357,10 @@ uint32_t weir__space_find(const struct weir_region *region, uint64_t space, uint
     return weir__extents_find(&region->extents, weir__space_most(space, alignment));
 }
 
-uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
-                          uint64_t alignment)
+/* [offset, offset + space) of the listed extent @index; the rest is listed again. */
+static uint32_t space_take(struct weir_region *region, uint32_t index, uint64_t offset,
+                           uint64_t space)
 {
-    uint64_t offset = weir__space_place(region, index, alignment);
-
-    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
-    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
-
     space_unlist(region, index);
     if (offset > weir__space_offset(region, index))
         space_list(region, space_split(region, index, offset - weir__space_offset(region, index)));
@@ -349,6 +372,24 @@ uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t s
     weir__space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;
+}
+
+uint32_t weir__space_take(struct weir_region *region, uint32_t index, uint64_t space,
+                          uint64_t alignment)
+{
+    uint64_t offset = weir__space_place(region, index, alignment);
+
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_FREE);
+    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
+    return space_take(region, index, offset, space);
+}
+
+uint32_t weir__space_take_resting(struct weir_region *region, uint32_t index, uint64_t offset,
+                                  uint64_t space)
+{
+    WEIR_ASSERT(weir__space_state(region, index) == EXTENT_RESTING);
+    WEIR_ASSERT(offset + space <= weir__space_end(region, index));
+    return space_take(region, index, offset, space);
 }
 
 /* The extent @index begins at the mark, which moves right over it. */
@@ -366,7 +407,6 @@ static void space_append(struct weir_region *region, uint32_t index)
     region->last = index;
     weir__space_claim(region, index, offset, offset + space);
     region->mark_bytes += space;
-    region->mark_peak = weir__max(region->mark_peak, region->mark_bytes);
     weir__chunks_add_live(&region->chunks, offset, space);
 }
 
@@ -445,10 +485,10 @@ uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, ui
 
 /*
  * The handle names the entry, so the entry keeps the item and takes the place of
- * @target; @target gets the old place and is released. The bytes are there
- * already: a view that looks meanwhile sees one place or the other.
+ * @target, which gets the old one. The bytes are there already: a view that looks
+ * meanwhile sees one place or the other.
  */
-void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
+void weir__space_trade(struct weir_region *region, uint32_t index, uint32_t target, bool is_first)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t from = weir__space_offset(region, index);
@@ -461,10 +501,10 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     uint32_t after_target = weir__space_next(region, target);
 
     WEIR_ASSERT(weir__space_bytes(region, target) == space);
-    /* On disk its place could change before its bytes are there. */
-    WEIR_CHECK(!weir__sync_is_confirmed(region, index));
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
+    if (is_first)
+        weir__word_add(&weir__region_figures(region)->move_count, 1);
     region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
@@ -487,22 +527,37 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     }
     weir__space_claim(region, index, to, to + space);
     weir__space_claim(region, target, from, from + space);
+}
+
+static void space_move(struct weir_region *region, uint32_t index, uint32_t target, bool is_first)
+{
+    /* On disk its place could change before its bytes are there. */
+    WEIR_CHECK(!weir__sync_is_confirmed(region, index));
+    weir__space_trade(region, index, target, is_first);
     weir__space_release(region, target);
 }
 
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
 {
-    weir__word_add(&weir__region_figures(region)->move_count, 1);
-    weir__space_move_next(region, index, target);
+    space_move(region, index, target, true);
+}
+
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    space_move(region, index, target, false);
 }
 
 /* ---- Checksums and holes ------------------------------------------------ */
 
-/* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
+/* Where to begin, or to go on: an item that was freed or moved meanwhile says nothing. */
 static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
+    uint64_t begin = walk->chunk * LAYOUT_CHUNK_BYTES;
+
     if (walk->index != 0 && weir__space_state(region, walk->index) == EXTENT_LIVE &&
-        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
+        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation &&
+        weir__space_end(region, walk->index) > begin &&
+        weir__space_offset(region, walk->index) < begin + LAYOUT_CHUNK_BYTES)
         return walk->index;
     return region->chunks.table[walk->chunk].first;
 }

@@ -276,7 +276,7 @@ static int store_open_files(struct weir__store *store, const struct weir_region_
     r = weir__sys_write_in_place(store->data_fd);
     if (r < 0)
         return r;
-    r = weir__sys_reopen(store->data_fd, O_RDONLY | O_DIRECT, &store->direct_fd);
+    r = weir__sys_reopen(store->data_fd, O_RDWR | O_DIRECT, &store->direct_fd);
     store->direct = r == 0;
     if (r == -EINVAL || r == -ENOENT || r == -ENXIO)
         r = weir__sys_reopen(store->data_fd, O_RDONLY, &store->direct_fd);

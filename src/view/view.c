@@ -561,7 +561,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
     bool freed = weir__state_is_freed(state);
-    if (state > EXTENT_FREED_ODD || (named || freed) != (generation % 2 == 1))
+    if (state > EXTENT_STAGED || (named || freed) != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;
@@ -582,7 +582,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
         ret_extent->slot = (struct weir_slot){.index = index, .generation = generation};
         ret_extent->label =
             (struct weir_label){.key = entry->key, .owner = weir__tag_owner(entry->tag)};
-        ret_extent->summed = view_sum(view, index) != 0;
+        ret_extent->summed = state != EXTENT_STAGED && view_sum(view, index) != 0;
     }
     return 0;
 }

@@ -98,6 +98,7 @@ enum model_event {
     MODEL_SAW_PLACED_COLD,
     MODEL_SAW_MOVES,
     MODEL_SAW_LESS,
+    MODEL_SAW_STAGED,
     MODEL_EVENT_COUNT,
 };
 
@@ -122,6 +123,7 @@ static const char *const model_event_names[MODEL_EVENT_COUNT] = {
     [MODEL_SAW_PLACED_COLD] = "an aligned item was fetched",
     [MODEL_SAW_MOVES] = "items were moved",
     [MODEL_SAW_LESS] = "less was in memory than before",
+    [MODEL_SAW_STAGED] = "an item was written into a hole",
 };
 
 struct model_item {
@@ -459,6 +461,8 @@ static inline void model_check_figures(struct model *model)
         model->events[MODEL_SAW_HOLES]++;
     if (stats.moved_bytes > 0)
         model->events[MODEL_SAW_MOVES]++;
+    if (stats.staged_bytes > 0)
+        model->events[MODEL_SAW_STAGED]++;
     if (stats.resident_bytes_max == UINT64_MAX && stats.moved_bytes > 0)
         model->events[MODEL_SAW_COMPACTION]++;
     model->file_bytes = stats.file_bytes;

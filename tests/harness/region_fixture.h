@@ -330,6 +330,7 @@ struct fetches {
     bool done[FETCH_MAX];
     /* More to do inside the callback, after the usual checks; NULL: nothing. */
     void (*then)(struct fetches *fetches, struct weir_slot slot, int result);
+    void *context; /* of that */
 };
 
 static inline void fetch_done(void *context, struct weir_slot slot, int result)

@@ -554,7 +554,7 @@ def errors(tree):
 
 
 def layout_fields(code, name, bytes_of={'uint64_t': 8, 'int64_t': 8, 'uint32_t': 4, 'int32_t': 4,
-                                        'uint16_t': 2, 'char': 1}):
+                                        'uint16_t': 2, 'uint8_t': 1, 'char': 1}):
     """(offset, field, bytes) of a struct of region_layout.h; nested ones in their place"""
     body = re.search(r'^struct ' + name + r' \{\n(.*?)^\};', code, re.M | re.S)
     offset = 0

@@ -77,6 +77,16 @@ static void take_out(struct index *index, uint32_t i)
     assert_int_equal(index->entries[i].span, UINT64_C(0x1111111122222222)); /* not ours to touch */
 }
 
+static void resize(struct index *index, uint32_t i, uint64_t offset, uint64_t bytes)
+{
+    assert_true(index->is_in[i]);
+    weir__extents_resize(&index->extents, i, offset, bytes);
+    assert_int_equal(offset_of(index, i), offset);
+    assert_int_equal(bytes_of(index, i), bytes);
+    assert_int_equal(index->entries[i].tag, weir__entry_tag(2, 0, EXTENT_FREE, bytes));
+    assert_int_equal(index->entries[i].span, UINT64_C(0x1111111122222222));
+}
+
 /* The answer is a best fit, in the lowest zone that has one; or there is none. */
 static uint32_t assert_find(const struct index *index, uint64_t space, uint32_t count)
 {
@@ -337,6 +347,53 @@ static void random_steps_equal_the_model(void **state)
     finish(&index);
 }
 
+/* Bins, the treap, from one to the other; equals among them, where the offset decides. */
+static void what_is_resized_is_found_where_it_belongs(void **state)
+{
+    uint64_t random = test_seed + 2;
+    uint32_t count = 60;
+    struct index index;
+
+    (void)state;
+    start(&index, 8 * GIB);
+    for (uint32_t i = 1; i < count; i++)
+        insert(&index, i, i * (UINT64_C(64) << 20), random_bytes(&random));
+    for (int step = 0; step < 30000; step++) {
+        uint32_t i = 1 + (uint32_t)weir__random_below(&random, count - 1);
+        uint64_t offset = i * (UINT64_C(64) << 20) + weir__random_below(&random, 1024) * GRANULE;
+        uint64_t bytes = bytes_of(&index, i) + weir__random_below(&random, 64) * GRANULE;
+        uint64_t less = weir__random_below(&random, 64) * GRANULE;
+        bytes = less < bytes ? bytes - less : bytes;
+        if (step % 5 == 0) /* as long as another one */
+            bytes = bytes_of(&index, 1 + (uint32_t)weir__random_below(&random, count - 1));
+        resize(&index, i, offset, step % 7 == 0 ? random_bytes(&random) : bytes);
+        assert_find(&index, random_bytes(&random), count);
+        weir__extents_audit(&index.extents);
+    }
+    finish(&index);
+}
+
+/* As a queue does it: the only long one, from both ends. */
+static void one_that_is_alone_grows_and_shrinks(void **state)
+{
+    struct index index;
+
+    (void)state;
+    start(&index, GIB);
+    insert(&index, 1, 0, BIN_MAX);
+    for (uint64_t bytes = BIN_MAX; bytes < 2 * BIN_MAX; bytes += 3 * GRANULE) {
+        resize(&index, 1, 0, bytes);
+        assert_int_equal(assert_find(&index, bytes, 2), 1);
+        assert_int_equal(assert_find(&index, bytes + GRANULE, 2), 0);
+    }
+    for (uint64_t bytes = 2 * BIN_MAX; bytes > GRANULE; bytes -= GRANULE) {
+        resize(&index, 1, 2 * BIN_MAX - bytes, bytes);
+        assert_int_equal(assert_find(&index, bytes, 2), 1);
+        assert_int_equal(assert_find(&index, bytes + GRANULE, 2), 0);
+    }
+    finish(&index);
+}
+
 /* As a region does it: find, cut off what is wanted, put the rest back. */
 static void splitting_down_to_nothing(void **state)
 {
@@ -383,6 +440,10 @@ int main(void)
         {"lengths in order do no harm", ordered_lengths_do_no_harm, NULL, NULL, NULL},
         {"many equals come out one by one", many_equals_come_out_one_by_one, NULL, NULL, NULL},
         {"random steps equal the model", random_steps_equal_the_model, NULL, NULL, NULL},
+        {"what is resized is found where it belongs", what_is_resized_is_found_where_it_belongs,
+         NULL, NULL, NULL},
+        {"one that is alone grows and shrinks", one_that_is_alone_grows_and_shrinks, NULL, NULL,
+         NULL},
         {"an extent is split down to nothing", splitting_down_to_nothing, NULL, NULL, NULL},
     };
 

@@ -32,7 +32,9 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
     for (size_t i = 0; i < 10; i++)
         assert_int_equal(fetches->results[i], i == 4 || i == 7 ? -EBADMSG : 0);
     assert_true(figures(&f).read_error_count >= errors + 2);
+    assert_int_equal(figures(&f).damaged_count, 2);
     for (size_t i = 0; i < 10; i++) {
+        assert_int_equal(info_of(&f, slots[i]).damaged, i == 4 || i == 7);
         bytes = 4711;
         int r = weir_region_read(f.region, slots[i], 0, buffer, sizeof(buffer), &bytes);
         assert_int_equal(r, i == 4 || i == 7 ? -EBADMSG : 0);
@@ -65,6 +67,53 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
     weir_region_free_owner(f.region, OWNER_DEFAULT, NULL);
     assert_int_equal(figures(&f).damaged_count, 0);
     test_free(fetches);
+    finish(&f);
+}
+
+/* A read that finds damage names it, as a fetch does; what is left of it comes in pieces. */
+static void a_read_finds_damage_too(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[4];
+    char *buffer = test_calloc(1, 100001);
+    size_t bytes = 4711;
+    const void *data;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 100000);
+    damage(&f, 1, 70000);
+    uint64_t errors = figures(&f).read_error_count;
+    assert_int_equal(weir_region_at(f.region, slots[1], &data, NULL), -EAGAIN);
+    assert_int_equal(weir_region_read(f.region, slots[1], 0, buffer, 100000, &bytes), -EBADMSG);
+    assert_int_equal(bytes, 4711);
+    struct weir_region_stats stats = figures(&f);
+    assert_int_equal(stats.read_error_count, errors + 1);
+    assert_int_equal(stats.damaged_count, 1);
+    assert_true(info_of(&f, slots[1]).damaged);
+    assert_int_equal(weir_region_at(f.region, slots[1], &data, NULL), -EBADMSG);
+    for (int i = 0; i < 3; i += 2)
+        assert_whole(&f, slots[i]);
+
+    for (uint64_t at = 0; at < 100000; at += 10000) {
+        struct piece piece = {.operation = {piece_done}, .f = &f};
+        memset(buffer, 0xee, 10000);
+        assert_int_equal(
+            weir_region_fetch_into(f.region, slots[1], at, buffer, 10000, &piece.operation), 0);
+        piece_finish(&f, &piece);
+        assert_int_equal(piece.result, 10000);
+        if (at != 70000)
+            assert_pattern(buffer, 10000, 1, at);
+        else
+            assert_int_equal(harness_differs_at(buffer, 10000, 1, at), 0);
+        assert_int_equal(weir_region_read(f.region, slots[1], at, buffer, 10000, &bytes), 0);
+        assert_int_equal(bytes, 10000);
+    }
+    assert_int_equal(figures(&f).damaged_count, 1);
+    weir_region_audit(f.region);
+    test_free(buffer);
     finish(&f);
 }
 
@@ -138,6 +187,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest cases[] = {
         CASE("a damaged item is named and harms no other",
              a_damaged_item_is_named_and_harms_no_other),
+        CASE("a read finds damage too, and pieces can be had of it", a_read_finds_damage_too),
         CASE("what is brought back to be stored to is verified", what_is_brought_back_is_verified),
     };
 

@@ -31,6 +31,14 @@ static void a_cold_item_is_fetched(void **state)
     assert_here(&f, slots[3], 3000);
     struct weir_region_stats after = figures(&f);
     assert_int_equal(after.fetch_count, before.fetch_count + 1);
+    struct weir_slot both[2] = {slots[10], (struct weir_slot){0, 0}};
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    fetches->count = 2;
+    memcpy(fetches->slots, both, sizeof(both));
+    assert_int_equal(fetch_start(&f, fetches), 0);
+    fetch_finish(&f, fetches);
+    test_free(fetches);
+    assert_int_equal(figures(&f).fetch_count, before.fetch_count + 3); /* slots, not calls */
     assert_true(after.read_bytes >= before.read_bytes + 3000);
     assert_true(after.fetched_bytes >= 3000);
     assert_bound_holds(&f);
@@ -86,6 +94,7 @@ static void fetch_has_a_range(void **state)
     assert_int_equal(weir_region_fetch(f.region, slots, FETCH_MAX + 1, never_called, NULL),
                      -EINVAL);
     assert_int_equal(weir_region_fetch(f.region, slots, SIZE_MAX, never_called, NULL), -EINVAL);
+    assert_int_equal(figures(&f).fetch_count, 0);
     for (int i = 0; i < 5; i++)
         assert_true(poll_once(&f) >= 0);
     finish(&f);
@@ -103,6 +112,7 @@ static void the_largest_fetch(void **state)
     uint64_t most = stats.fetch_bytes_max;
     if (most > stats.item_bytes_max)
         most = stats.item_bytes_max;
+    put(&f, 1, 4080); /* it begins and ends in the middle of a page */
     struct weir_slot slot;
     assert_int_equal(weir_region_alloc(f.region, most, (struct weir_label){3, 1}, &slot), 0);
     assert_int_equal(write_pieces(&f, slot, 3, most, stats.put_bytes_max), 0);
@@ -265,6 +275,7 @@ static void a_fetched_item_freed_under_way_is_stale(void **state)
     fetch_finish(&f, fetches);
     for (size_t i = 0; i < 101; i++)
         assert_int_equal(fetches->results[i], i % 2 == 0 ? -ESTALE : 0);
+    assert_int_equal(figures(&f).read_error_count, 0); /* nothing was wrong with the disk */
     test_free(fetches);
     finish(&f);
 }
@@ -388,6 +399,158 @@ static void a_callback_may_fetch(void **state)
     finish(&f);
 }
 
+/* All that a callback may do, but to poll and to close. */
+static void do_everything(struct fetches *fetches, struct weir_slot slot, int result)
+{
+    struct fixture *f = fetches->f;
+    struct weir_label label = {8000, OWNER_FILLER};
+    struct weir_operation *operation = (struct weir_operation *)(void *)fetches->context;
+    static char byte[1];
+    struct weir_region_report report;
+    struct weir_placement placement;
+    struct weir_slot built;
+    struct weir_slot at = {0, 0};
+    const void *data;
+    char buffer[5000];
+    size_t bytes;
+    void *room;
+
+    assert_int_equal(result, 0);
+    assert_int_equal(weir_region_pin(f->region, slot, &data, &bytes), 0);
+    assert_int_equal(weir_region_alloc(f->region, 100, label, &built), 0);
+    assert_int_equal(weir_region_write(f->region, built, 0, data, 100), 0);
+    assert_int_equal(weir_region_commit(f->region, built), 0);
+    assert_int_equal(weir_region_alloc_in_place(f->region, 100, 0, label, &built, &room), 0);
+    memcpy(room, data, 100);
+    assert_int_equal(weir_region_commit(f->region, built), 0);
+    assert_int_equal(weir_region_read(f->region, slot, 0, buffer, sizeof(buffer), &bytes), 0);
+    assert_memory_equal(buffer, data, bytes);
+    assert_int_equal(weir_region_fetch_into(f->region, slot, 0, byte, 1, operation), 0);
+    assert_int_equal(weir_region_set_resident(f->region, RESIDENT_MIN), 0);
+    assert_int_equal(weir_region_set_resident(f->region, 16 * MIB), 0);
+    assert_int_equal(weir_region_sync(f->region), -EOPNOTSUPP);
+    weir_region_report(f->region, &report);
+    (void)weir_region_placement(f->region, &placement);
+    assert_true(weir_region_next(f->region, &at));
+    weir_region_free_owner(f->region, OWNER_FILLER, NULL);
+    figures(f);
+    weir_region_unpin(f->region, slot);
+    weir_region_audit(f->region);
+}
+
+static void a_callback_may_do_anything_else(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[33];
+    static struct piece piece;
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+
+    (void)state;
+    start(&f, (struct weir_region_config){
+                  .resident_bytes_max = 16 * MIB,
+                  .resident_bytes_min = RESIDENT_MIN,
+              });
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 32, 5000);
+    for (size_t i = 0; i < 33; i++) {
+        piece = (struct piece){.operation = {piece_done}, .f = &f};
+        fetches->count = 1;
+        fetches->then = do_everything;
+        fetches->context = &piece.operation;
+        fetches->slots[0] = slots[i];
+        assert_int_equal(fetch_start(&f, fetches), 0);
+        fetch_finish(&f, fetches);
+        piece_finish(&f, &piece);
+        assert_int_equal(piece.result, 1);
+        assert_whole(&f, slots[i]);
+    }
+    test_free(fetches);
+    finish(&f);
+}
+
+/* And so may who is told of a piece: each frees the item of the next and asks for another. */
+struct pieces_chain {
+    struct weir_operation operation;
+    struct fixture *f;
+    struct weir_slot *slots;
+    size_t at;
+    size_t count;
+    char buffer[3000];
+};
+
+static void piece_asks_for_the_next(struct weir_operation *operation, int32_t result,
+                                    uint32_t flags)
+{
+    struct pieces_chain *chain = (struct pieces_chain *)(void *)operation;
+    struct weir_slot fresh;
+
+    (void)flags;
+    assert_true(chain->f->in_poll);
+    assert_int_equal(result, 3000);
+    assert_pattern(chain->buffer, 3000, chain->at, 0);
+    assert_int_equal(weir_region_free(chain->f->region, chain->slots[chain->at]), 0);
+    assert_int_equal(try_put(chain->f, 7000, 3000, OWNER_FILLER, &fresh), 0);
+    chain->at++;
+    if (chain->at < chain->count)
+        assert_int_equal(weir_region_fetch_into(chain->f->region, chain->slots[chain->at], 0,
+                                                chain->buffer, 3000, operation),
+                         0);
+    weir_region_audit(chain->f->region);
+}
+
+_Static_assert(offsetof(struct pieces_chain, operation) == 0, "the cast");
+
+static void a_piece_may_use_the_region(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[65];
+    struct timespec since;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 64, 3000);
+    struct pieces_chain *chain = test_calloc(1, sizeof(*chain));
+    *chain = (struct pieces_chain){
+        .operation = {piece_asks_for_the_next}, .f = &f, .slots = slots, .count = 64};
+    assert_int_equal(
+        weir_region_fetch_into(f.region, slots[0], 0, chain->buffer, 3000, &chain->operation), 0);
+    clock_gettime(CLOCK_MONOTONIC, &since);
+    while (chain->at < chain->count) {
+        assert_true(wait_once(&f) >= 0);
+        assert_false(patience_is_over(&since));
+    }
+    test_free(chain);
+    finish(&f);
+}
+
+/* Nothing is a piece, too, at any offset that there is. */
+static void a_piece_of_no_bytes(void **state)
+{
+    struct weir_operation operation = {operation_never_completed};
+    struct weir_slot slots[4];
+    struct fixture f;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 3, 5000);
+    for (uint64_t offset = 0; offset <= 5000; offset += 2500) {
+        struct piece piece = {.operation = {piece_done}, .f = &f};
+        assert_int_equal(
+            weir_region_fetch_into(f.region, slots[0], offset, NULL, 0, &piece.operation), 0);
+        assert_false(piece.done);
+        piece_finish(&f, &piece);
+        assert_int_equal(piece.result, 0);
+    }
+    assert_int_equal(weir_region_fetch_into(f.region, slots[0], 5001, NULL, 0, &operation),
+                     -EINVAL);
+    finish(&f);
+}
+
 static void one_item_is_fetched_by_several(void **state)
 {
     struct fixture f;
@@ -480,6 +643,7 @@ static void a_piece_freed_under_way_is_stale(void **state)
         piece_finish(&f, &piece);
         assert_int_equal(piece.result, -ESTALE);
     }
+    assert_int_equal(figures(&f).read_error_count, 0);
     test_free(buffer);
     finish(&f);
 }
@@ -522,6 +686,11 @@ static void read_takes_offsets(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 3, 100000);
+    uint64_t read_bytes = figures(&f).read_bytes;
+    assert_whole(&f, slots[3]);
+    assert_int_equal(figures(&f).read_bytes, read_bytes); /* it is in memory */
+    assert_whole(&f, slots[0]);
+    assert_true(figures(&f).read_bytes >= read_bytes + 100000);
     for (size_t k = 0; k < 4; k += 3) {
         uint64_t seed = k == 3 ? 999 : k;
         uint64_t random = 5;
@@ -591,6 +760,9 @@ int main(int argc, char **argv)
         CASE("a callback may free what is under way", a_callback_may_free_what_is_under_way),
         CASE("a callback may free, put and read", a_callback_may_use_the_region),
         CASE("a callback may fetch the next", a_callback_may_fetch),
+        CASE("a callback may do anything else", a_callback_may_do_anything_else),
+        CASE("who is told of a piece may use the region", a_piece_may_use_the_region),
+        CASE("a piece of no bytes is told as well", a_piece_of_no_bytes),
         CASE("one item may be fetched by several at once", one_item_is_fetched_by_several),
         CASE("a piece goes into the caller's buffer", a_piece_goes_into_the_callers_buffer),
         CASE("a piece whose item is freed under way is stale", a_piece_freed_under_way_is_stale),

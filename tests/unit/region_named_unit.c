@@ -27,6 +27,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -278,6 +279,255 @@ static void a_foreign_data_file_is_left_alone(void **state)
     assert_int_equal(harness_fd_count(), f.fd_count);
 }
 
+/* Where one of the files should be there is something else: it is not touched, nor waited for. */
+static void what_is_no_file_is_refused(void **state)
+{
+    static const char *const files[] = {NAME ".weir", NAME ".weir-data"};
+    struct fixture f;
+    char path[PATH_MAX];
+
+    (void)state;
+    for (int file = 0; file < 2; file++) {
+        for (int is_pipe = 0; is_pipe < 2; is_pipe++) {
+            begin(&f);
+            open_named(&f);
+            close_named(&f);
+            path_of(&f, files[file], path);
+            assert_int_equal(unlink(path), 0);
+            assert_int_equal(is_pipe ? mkfifo(path, 0600) : mkdir(path, 0700), 0);
+            assert_int_equal(open_with(&f, config_of(&f)), -EBADMSG);
+            assert_int_equal(weir_region_remove(f.directory, NAME), -EBADMSG);
+            assert_int_equal(harness_name_count(f.directory), 2);
+            assert_int_equal(harness_fd_count(), f.fd_count);
+            assert_int_equal(f.charged, 0);
+        }
+    }
+}
+
+/* Who died between its two names left tables; the data file beside them may be another's. */
+static void an_unborn_region_takes_nothing_with_it(void **state)
+{
+    struct weir__header header;
+    struct fixture f;
+    char path[PATH_MAX];
+    char bytes[4] = "";
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    close_named(&f);
+    harness_named_header(f.directory, NAME, &header);
+    header.born = 0;
+    harness_named_set_header(f.directory, NAME, &header);
+    path_of(&f, NAME ".weir-data", path);
+    int fd = open_file(&f, "another", O_CREAT | O_RDWR); /* before the first is gone: its inode */
+    assert_int_equal(write(fd, "mine", 4), 4);
+    close(fd);
+    char another[PATH_MAX];
+    path_of(&f, "another", another);
+    assert_int_equal(rename(another, path), 0);
+    assert_int_equal(open_with(&f, config_of(&f)), -EEXIST);
+    harness_named_read(f.directory, NAME ".weir-data", 0, bytes, 4);
+    assert_memory_equal(bytes, "mine", 4);
+    assert_int_equal(harness_fd_count(), f.fd_count);
+}
+
+/* A copy has other blocks than those that were confirmed: all of it is read. */
+static void a_copy_is_verified(void **state)
+{
+    static char bytes[MIB];
+    struct fixture f;
+    char path[PATH_MAX];
+    char copy[PATH_MAX];
+    struct stat info;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 100000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+    path_of(&f, NAME ".weir-data", path);
+    path_of(&f, "copy", copy);
+    assert_int_equal(stat(path, &info), 0);
+    int from = open_file(&f, NAME ".weir-data", O_RDONLY);
+    int to = open_file(&f, "copy", O_CREAT | O_RDWR);
+    for (int64_t at = 0; at < info.st_size; at += (int64_t)sizeof(bytes)) {
+        ssize_t count = pread(from, bytes, sizeof(bytes), at);
+        assert_true(count > 0);
+        assert_int_equal(pwrite(to, bytes, (size_t)count, at), count);
+    }
+    close(from);
+    close(to);
+    assert_int_equal(rename(copy, path), 0);
+    open_named(&f);
+    assert_true(f.report.existed);
+    assert_true(f.report.after_power_loss);
+    assert_true(f.report.clean_shutdown);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    assert_int_equal(check(&f, slot, 1, 100000), 0);
+    close_named(&f);
+    open_named(&f); /* from now on it is the one */
+    assert_false(f.report.after_power_loss);
+    close_named(&f);
+}
+
+/* Who may not have so large a file gets an error, not a part of it; and no signal. */
+static void a_small_file_limit_is_an_error(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[40];
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 0; i < 40; i++) /* some of them behind it */
+        slots[i] = put(&f, i, MIB - 16);
+    close_named(&f);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {32 * MIB, 32 * MIB}; /* of 64 */
+        struct weir_region_config config = config_of(&f);
+        struct weir_region *region = NULL;
+        if (setrlimit(RLIMIT_FSIZE, &limit) < 0)
+            _exit(2);
+        _exit(weir_region_open(&config, &region) == -EDQUOT && region == NULL ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    open_named(&f);
+    assert_true(f.report.clean_shutdown); /* it was not touched */
+    assert_int_equal(f.report.lost_slot_count, 0);
+    for (uint64_t i = 0; i < 40; i++)
+        assert_int_equal(check(&f, slots[i], i, MIB - 16), 0);
+    close_named(&f);
+}
+
+/* A close is no sync: what was confirmed before it stays where it is after it, too. */
+static void what_was_confirmed_stays_so_across_a_close(void **state)
+{
+    struct weir_region_stats stats;
+    struct weir__header header;
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    struct weir_slot freed = put(&f, 2, 100000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+
+    open_named(&f);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.live_bytes, 105000);
+    assert_int_equal(stats.live_bytes_peak, 105000);
+    assert_int_equal(weir_region_free(f.region, freed), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.freed_bytes, 100000);
+    assert_int_equal(stats.live_bytes_peak, 105000);
+    for (uint64_t i = 0; i < 100; i++) /* not there */
+        put(&f, 100 + i, 50000);
+    close_named(&f);
+
+    harness_named_header(f.directory, NAME, &header);
+    header.boot++;
+    harness_named_set_header(f.directory, NAME, &header);
+    open_named(&f);
+    assert_int_equal(f.report.restored_slot_count, 1);
+    assert_int_equal(f.report.sync_count, 1);
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
+    assert_int_equal(check(&f, freed, 2, 100000), 0);
+    close_named(&f);
+}
+
+struct cap {
+    uint64_t taken;
+    uint64_t most;
+};
+
+static bool cap_take(void *context, uint64_t bytes)
+{
+    struct cap *cap = context;
+
+    if (cap->taken + bytes > cap->most)
+        return false;
+    cap->taken += bytes;
+    return true;
+}
+
+static void cap_give(void *context, uint64_t bytes)
+{
+    ((struct cap *)context)->taken -= bytes;
+}
+
+/* No room to grow is no reason to be without what is there; and the cap knows of all of it. */
+static void a_full_disk_keeps_nobody_out(void **state)
+{
+    struct fixture f;
+    struct weir_region_stats stats;
+    struct weir_slot slots[32];
+    struct weir_slot slot = {4711, 4712};
+    struct cap cap = {0, UINT64_MAX};
+    char path[PATH_MAX];
+    struct stat info;
+    char byte = 'x';
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 0; i < 32; i++)
+        slots[i] = put(&f, i, 256 * KIB);
+    close_named(&f);
+
+    struct weir_region_config config = config_of(&f);
+    config.disk_floor_bytes = UINT64_MAX / 2;
+    assert_int_equal(open_with(&f, config), 0);
+    assert_int_equal(f.report.kept_slot_count, 32);
+    for (uint64_t i = 0; i < 32; i++)
+        assert_int_equal(check(&f, slots[i], i, 256 * KIB), 0);
+    for (int i = 0; i < 100; i++) {
+        int r = weir_region_put(f.region, &byte, 1, (struct weir_label){0}, &slot);
+        assert_true(r == 0 || r == -ENOSPC || r == -EAGAIN);
+    }
+    close_named(&f);
+
+    config = config_of(&f);
+    config.disk_cap = (struct weir_disk_cap){cap_take, cap_give, &cap};
+    cap.most = 8 * MIB - 1; /* less than there is */
+    assert_int_equal(open_with(&f, config), -EDQUOT);
+    assert_int_equal(cap.taken, 0);
+    assert_int_equal(f.charged, 0);
+    cap.most = 10 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(cap.taken, stats.file_bytes);
+    path_of(&f, NAME ".weir-data", path);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_size, stats.file_bytes);
+    for (uint64_t i = 0; i < 32; i++)
+        assert_int_equal(check(&f, slots[i], i, 256 * KIB), 0);
+    weir_region_free_owner(f.region, 7, NULL);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+    assert_int_equal(cap.taken, 0);
+
+    /* Of what was there nothing is left: the file is as long as the cap was told. */
+    assert_int_equal(stat(path, &info), 0);
+    assert_true(info.st_size >= (off_t)(8 * MIB));
+    config.bytes_initial = 2 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.file_bytes, 2 * MIB);
+    assert_int_equal(cap.taken, stats.file_bytes);
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_size, stats.file_bytes);
+    close_named(&f);
+    assert_int_equal(cap.taken, 0);
+}
+
 static void leftovers_are_swept(void **state)
 {
     struct fixture f;
@@ -293,6 +543,9 @@ static void leftovers_are_swept(void **state)
                             ".weir-x-0123456789ab",
                             "weir-4711-0123456789ab",
                             ".weir-4711-0123456789ab.txt",
+                            ".weir-4711-01234",
+                            ".weir-4711-0123456789abcdefg",
+                            ".weir-0123456789ab",
                             "other.weir",
                             "other.weir-data"};
     for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
@@ -973,6 +1226,10 @@ static void a_damaged_entry_costs_one_item(void **state)
     assert_int_equal(lost, 1);
     forge_entry(UINT64_C(1), 0, &lost, &damaged); /* into a neighbour */
     assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(313) ^ 626, 0, &lost, &damaged); /* the place of the last, and before it */
+    assert_int_equal(lost, 1);
+    forge_entry(UINT64_C(313) ^ 314, 0, &lost, &damaged);
+    assert_int_equal(lost, 1);
     forge_entry(0, 1, &lost, &damaged); /* LIVE with an even generation */
     assert_int_equal(lost, 0);
     assert_int_equal(damaged, 1);
@@ -1067,6 +1324,14 @@ int main(int argc, char **argv)
         CASE("a name is short and has no slash", a_name_is_short_and_has_no_slash),
         CASE("no symbolic link is followed", no_symbolic_link_is_followed),
         CASE("a data file that is not ours is left alone", a_foreign_data_file_is_left_alone),
+        CASE("what is no file is refused", what_is_no_file_is_refused),
+        CASE("an unborn region takes nothing with it", an_unborn_region_takes_nothing_with_it),
+        CASE("a copy is verified", a_copy_is_verified),
+        CASE("what was confirmed stays so across a close",
+             what_was_confirmed_stays_so_across_a_close),
+        CASE("a small RLIMIT_FSIZE is -EDQUOT for what is there, too",
+             a_small_file_limit_is_an_error),
+        CASE("a full disk or cap keeps nobody out", a_full_disk_keeps_nobody_out),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),

@@ -47,6 +47,11 @@ static void defaults_are_the_headers(void **state)
     assert_true(stats.fetch_bytes_max >= 4 * KIB);
     assert_false(stats.degraded);
     assert_false(stats.movable);
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", f.data_fd);
+    int direct_fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    assert_int_equal(stats.direct, direct_fd >= 0);
+    close(direct_fd);
     finish(&f);
 }
 
@@ -191,6 +196,7 @@ static void the_largest_region_is_a_tebibyte(void **state)
     uint64_t address_bytes = harness_address_bytes();
     start(&f, (struct weir_region_config){.bytes_initial = 4 * MIB, .bytes_max = TIB});
     assert_int_equal(figures(&f).bytes_max, TIB);
+    assert_in_range(figures(&f).item_bytes_max, 32 * GIB, 64 * GIB - 1);
     assert_true(figures(&f).metadata_bytes <
                 64 * MIB); /* an empty region is not a charge of its own */
     assert_here(&f, put(&f, 1, 1000), 1000);
@@ -462,6 +468,55 @@ static int pin_without_address_space(const char *directory)
     return 0;
 }
 
+/* And so does what is filled in place. */
+static int place_without_address_space(const char *directory)
+{
+    struct weir_region_config config = {
+        .directory = directory,
+        .bytes_initial = 4 * MIB,
+        .bytes_max = TIB,
+        .resident_bytes_max = UINT64_MAX,
+    };
+    struct weir_region *region = NULL;
+    struct rlimit limit;
+    static char item[65536];
+    struct weir_slot first;
+    struct weir_slot slot;
+    void *data;
+    int r = 0;
+
+    CHILD_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
+    limit.rlim_cur = harness_address_bytes() + GIB;
+    CHILD_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+    CHILD_CHECK(weir_region_open(&config, &region) == 0);
+    CHILD_CHECK(weir_region_alloc_in_place(region, sizeof(item), 0, (struct weir_label){1, 0},
+                                           &first, &data) == 0);
+    harness_fill(data, sizeof(item) / 2, 1, 0);
+    for (uint64_t i = 0; i < 2048 && r == 0; i++) {
+        r = weir_region_put(region, item, sizeof(item), (struct weir_label){i, 0}, &slot);
+        CHILD_CHECK(r == 0 || r == -EAGAIN);
+        CHILD_CHECK(weir_region_poll(region) >= 0);
+    }
+    CHILD_CHECK(r == -EAGAIN); /* the mapping would have to move */
+    harness_fill((char *)data + sizeof(item) / 2, sizeof(item) / 2, 1, sizeof(item) / 2);
+    CHILD_CHECK(weir_region_commit(region, first) == 0);
+    for (uint64_t i = 0; i < 1024; i++)
+        CHILD_CHECK(weir_region_put(region, item, sizeof(item), (struct weir_label){i, 0}, &slot) ==
+                    0);
+    const void *now;
+    CHILD_CHECK(weir_region_at(region, first, &now, NULL) == 0);
+    CHILD_CHECK(harness_differs_at(now, sizeof(item), 1, 0) == sizeof(item));
+    weir_region_audit(region);
+    weir_region_close(region);
+    return 0;
+}
+
+static void a_place_holds_without_address_space(void **state)
+{
+    (void)state;
+    assert_child_passes(place_without_address_space);
+}
+
 static void a_pin_holds_without_address_space(void **state)
 {
     (void)state;
@@ -700,6 +755,7 @@ int main(int argc, char **argv)
              without_address_space_the_mapping_moves),
         CASE("a pin holds its address, also where the mapping may move",
              a_pin_holds_without_address_space),
+        CASE("so does what is filled in place", a_place_holds_without_address_space),
         CASE("a floor above the free space is -ENOSPC", a_floor_above_free_space_is_enospc),
         CASE("an open that fails at any descriptor leaks none", a_failed_open_leaks_no_descriptor),
         CASE("nothing is left after a crash", nothing_is_left_after_a_crash),

@@ -354,9 +354,32 @@ static void an_empty_tail_goes_back_to_the_disk(void **state)
     finish(&f);
 }
 
+/* What is free where it is cold is free, too. */
+static void free_space_is_counted_where_it_is_cold(void **state)
+{
+    struct fixture f;
+    struct weir_slot slots[11];
+
+    (void)state;
+    start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
+    if (!is_bounded(&f))
+        return;
+    make_cold_items(&f, slots, 10, 3000);
+    struct weir_region_stats before = figures(&f);
+    assert_int_equal(weir_region_free(f.region, slots[3]), 0);
+    assert_int_equal(weir_region_free(f.region, slots[6]), 0);
+    assert_int_equal(figures(&f).free_bytes, before.free_bytes + 2 * UINT64_C(3008));
+    assert_int_equal(figures(&f).free_extent_count, before.free_extent_count + 2);
+    assert_int_equal(weir_region_free(f.region, slots[4]), 0); /* a neighbour */
+    assert_int_equal(figures(&f).free_bytes, before.free_bytes + 3 * UINT64_C(3008));
+    assert_int_equal(figures(&f).free_extent_count, before.free_extent_count + 2);
+    finish(&f);
+}
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
+        CASE("free space is counted where it is cold", free_space_is_counted_where_it_is_cold),
         CASE("growth keeps every byte and the address", growth_keeps_every_byte_and_the_address),
         CASE("at bytes_max puts are -EDQUOT, and go on after frees",
              at_bytes_max_and_on_again_after_frees),

@@ -351,12 +351,14 @@ static void an_unfinished_item_is_given_up_by_free(void **state)
     (void)state;
     start(&f, (struct weir_region_config){0});
     uint64_t mark = figures(&f).mark_bytes;
+    uint64_t metadata = figures(&f).metadata_bytes;
     for (int i = 0; i < 3; i++) {
         assert_int_equal(weir_region_alloc(f.region, 100000, (struct weir_label){1, 3}, &slot), 0);
         assert_int_equal(write_pieces(&f, slot, 1, (uint64_t)i * 50000, 10000), 0);
         assert_int_equal(weir_region_free(f.region, slot), 0);
         weir_region_audit(f.region);
         assert_stale(&f, slot);
+        assert_int_equal(figures(&f).metadata_bytes, metadata);
     }
     assert_int_equal(figures(&f).mark_bytes, mark);
     assert_int_equal(figures(&f).slot_count, 0);
@@ -865,6 +867,82 @@ static int unpin_what_is_not_pinned(const char *directory)
     return 0;
 }
 
+static int from_callback(const char *directory, weir_fetch_fn *done)
+{
+    struct weir_region_config config = {.directory = directory};
+    struct weir_region *region;
+    struct weir_slot slot;
+
+    CHILD_CHECK(weir_region_open(&config, &region) == 0);
+    CHILD_CHECK(weir_region_put(region, "x", 1, (struct weir_label){0}, &slot) == 0);
+    CHILD_CHECK(weir_region_fetch(region, &slot, 1, done, region) == 0);
+    return weir_region_poll(region) == 1 ? 0 : __LINE__;
+}
+
+static void poll_again(void *region, struct weir_slot slot, int result)
+{
+    (void)slot;
+    (void)result;
+    (void)!weir_region_poll(region);
+}
+
+static void wait_inside(void *region, struct weir_slot slot, int result)
+{
+    (void)slot;
+    (void)result;
+    (void)!weir_region_wait(region, 0);
+}
+
+static void close_inside(void *region, struct weir_slot slot, int result)
+{
+    (void)slot;
+    (void)result;
+    weir_region_close(region);
+    _exit(0); /* where it is not stopped it would not come back */
+}
+
+static int poll_from_a_callback(const char *directory)
+{
+    return from_callback(directory, poll_again);
+}
+
+static int wait_from_a_callback(const char *directory)
+{
+    return from_callback(directory, wait_inside);
+}
+
+static int close_from_a_callback(const char *directory)
+{
+    return from_callback(directory, close_inside);
+}
+
+struct poller {
+    struct weir_operation operation;
+    struct weir_region *region;
+};
+
+static void piece_polls(struct weir_operation *operation, int32_t result, uint32_t flags)
+{
+    struct poller *poller = (struct poller *)(void *)operation;
+
+    (void)result;
+    (void)flags;
+    (void)!weir_region_poll(poller->region);
+}
+
+static int poll_from_a_piece(const char *directory)
+{
+    struct weir_region_config config = {.directory = directory};
+    struct poller poller = {.operation = {piece_polls}};
+    struct weir_slot slot;
+    char byte;
+
+    CHILD_CHECK(weir_region_open(&config, &poller.region) == 0);
+    CHILD_CHECK(weir_region_put(poller.region, "x", 1, (struct weir_label){0}, &slot) == 0);
+    CHILD_CHECK(weir_region_fetch_into(poller.region, slot, 0, &byte, 1, &poller.operation) == 0);
+    return weir_region_poll(poller.region) == 1 ? 0 : __LINE__;
+}
+
 static void *put_from_elsewhere(void *region)
 {
     struct weir_slot slot;
@@ -882,6 +960,16 @@ static int put_on_another_thread(const char *directory)
     CHILD_CHECK(pthread_create(&thread, NULL, put_from_elsewhere, region) == 0);
     CHILD_CHECK(pthread_join(thread, NULL) == 0);
     return 0;
+}
+
+/* In any build: what follows would be done to a region that is half through its poll. */
+static void no_poll_inside_a_poll(void **state)
+{
+    (void)state;
+    assert_child_is_stopped(poll_from_a_callback);
+    assert_child_is_stopped(wait_from_a_callback);
+    assert_child_is_stopped(close_from_a_callback);
+    assert_child_is_stopped(poll_from_a_piece);
 }
 
 static void breaches_stop_the_process(void **state)
@@ -932,6 +1020,7 @@ int main(int argc, char **argv)
         CASE("on a shared ring a large item goes in between polls",
              an_unfinished_item_on_a_shared_ring),
         CASE("the tables have a descriptor until close", the_tables_have_a_descriptor),
+        CASE("a callback that polls, waits or closes stops the process", no_poll_inside_a_poll),
         CASE("breaches of the contract stop the process", breaches_stop_the_process),
     };
 

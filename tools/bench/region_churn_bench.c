@@ -356,6 +356,7 @@ static void churn_cold(struct bench *bench, struct bench_row *row, bool is_skewe
     bench_figure(row, "written/put",
                  (double)(after.written_bytes - before.written_bytes) / put_bytes);
     bench_figure(row, "moved/put", (double)(after.moved_bytes - before.moved_bytes) / put_bytes);
+    bench_figure(row, "staged/put", (double)(after.staged_bytes - before.staged_bytes) / put_bytes);
     bench_figure(row, "peak file/live", (double)churn->footprint_bytes / live_bytes);
     bench_figure(row, "resident MiB, own count", (double)after.resident_bytes / (double)REGION_MIB);
     bench_figure(row, "peak resident MiB, the kernel's",
