@@ -583,7 +583,7 @@ static void test_tables_restored(void **state)
     uint64_t sequence = 64;
 
     fixture->account.spill_at = 0;
-    for (uint64_t i = 0; i < 1000; i++, sequence += 128) {
+    for (uint64_t i = 0; i < 200; i++, sequence += 128) {
         push_at_hard(fixture, sequence, 100);
         /* It was freed elsewhere. */
         fixture->account.hard_at = UINT64_MAX;
