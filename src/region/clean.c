@@ -682,7 +682,7 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     weir__fetches_overlay(region, offset, bytes, data);
     /* A damaged one is no better elsewhere, but it must not hold its chunk for ever. */
     if (weir__entry_state(entry) == EXTENT_LIVE &&
-        weir__sum(data, bytes) != region->slots.sums[index])
+        weir__sum(entry, data) != region->slots.sums[index])
         return -EBADMSG;
     int r = clean_place(region, space, weir__entry_alignment(entry), &target);
     if (r < 0)

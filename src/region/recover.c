@@ -275,9 +275,11 @@ static void recover_drop_overlaps(struct weir_region *region)
 
 /* ---- Bytes -------------------------------------------------------------- */
 
-static int recover_sum(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+static int recover_sum(const struct weir_region *region, const struct weir__entry *entry,
                        char *buffer, uint64_t *ret_sum)
 {
+    uint64_t offset = weir__entry_offset(entry);
+    uint64_t bytes = weir__entry_bytes(entry);
     XXH3_state_t state;
 
     XXH3_64bits_reset(&state);
@@ -290,8 +292,8 @@ static int recover_sum(const struct weir_region *region, uint64_t offset, uint64
         offset += piece;
         bytes -= piece;
     }
-    uint64_t sum = XXH3_64bits_digest(&state);
-    *ret_sum = sum != 0 ? sum : 1;
+    *ret_sum = weir__sum_of(weir__word_load(&entry->key), weir__word_load(&entry->tag),
+                            XXH3_64bits_digest(&state));
     return 0;
 }
 
@@ -306,7 +308,7 @@ static int recover_verify(struct weir_region *region, const struct weir__found *
         return -EBADMSG; /* nothing speaks for it */
     if (*expected != 0 && !item->is_doubted)
         return 0;
-    int r = recover_sum(region, item->offset, weir__entry_bytes(entry), buffer, &sum);
+    int r = recover_sum(region, entry, buffer, &sum);
     if (r < 0)
         return r;
     if (*expected == 0)

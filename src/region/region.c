@@ -841,7 +841,7 @@ static int region_read_whole(struct weir_region *region, struct weir_slot slot,
         int r = weir__fetches_read(region, weir__entry_offset(entry), buffer, bytes);
         if (r < 0)
             return r;
-        if (sum == 0 || weir__sum(buffer, bytes) == sum)
+        if (sum == 0 || weir__sum(entry, buffer) == sum)
             return 0;
     }
     region->read_error_count++;

@@ -740,8 +740,8 @@ void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const 
                        size_t bytes);
 uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* its checksum */
 
-/* The checksum that is kept: 0 is left for "not known". */
-uint64_t weir__sum(const void *data, uint64_t bytes);
+/* The checksum of the item @entry, whose bytes are @data. */
+uint64_t weir__sum(const struct weir__entry *entry, const void *data);
 
 /* A read of the cleaner: @bytes of the file at @offset, both aligned. */
 void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,

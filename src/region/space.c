@@ -585,10 +585,10 @@ static uint32_t space_walk(const struct weir_region *region, struct weir__walk *
 
 static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, uint64_t *budget)
 {
-    uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
+    const struct weir__entry *entry = weir__region_entry(region, index);
 
-    *budget -= weir__min(*budget, bytes);
-    return weir__sum(region->store.base + weir__space_offset(region, index), bytes);
+    *budget -= weir__min(*budget, weir__entry_bytes(entry));
+    return weir__sum(entry, region->store.base + weir__entry_offset(entry));
 }
 
 uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)

@@ -155,8 +155,7 @@ static void sync_sum(struct weir_region *region)
         const struct weir__entry *entry = weir__region_entry(region, index);
         if (weir__entry_state(entry) == EXTENT_LIVE && region->slots.sums[index] == 0)
             weir__word_store(&region->slots.sums[index],
-                             weir__sum(region->store.base + weir__entry_offset(entry),
-                                       weir__entry_bytes(entry)));
+                             weir__sum(entry, region->store.base + weir__entry_offset(entry)));
     }
 }
 

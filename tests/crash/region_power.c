@@ -293,7 +293,7 @@ static uint64_t power_size(uint64_t key)
     return weir__random_below(&random, kind == 1 ? 900 * KIB : kind < 9 ? 3000 : 90000);
 }
 
-/* Whose bytes these are, if they are anybody's: no checksum covers the key. */
+/* Whose bytes these are, if they are anybody's. */
 static void power_tell(const char *data, size_t bytes, uint64_t found, uint64_t expected)
 {
     printf("# key %" PRIu64 " (expected %" PRIu64 "), %zu bytes\n", found, expected, bytes);
