@@ -12,8 +12,8 @@
  *
  *      struct weir_slot  --- weir_region_at() --->  const void *
  *      lives until freed                            lives until the next put,
- *                                                   alloc, write, free, poll
- *                                                   or fetch on the region
+ *                                                   alloc, write, free, poll,
+ *                                                   fetch or sync on the region
  *
  * At most resident_bytes_max of the file are in memory, and fetched items are
  * part of it: a region is one charge, made by its owner at open. It changes only
@@ -166,9 +166,12 @@ WEIR_API void weir_region_close(struct weir_region *region);
  *
  * After a power loss the region holds every item that the last sync() which
  * returned 0 confirmed, byte for byte, those freed since included; what was put
- * since is there if it is whole. For that, what was confirmed stays where it is:
- * space freed since is used again only after the next sync() (stats.freed_bytes),
- * and the cleaner leaves confirmed items alone.
+ * since is there if it is whole. For that, what was confirmed stays where it is
+ * until the next sync(): space freed since is used again only after it
+ * (stats.freed_bytes), and confirmed items that the cleaner moves are held twice
+ * (stats.moving_bytes). So sync() gives room back: where it is called seldom a put
+ * may find none, and says -EDQUOT, that would find it after another sync(). Of
+ * what is put between two some twice as much must fit beside what lives.
  *
  * Cost: O(slots); blocks while the disk writes and flushes.
  *
@@ -435,7 +438,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_slot(const struct weir_region *region,
  *
  * Slots put or freed meanwhile may or may not be seen.
  *
- * Return: true and @slot, or false at the end.
+ * Return: true and @slot, or false at the end and all zero, to begin again.
  */
 WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slot *slot);
 
@@ -529,7 +532,8 @@ struct weir_region_stats {
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
     uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
-    uint64_t reserved[5];
+    uint64_t moving_bytes; /* named: held beside confirmed items that are moved, until sync() */
+    uint64_t reserved[4];
 };
 
 /* weir_region_stats() - a snapshot; one fstat(2) */

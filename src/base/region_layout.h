@@ -35,6 +35,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/random.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -42,7 +43,7 @@
 #include <string.h>
 
 #define LAYOUT_MAGIC        UINT64_C(0x31626174726977ff) /* "\xff" "wirtab1" */
-#define LAYOUT_VERSION      UINT32_C(1)
+#define LAYOUT_VERSION      UINT32_C(2)
 #define LAYOUT_HEADER_BYTES UINT64_C(4096)
 #define LAYOUT_GRANULE      UINT64_C(16)
 #define LAYOUT_CHUNK_BYTES  (UINT64_C(2) << 20)
@@ -148,7 +149,7 @@ enum weir__extent_state {
     EXTENT_RESTING, /* a free extent of chunks that may not be stored to now */
     EXTENT_LIVE,
     EXTENT_BUILT,   /* under construction: allocated, not committed */
-    EXTENT_ZOMBIE,  /* freed while pinned: no slot any more, space not yet free */
+    EXTENT_ZOMBIE,  /* no slot: freed while pinned, or held by the owner for an item to come */
     EXTENT_PLACED,  /* under construction, filled in place by its owner */
     EXTENT_DAMAGED, /* an item whose bytes came back other than they were put */
     /*
@@ -169,6 +170,13 @@ static inline bool weir__state_is_item(enum weir__extent_state state)
 
     return (items >> state & 1) != 0;
 }
+
+/* What a zombie is beside an item that sync() confirmed: its owner tag. */
+enum weir__beside {
+    BESIDE_NOTHING,
+    BESIDE_NEW, /* a copy, where it will be from the next sync() on; key: index, generation << 32 */
+    BESIDE_OLD, /* where it was, or was to be: free after the next sync() */
+};
 
 /* ---- Words ---------------------------------------------------------------- */
 
@@ -258,6 +266,20 @@ static inline uint64_t weir__tag_alignment(uint64_t tag)
 {
     WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag)));
     return LAYOUT_GRANULE << (tag >> 60);
+}
+
+/*
+ * The checksum of an item: of its bytes (XXH3) and of whose they are. After a power
+ * loss the pages of an entry and of its checksum are of different moments; bytes
+ * that another item has in this place since must not pass for this one's. Never 0,
+ * which stands for "not known".
+ */
+static inline uint64_t weir__sum_of(uint64_t key, uint64_t tag, uint64_t sum_of_bytes)
+{
+    uint64_t whose = (uint64_t)weir__tag_owner(tag) << 32 | weir__tag_generation(tag);
+    uint64_t sum = sum_of_bytes ^ weir__mix(key ^ weir__mix(whose));
+
+    return sum != 0 ? sum : 1;
 }
 
 /* The space that @bytes take: an item of no bytes takes a granule, so that every extent has a place. */

@@ -22,10 +22,14 @@
  * What survived lives on longer than what was just put, so it is not mixed with
  * that: it is packed into chunks of its own (the nest), which are soon written.
  *
- * What is pinned, under construction, confirmed by a sync or too large for the
- * buffer stays; a chunk that holds such an item is not begun, and set aside until
- * something in it is freed or unpinned. One with an item that has no place in one
- * piece is so, too, until there is such a place.
+ * What a sync confirmed is only copied: it moves with the next one (move.c), and so
+ * its chunk is empty then and not before. Such chunks are begun earlier, and puts
+ * that come too fast wait for them, for room that others will need.
+ *
+ * What is pinned, under construction or too large for the buffer stays; a chunk
+ * that holds such an item is not begun, and set aside until something in it is
+ * freed or unpinned. One with an item that has no place in one piece is so, too,
+ * until there is such a place.
  *
  *   L1  a window that is being read has its half of the buffer, or all of it
  *   L2  what a window holds is as it was in the file, unless it is void
@@ -40,19 +44,23 @@
 #include <errno.h>
 #include <string.h>
 
-#define CLEAN_ALIGNMENT   UINT64_C(4096)
-#define CLEAN_CHUNKS_MIN  3                        /* one is filled, one is written, one is read */
-#define CLEAN_NEST_MIN    3                        /* chunks in memory, to have one for survivors */
-#define CLEAN_REST_MIN    (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
-#define CLEAN_ITEM_COST   UINT64_C(512)            /* a small item takes as long as so many bytes */
-#define CLEAN_LIVE_MAX    (LAYOUT_CHUNK_BYTES * 3 / 4)
-#define CLEAN_LOW_BYTES   (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
-#define CLEAN_KEEP_BYTES  (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
-#define CLEAN_NEST_WASTE  (LAYOUT_CHUNK_BYTES / 8) /* of it, where an item does not fit any more */
-#define CLEAN_FALLS       16                       /* ticks with fewer items than before */
-#define CLEAN_QUIET_NS    UINT64_C(200000000)      /* after the last of many frees */
-#define CLEAN_FULL_NS     UINT64_C(100000000)      /* after the file could not grow */
-#define CLEAN_START_TRIES 64 /* chunks that are looked at for one that can be emptied */
+#define CLEAN_ALIGNMENT    UINT64_C(4096)
+#define CLEAN_CHUNKS_MIN   3 /* one is filled, one is written, one is read */
+#define CLEAN_NEST_MIN     3 /* chunks in memory, to have one for survivors */
+#define CLEAN_REST_MIN     (4 * LAYOUT_CHUNK_BYTES) /* below that it is not worth it */
+#define CLEAN_ITEM_COST    UINT64_C(512) /* a small item takes as long as so many bytes */
+#define CLEAN_LIVE_MAX     (LAYOUT_CHUNK_BYTES * 3 / 4)
+#define CLEAN_LOW_BYTES    (3 * LAYOUT_CHUNK_BYTES) /* that can be stored to: with less more is made */
+#define CLEAN_KEEP_BYTES   (1 * LAYOUT_CHUNK_BYTES) /* of these, for the cleaner */
+#define CLEAN_NEST_WASTE   (LAYOUT_CHUNK_BYTES / 8) /* of it, where an item does not fit any more */
+#define CLEAN_FALLS        16                       /* ticks with fewer items than before */
+#define CLEAN_QUIET_NS     UINT64_C(200000000)      /* after the last of many frees */
+#define CLEAN_FULL_NS      UINT64_C(100000000)      /* after the file could not grow */
+#define CLEAN_START_TRIES  64 /* chunks that are looked at for one that can be emptied */
+#define CLEAN_PASS_MAX     16 /* chunks that would have to wait for a sync, that are passed over */
+#define CLEAN_MOVING_COUNT (UINT64_C(1) << 16)
+#define CLEAN_MOVING_MIN   (4 * LAYOUT_CHUNK_BYTES)
+#define CLEAN_MOVING_PART  8 /* of what is live */
 
 /* ---- When --------------------------------------------------------------- */
 
@@ -62,10 +70,12 @@ static uint64_t clean_file(const struct weir_region *region)
     return region->store.file_bytes - region->chunks.hole_count * LAYOUT_CHUNK_BYTES;
 }
 
-/* So many are no reason to clean. */
+/* So many are no reason to clean; what waits for a sync comes on top. */
 static uint64_t clean_goal(const struct weir_region *region)
 {
-    return weir__region_live(region) / 128 * 163 + CLEAN_REST_MIN;
+    uint64_t live = weir__region_live(region) - weir__move_waiting(region);
+
+    return live / 128 * 163 + CLEAN_REST_MIN;
 }
 
 static uint64_t clean_fresh(const struct weir_region *region)
@@ -80,7 +90,7 @@ bool weir__clean_may_grow(const struct weir_region *region, uint64_t bytes)
     if (!region->pager.writes_back)
         return true;
     return region->cleaner.full_until_ns == 0 && end <= region->bytes_max &&
-           end <= clean_goal(region);
+           end <= clean_goal(region) + weir__move_waiting(region);
 }
 
 /*
@@ -110,17 +120,82 @@ bool weir__clean_is_tight(const struct weir_region *region)
            clean_fresh(region) + soon < CLEAN_LOW_BYTES + region->cleaner.borrowed_bytes;
 }
 
-/* Chunks to be stored to get few, or there was a time when far more was live. */
-static bool clean_is_due(struct weir_region *region)
+/* There was a time when far more was live. */
+static bool clean_is_sparse(struct weir_region *region)
 {
-    uint64_t resting = weir__growth_resting(region);
     bool is_quiet = clean_is_quiet(region);
 
-    if (resting <= CLEAN_REST_MIN)
+    return is_quiet &&
+           weir__growth_resting(region) > CLEAN_REST_MIN + weir__region_live(region) / 5 * 2;
+}
+
+static uint64_t clean_since_sync(const struct weir_region *region)
+{
+    return weir__word_load(&weir__region_figures(region)->put_bytes) - region->named.put_bytes;
+}
+
+static uint64_t clean_promised(const struct weir_region *region)
+{
+    return region->cleaner.promised_count * LAYOUT_CHUNK_BYTES;
+}
+
+/*
+ * The same with the next sync: what it empties must last until the one after it,
+ * and that is as much as was put from the last to this, or to now. When it comes
+ * nobody knows, so later is not better here.
+ */
+static bool clean_is_short_of_promises(const struct weir_region *region)
+{
+    uint64_t last = weir__max(clean_since_sync(region), region->named.put_before);
+
+    return clean_file(region) + LAYOUT_CHUNK_BYTES > clean_goal(region) &&
+           clean_fresh(region) + clean_promised(region) < last + CLEAN_LOW_BYTES;
+}
+
+/* What is held twice until then is bounded. */
+static bool clean_may_promise(const struct weir_region *region)
+{
+    const struct weir__named *named = &region->named;
+
+    return named->mark_count > 0 && named->moving_count < CLEAN_MOVING_COUNT &&
+           named->moving_bytes < CLEAN_MOVING_MIN + weir__region_live(region) / CLEAN_MOVING_PART;
+}
+
+/*
+ * A put waits rather than begin a chunk for which none was promised, nor for the
+ * copies, since it began to be short; five are for four, so that what is short
+ * becomes less. Where it would make the file longer than its goal @ahead more are.
+ */
+static bool clean_is_behind(struct weir_region *region, uint64_t ahead)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+    uint64_t put_bytes = weir__word_load(&weir__region_figures(region)->put_bytes);
+
+    if (!clean_may_promise(region) || !clean_is_short_of_promises(region)) {
+        cleaner->short_bytes = put_bytes;
         return false;
-    if (is_quiet && resting > CLEAN_REST_MIN + weir__region_live(region) / 5 * 2)
-        return true;
-    return weir__clean_is_tight(region);
+    }
+    uint64_t since = put_bytes - weir__max(cleaner->short_bytes, region->named.put_bytes);
+    return clean_promised(region) < (since + region->named.moving_bytes) / 4 * 5 + ahead;
+}
+
+/* What begins now: nothing, a chunk that can be emptied at once, or any. */
+enum clean_due {
+    CLEAN_NOT_DUE,
+    CLEAN_DUE_AT_ONCE,
+    CLEAN_DUE,
+};
+
+static enum clean_due clean_is_due(struct weir_region *region, bool urgent)
+{
+    bool is_sparse = clean_is_sparse(region);
+
+    if (weir__growth_resting(region) <= CLEAN_REST_MIN)
+        return urgent ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
+    bool is_worth_it = is_sparse && clean_promised(region) < CLEAN_LOW_BYTES;
+    if (clean_may_promise(region) && (is_worth_it || clean_is_short_of_promises(region)))
+        return CLEAN_DUE;
+    return urgent || is_sparse || weir__clean_is_tight(region) ? CLEAN_DUE_AT_ONCE : CLEAN_NOT_DUE;
 }
 
 /*
@@ -161,21 +236,48 @@ static bool clean_has_nest(const struct weir_region *region)
                weir__chunk_live(&region->chunks, chunk) + CLEAN_NEST_WASTE;
 }
 
+/*
+ * Whether waiting helps: something is being read, or there will be room for what
+ * came. What is empty only with the next sync may be no help.
+ */
+static bool clean_is_moving(const struct weir_region *region, bool counts_waiting)
+{
+    bool has_read = false;
+
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
+        if (region->cleaner.windows[i].waits && !counts_waiting)
+            continue;
+        if (region->cleaner.windows[i].is_reading)
+            return true;
+        has_read |= region->cleaner.windows[i].is_read;
+    }
+    return has_read &&
+           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0 ||
+            region->pager.zeroing_count > 0);
+}
+
 bool weir__clean_lets_begin(struct weir_region *region, uint64_t space)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
     uint64_t keep = clean_has_nest(region) ? 0 : CLEAN_KEEP_BYTES;
 
-    if (clean_file(region) <= clean_goal(region))
+    if (clean_is_behind(region, 0)) {
+        weir__clean_advance(region, false, CLEAN_PUT_BYTES);
+        if (clean_is_behind(region, 0) && clean_is_moving(region, true))
+            return false;
+    }
+    if (clean_file(region) <= clean_goal(region) + weir__move_waiting(region))
         cleaner->borrowed_bytes = 0;
     if (clean_fresh(region) >
         keep + cleaner->borrowed_bytes + weir__round_down(space, LAYOUT_CHUNK_BYTES))
         return true;
-    bool may_grow = weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) ||
-                    (space > LAYOUT_CHUNK_BYTES / 2 && !clean_is_due(region));
+    bool may_grow =
+        weir__clean_may_grow(region, LAYOUT_CHUNK_BYTES) ||
+        (space > LAYOUT_CHUNK_BYTES / 2 && clean_is_due(region, false) == CLEAN_NOT_DUE);
     if (may_grow && clean_grow(region))
         return true;
-    return !weir__clean_advance(region, true, CLEAN_PUT_BYTES);
+    weir__clean_advance(region, true, CLEAN_PUT_BYTES);
+    return !clean_is_moving(region, clean_is_behind(region, CLEAN_LOW_BYTES));
 }
 
 /* ---- What --------------------------------------------------------------- */
@@ -263,18 +365,26 @@ static bool clean_has_room(const struct weir_region *region, uint64_t chunk)
     return bytes >= weir__chunk_live(&region->chunks, chunk);
 }
 
-/* The chunk with the fewest live bytes, if at least a quarter of it rests. */
-static uint64_t clean_choose(struct weir_region *region)
+/*
+ * The chunk with the fewest live bytes, if at least a quarter of it rests; of those
+ * that can be emptied at once, or (@may_wait) any.
+ */
+static uint64_t clean_choose(struct weir_region *region, bool may_wait)
 {
     struct weir__chunks *chunks = &region->chunks;
     uint64_t chunk = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, CHUNK_NO);
+    uint32_t left = CLEAN_PASS_MAX;
 
     while (chunk != CHUNK_NO && weir__chunk_live(chunks, chunk) < CLEAN_LIVE_MAX) {
         uint64_t next = weir__chunks_emptiest(chunks, CHUNK_KIND_WRITTEN, chunk);
         if (weir__chunk_pins(chunks, chunk) > 0)
             weir__chunk_set_aside(chunks, chunk);
+        else if (!may_wait && weir__sync_has_confirmed(region, chunk))
+            left--;
         else if (!weir__clean_is_at(region, chunk))
             return chunk;
+        if (left == 0)
+            return CHUNK_NO;
         chunk = next;
     }
     return CHUNK_NO;
@@ -331,6 +441,7 @@ static void clean_end(struct weir__window *window)
         memset(clean_buffer(window->region, window), 0, cleaner->buffer_bytes / (has_all ? 1 : 2));
     window->chunk = CHUNK_NO;
     window->is_read = false;
+    window->waits = false;
 }
 
 /* Not again before something in it is freed or unpinned. */
@@ -350,11 +461,16 @@ static bool clean_is_movable(const struct weir_region *region, uint32_t index)
 
     enum weir__extent_state state = weir__entry_state(entry);
 
-    return (state == EXTENT_LIVE || state == EXTENT_DAMAGED) &&
-           !weir__fetches_are_held(region, slot) && !weir__sync_is_confirmed(region, index);
+    /* Damaged, it is confirmed no more from the next sync on. */
+    return (state == EXTENT_LIVE ||
+            (state == EXTENT_DAMAGED && !weir__sync_is_confirmed(region, index))) &&
+           !weir__fetches_are_held(region, slot);
 }
 
-/* The first item of the chunk from extent @index on that begins at @from or behind it; 0: none. */
+/*
+ * The first item of the chunk from extent @index on that begins at @from or behind
+ * it, and must be moved if the chunk is to be empty; 0: none.
+ */
 static uint32_t clean_item_from(const struct weir_region *region, uint32_t index, uint64_t chunk,
                                 uint64_t from)
 {
@@ -366,7 +482,8 @@ static uint32_t clean_item_from(const struct weir_region *region, uint32_t index
         uint64_t offset = weir__entry_offset(entry);
         if (offset >= end)
             return 0;
-        if (offset >= from && state != EXTENT_FREE && state != EXTENT_RESTING)
+        if (offset >= from && state != EXTENT_FREE && state != EXTENT_RESTING &&
+            !weir__move_frees(region, index))
             return index;
         index = weir__entry_next(entry);
     }
@@ -382,6 +499,8 @@ static uint32_t clean_next_item(const struct weir_region *region, uint64_t chunk
 /* There is nothing more to be read of the chunk, or not now. */
 static void clean_stop(struct weir_region *region, struct weir__window *window)
 {
+    if (window->waits && clean_next_item(region, window->chunk, 0) == 0)
+        region->cleaner.promised_count++;
     if (region->cleaner.needs_all)
         clean_end(window);
     else
@@ -563,7 +682,7 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     weir__fetches_overlay(region, offset, bytes, data);
     /* A damaged one is no better elsewhere, but it must not hold its chunk for ever. */
     if (weir__entry_state(entry) == EXTENT_LIVE &&
-        weir__sum(data, bytes) != region->slots.sums[index])
+        weir__sum(entry, data) != region->slots.sums[index])
         return -EBADMSG;
     int r = clean_place(region, space, weir__entry_alignment(entry), &target);
     if (r < 0)
@@ -573,7 +692,10 @@ static int clean_move(struct weir_region *region, struct weir__window *window, u
     weir__chunks_touch(&region->chunks, to, space);
     if (bytes > 0)
         memcpy(region->store.base + to, data, bytes);
-    weir__space_move(region, index, target);
+    if (weir__sync_is_confirmed(region, index))
+        weir__move_begin(region, index, target);
+    else
+        weir__space_move(region, index, target);
     region->cleaner.moved_bytes += bytes;
     return 0;
 }
@@ -683,6 +805,11 @@ static bool clean_can_empty(struct weir_region *region, uint64_t chunk)
     uint32_t index = clean_next_item(region, chunk, 0);
     uint64_t most = 0;
 
+    if (index == 0) { /* but for the next sync nothing is left to be done */
+        weir__chunk_set_aside(&region->chunks, chunk);
+        region->cleaner.promised_count++;
+        return false;
+    }
     while (index != 0) {
         const struct weir__entry *entry = weir__region_entry(region, index);
         uint64_t from = weir__round_down(weir__entry_offset(entry), CLEAN_ALIGNMENT);
@@ -704,11 +831,11 @@ static bool clean_can_empty(struct weir_region *region, uint64_t chunk)
 }
 
 /* The next chunk to be emptied; those that cannot be are set aside. */
-static uint64_t clean_find(struct weir_region *region)
+static uint64_t clean_find(struct weir_region *region, bool may_wait)
 {
     clean_look_for_room(region);
     for (uint32_t left = CLEAN_START_TRIES; left > 0; left--) {
-        uint64_t chunk = clean_choose(region);
+        uint64_t chunk = clean_choose(region, may_wait);
         if (chunk == CHUNK_NO || !clean_has_room(region, chunk))
             return CHUNK_NO;
         if (clean_can_empty(region, chunk))
@@ -717,34 +844,20 @@ static uint64_t clean_find(struct weir_region *region)
     return CHUNK_NO;
 }
 
-static void clean_start(struct weir_region *region, struct weir__window *window)
+static void clean_start(struct weir_region *region, struct weir__window *window, bool may_wait)
 {
     if (weir__table_ready(region, region->spare_min) < 0)
         return; /* nothing can be moved */
-    uint64_t chunk = clean_find(region);
+    uint64_t chunk = clean_find(region, may_wait);
     if (chunk == CHUNK_NO || !clean_has_buffer(region))
         return;
+    window->waits = weir__sync_has_confirmed(region, chunk);
     window->chunk = chunk;
     window->next = 0;
     window->bytes = 0;
     window->doubted = 0;
     if (!clean_read(region, window))
         clean_stop(region, window);
-}
-
-/* Whether waiting helps: something is being read, or there will be room for what came. */
-static bool clean_is_moving(const struct weir_region *region)
-{
-    bool has_read = false;
-
-    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
-        if (region->cleaner.windows[i].is_reading)
-            return true;
-        has_read |= region->cleaner.windows[i].is_read;
-    }
-    return has_read &&
-           (!region->cleaner.is_stuck || region->chunks.queues[CHUNK_WRITING].count > 0 ||
-            region->pager.zeroing_count > 0);
 }
 
 static void clean_free_buffer(struct weir__cleaner *cleaner)
@@ -790,12 +903,12 @@ bool weir__clean_yield(struct weir_region *region)
     return true;
 }
 
-bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget)
+void weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget)
 {
     struct weir__cleaner *cleaner = &region->cleaner;
 
     if (!region->pager.writes_back)
-        return false;
+        return;
 
     if (cleaner->full_until_ns != 0 && weir__clock_ns() >= cleaner->full_until_ns)
         cleaner->full_until_ns = 0;
@@ -803,12 +916,15 @@ bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budge
     if (cleaner->is_stuck)
         weir__pager_advance(region, PAGER_PUT_BYTES);
     if (weir__clean_is_idle(region))
-        return false;
-    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
-        if (clean_may_start(region, &cleaner->windows[i]) && (urgent || clean_is_due(region)))
-            clean_start(region, &cleaner->windows[i]);
+        return;
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++) {
+        enum clean_due due = clean_may_start(region, &cleaner->windows[i])
+                                 ? clean_is_due(region, urgent)
+                                 : CLEAN_NOT_DUE;
+        if (due != CLEAN_NOT_DUE)
+            clean_start(region, &cleaner->windows[i], due == CLEAN_DUE);
+    }
     clean_retire(region);
-    return clean_is_moving(region);
 }
 
 /* ---- Lifecycle ---------------------------------------------------------- */
@@ -858,6 +974,16 @@ void weir__clean_resize(struct weir_region *region, uint64_t bytes)
         clean_look_at_all_again(region);
     cleaner->buffer_bytes = bytes;
     cleaner->is_resizing = false;
+}
+
+void weir__clean_resume(struct weir_region *region)
+{
+    struct weir__cleaner *cleaner = &region->cleaner;
+
+    cleaner->promised_count = 0;
+    for (uint32_t i = 0; i < CLEAN_WINDOW_COUNT; i++)
+        cleaner->windows[i].waits = cleaner->windows[i].chunk != CHUNK_NO;
+    clean_look_at_all_again(region);
 }
 
 uint64_t weir__clean_bytes(const struct weir_region *region)

@@ -116,11 +116,10 @@ struct weir__build {
     uint64_t open_chunk;    /* where the next byte goes */
 };
 
-uint64_t weir__sum(const void *data, uint64_t bytes)
+uint64_t weir__sum(const struct weir__entry *entry, const void *data)
 {
-    uint64_t sum = XXH3_64bits(data, bytes);
-
-    return sum != 0 ? sum : 1;
+    return weir__sum_of(weir__word_load(&entry->key), weir__word_load(&entry->tag),
+                        XXH3_64bits(data, weir__entry_bytes(entry)));
 }
 
 /* ---- Holds -------------------------------------------------------------- */
@@ -249,10 +248,11 @@ void weir__fetches_overlay(const struct weir_region *region, uint64_t offset, ui
 static int fetch_verify(const struct weir_region *region, const struct weir__hold *hold)
 {
     uint64_t sum = region->slots.sums[hold->slot.index];
+    const struct weir__entry *entry = weir__region_entry(region, hold->slot.index);
 
     weir__fetches_overlay(region, hold->offset, hold->bytes, fetch_data(hold));
 
-    if (sum == 0 || sum == weir__sum(fetch_data(hold), hold->bytes))
+    if (sum == 0 || sum == weir__sum(entry, fetch_data(hold)))
         return 0;
     return -EBADMSG;
 }
@@ -1156,14 +1156,16 @@ void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const 
 uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot)
 {
     struct weir__hold *hold = fetch_find(region, slot);
-    uint64_t sum = XXH3_64bits_digest(&hold->build->sum);
+    const struct weir__entry *entry = weir__region_entry(region, slot.index);
+    uint64_t sum = weir__sum_of(weir__word_load(&entry->key), weir__word_load(&entry->tag),
+                                XXH3_64bits_digest(&hold->build->sum));
 
     region->chunks.table[hold->build->open_chunk].open--;
-    weir__clean_look_again(region, weir__region_entry(region, slot.index));
+    weir__clean_look_again(region, entry);
     weir__heap_free(&region->heap, hold->build, sizeof(*hold->build));
     hold->build = NULL;
     fetch_drop_hold(region, hold);
-    return sum != 0 ? sum : 1;
+    return sum;
 }
 
 /* ---- Size --------------------------------------------------------------- */

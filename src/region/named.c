@@ -379,8 +379,7 @@ void weir__named_close(struct weir_region *region)
         if (named->temporary[file][0] != '\0')
             (void)weir__sys_unlink_at(named->directory_fd, named->temporary[file]);
     weir__heap_free(&region->heap, named->items, named->item_max * sizeof(*named->items));
-    weir__heap_free(&region->heap, named->confirmed,
-                    named->confirmed_count / 64 * sizeof(*named->confirmed));
+    weir__heap_free(&region->heap, named->marks, named->mark_count / 64 * sizeof(*named->marks));
     weir__sys_close(named->found_data_fd);
     weir__sys_close(named->sync_fd);
     weir__sys_close(named->directory_fd);

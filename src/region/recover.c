@@ -275,9 +275,11 @@ static void recover_drop_overlaps(struct weir_region *region)
 
 /* ---- Bytes -------------------------------------------------------------- */
 
-static int recover_sum(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+static int recover_sum(const struct weir_region *region, const struct weir__entry *entry,
                        char *buffer, uint64_t *ret_sum)
 {
+    uint64_t offset = weir__entry_offset(entry);
+    uint64_t bytes = weir__entry_bytes(entry);
     XXH3_state_t state;
 
     XXH3_64bits_reset(&state);
@@ -290,8 +292,8 @@ static int recover_sum(const struct weir_region *region, uint64_t offset, uint64
         offset += piece;
         bytes -= piece;
     }
-    uint64_t sum = XXH3_64bits_digest(&state);
-    *ret_sum = sum != 0 ? sum : 1;
+    *ret_sum = weir__sum_of(weir__word_load(&entry->key), weir__word_load(&entry->tag),
+                            XXH3_64bits_digest(&state));
     return 0;
 }
 
@@ -306,7 +308,7 @@ static int recover_verify(struct weir_region *region, const struct weir__found *
         return -EBADMSG; /* nothing speaks for it */
     if (*expected != 0 && !item->is_doubted)
         return 0;
-    int r = recover_sum(region, item->offset, weir__entry_bytes(entry), buffer, &sum);
+    int r = recover_sum(region, entry, buffer, &sum);
     if (r < 0)
         return r;
     if (*expected == 0)
@@ -342,17 +344,9 @@ static void recover_verify_all(struct weir_region *region, char *buffer)
     named->item_count = kept;
 }
 
-/*
- * What the last owner left in memory goes to the disk first. If it cannot, it
- * stays where it is, and whoever opens next finds it there.
- */
 static int recover_read(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
-    int r = weir__sys_fdatasync(region->store.data_fd);
-
-    if (r < 0)
-        return r;
     char *buffer = weir__heap_alloc(&region->heap, RECOVER_PIECE_BYTES);
     if (buffer == NULL)
         return -ENOMEM;
@@ -365,12 +359,27 @@ static int recover_read(struct weir_region *region)
     return weir__sys_fadvise(region->store.data_fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
+/*
+ * What the last owner left in memory goes to the disk first. If it cannot, it
+ * stays where it is, and whoever opens next finds it there. The tables too: he may
+ * have died in sync(), and what that gave up for free in memory is used by us next,
+ * while the disk does not yet know.
+ */
+static int recover_flush(const struct weir_region *region)
+{
+    int r = weir__sys_fdatasync(region->store.data_fd);
+
+    return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
+}
+
 int weir__recover_load(struct weir_region *region)
 {
     struct stat data;
     uint64_t count = 0;
     int r = weir__sys_fstat(region->store.data_fd, &data);
 
+    if (r == 0)
+        r = recover_flush(region);
     if (r == 0)
         r = recover_entry_count(region, &count);
     if (r == 0)

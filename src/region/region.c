@@ -841,7 +841,7 @@ static int region_read_whole(struct weir_region *region, struct weir_slot slot,
         int r = weir__fetches_read(region, weir__entry_offset(entry), buffer, bytes);
         if (r < 0)
             return r;
-        if (sum == 0 || weir__sum(buffer, bytes) == sum)
+        if (sum == 0 || weir__sum(entry, buffer) == sum)
             return 0;
     }
     region->read_error_count++;
@@ -909,6 +909,7 @@ bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
             return true;
         }
     }
+    *slot = (struct weir_slot){0};
     return false;
 }
 
@@ -1002,6 +1003,7 @@ void weir_region_stats(const struct weir_region *region, struct weir_region_stat
         .read_error_count = region->read_error_count,
         .growth_error_count = region->growth_error_count,
         .freed_bytes = region->named.freed_bytes,
+        .moving_bytes = region->named.moving_bytes,
         .damaged_count = region->damaged_count,
         .bounded = region->store.bounded,
         .direct = region->store.direct,
@@ -1049,6 +1051,7 @@ void weir_region_audit(const struct weir_region *region)
     WEIR_CHECK(freed_bytes == region->named.freed_bytes); /* N2 */
     WEIR_CHECK(region->fetches.bytes <= region->fetches.bytes_max ||
                region->bound.is_changing); /* F1 */
+    weir__move_audit(region);
     weir__bound_audit(region);
     weir__stage_audit(region);
 }

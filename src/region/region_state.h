@@ -19,6 +19,7 @@
  *      named      the files of a named region: lock, creation, leftovers
  *      recover    a named region is found again
  *      sync       what survives a power loss
+ *      move       what a sync confirmed gets another place with the next
  *      quick      the short way of nearly every put and free
  *      ranges     what of all this is memory, and on which nodes
  *
@@ -226,6 +227,7 @@ struct weir__window {
     bool is_reading;
     bool is_read;
     bool is_void;     /* the chunk was emptied or brought back meanwhile */
+    bool waits;       /* it is empty only after the next sync */
     uint32_t doubted; /* read once more: it came back other than it was put; 0: none */
 };
 
@@ -248,6 +250,8 @@ struct weir__cleaner {
     uint64_t full_until_ns;   /* the file could not grow: not tried again before */
     uint64_t no_room_bytes;   /* chunks are set aside until so many fit in one piece; 0: none */
     uint64_t moved_bytes;     /* ever */
+    uint64_t promised_count;  /* chunks that the next sync empties */
+    uint64_t short_bytes;     /* put before it was short of these */
 };
 
 /* An item that recover found: where it lies, and whether it is to be believed. */
@@ -257,6 +261,12 @@ struct weir__found {
     bool is_freed;   /* freed since the last sync: not an item, but its space is taken */
     bool is_doubted; /* its bytes are compared with its checksum */
     bool is_unread;  /* they could not be */
+};
+
+/* A bit for each entry: it was an item at the last sync; it has a copy at a new place. */
+struct weir__marks {
+    uint64_t confirmed;
+    uint64_t moving;
 };
 
 /* What only a named region has; of an anonymous one all is zero or -1. */
@@ -276,10 +286,14 @@ struct weir__named {
     uint64_t item_max;
     uint64_t kept_bytes; /* whole chunks of the data file that hold items */
 
-    uint64_t sync_count;      /* as in the header */
-    uint64_t *confirmed;      /* a bit for each entry: an item at the last sync, not moved since */
-    uint64_t confirmed_count; /* entries below have a bit; 0: nothing was ever confirmed */
-    uint64_t freed_bytes;     /* space of confirmed items freed since */
+    uint64_t sync_count; /* as in the header */
+    struct weir__marks *marks;
+    uint64_t mark_count;   /* entries below have a bit; 0: nothing was ever confirmed */
+    uint64_t freed_bytes;  /* space of confirmed items freed since */
+    uint64_t moving_bytes; /* N4 */
+    uint64_t moving_count; /* of these places */
+    uint64_t put_bytes;    /* ever, when the last sync ended */
+    uint64_t put_before;   /* between it and the one before */
 };
 
 /* Memory for more entries, ahead of need. */
@@ -502,7 +516,13 @@ void weir__space_adopt(struct weir_region *region, uint32_t index);
 /* Item @index changes places with the new extent @target, which is then released. */
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target);
 
-/* The same for another item of the same batch: views count batches, for none moves twice in one. */
+/*
+ * The two change places, and @target, a zombie then, keeps what was the item's.
+ * Views count batches, for no item moves twice in one: @is_first.
+ */
+void weir__space_trade(struct weir_region *region, uint32_t index, uint32_t target, bool is_first);
+
+/* The same for another item of the same batch. */
 void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target);
 
 /* @chunk may not be stored to from now on, or may be again: its free extents follow. */
@@ -720,8 +740,8 @@ void weir__build_wrote(struct weir_region *region, struct weir_slot slot, const 
                        size_t bytes);
 uint64_t weir__build_end(struct weir_region *region, struct weir_slot slot); /* its checksum */
 
-/* The checksum that is kept: 0 is left for "not known". */
-uint64_t weir__sum(const void *data, uint64_t bytes);
+/* The checksum of the item @entry, whose bytes are @data. */
+uint64_t weir__sum(const struct weir__entry *entry, const void *data);
 
 /* A read of the cleaner: @bytes of the file at @offset, both aligned. */
 void weir__fetches_read_own(struct weir_region *region, struct weir_operation *operation,
@@ -757,10 +777,9 @@ void weir__clean_deinit(struct weir_region *region);
 
 /*
  * Go on with moving live items out of sparse chunks, at most @budget bytes of
- * them, if chunks are needed, or if @urgent and there is a sparse one at all;
- * whether anything is under way.
+ * them, if chunks are needed, or if @urgent and there is a sparse one at all.
  */
-bool weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
+void weir__clean_advance(struct weir_region *region, bool urgent, uint64_t budget);
 
 /* Whether a read of ours is under way in the ring. */
 bool weir__clean_is_reading(const struct weir_region *region);
@@ -779,6 +798,9 @@ bool weir__clean_yield(struct weir_region *region);
 
 /* @entry is no longer held where it is: its chunk may be cleaned. */
 void weir__clean_look_again(struct weir_region *region, const struct weir__entry *entry);
+
+/* What was confirmed has changed, and chunks may be empty that were not. */
+void weir__clean_resume(struct weir_region *region);
 
 /* @chunk is no longer on disk only: what was read of it means nothing. */
 void weir__clean_forget(struct weir_region *region, uint64_t chunk);
@@ -871,8 +893,8 @@ static inline bool weir__sync_is_confirmed(const struct weir_region *region, uin
 {
     const struct weir__named *named = &region->named;
 
-    return WEIR_UNLIKELY(index < named->confirmed_count) &&
-           (named->confirmed[index / 64] >> index % 64 & 1) != 0;
+    return WEIR_UNLIKELY(index < named->mark_count) &&
+           (named->marks[index / 64].confirmed >> index % 64 & 1) != 0;
 }
 
 /* The tag of the confirmed item @index from now on: it is freed. */
@@ -886,6 +908,51 @@ int weir__sync_confirm(struct weir_region *region);
 
 /* Whether @chunk holds confirmed bytes, which must not leave the disk for a moment. */
 bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk);
+
+/* ---- move.c ------------------------------------------------------------- */
+
+static inline enum weir__beside weir__entry_beside(const struct weir__entry *entry)
+{
+    uint64_t tag = weir__word_load(&entry->tag);
+
+    return weir__tag_state(tag) == EXTENT_ZOMBIE ? (enum weir__beside)weir__tag_owner(tag)
+                                                 : BESIDE_NOTHING;
+}
+
+/* Whether the item @index has a copy at a new place. */
+static inline bool weir__move_is_under_way(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__named *named = &region->named;
+
+    return WEIR_UNLIKELY(index < named->mark_count) &&
+           (named->marks[index / 64].moving >> index % 64 & 1) != 0;
+}
+
+/* Whether what @index holds is free after the next sync, without anybody doing more. */
+static inline bool weir__move_frees(const struct weir_region *region, uint32_t index)
+{
+    const struct weir__entry *entry = weir__region_entry(region, index);
+
+    return weir__state_is_freed(weir__entry_state(entry)) ||
+           weir__entry_beside(entry) == BESIDE_OLD || weir__move_is_under_way(region, index);
+}
+
+/* Space that the next sync frees. */
+static inline uint64_t weir__move_waiting(const struct weir_region *region)
+{
+    return region->named.freed_bytes + region->named.moving_bytes;
+}
+
+/* The confirmed item @index was copied to the new extent @target, and goes there with the next sync. */
+void weir__move_begin(struct weir_region *region, uint32_t index, uint32_t target);
+
+/* The copies are on disk, and in no table: now all of them, or what is left of them, are the items. */
+void weir__move_switch(struct weir_region *region);
+
+/* That is on disk: the old places are free. */
+void weir__move_settle(struct weir_region *region);
+
+void weir__move_audit(const struct weir_region *region);
 
 /* ---- region.c ----------------------------------------------------------- */
 

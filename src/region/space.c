@@ -485,10 +485,10 @@ uint32_t weir__space_bump_aligned(struct weir_region *region, uint64_t space, ui
 
 /*
  * The handle names the entry, so the entry keeps the item and takes the place of
- * @target; @target gets the old place and is released. The bytes are there
- * already: a view that looks meanwhile sees one place or the other.
+ * @target, which gets the old one. The bytes are there already: a view that looks
+ * meanwhile sees one place or the other.
  */
-void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
+void weir__space_trade(struct weir_region *region, uint32_t index, uint32_t target, bool is_first)
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     uint64_t from = weir__space_offset(region, index);
@@ -501,10 +501,10 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     uint32_t after_target = weir__space_next(region, target);
 
     WEIR_ASSERT(weir__space_bytes(region, target) == space);
-    /* On disk its place could change before its bytes are there. */
-    WEIR_CHECK(!weir__sync_is_confirmed(region, index));
     WEIR_CHECK(to % weir__entry_alignment(entry) == 0); /* R6 */
 
+    if (is_first)
+        weir__word_add(&weir__region_figures(region)->move_count, 1);
     region->move_marks[index % REGION_MOVE_MARKS]++;
     weir__fence_release();
     weir__word_store(&entry->place, weir__entry_place(to, bytes));
@@ -527,22 +527,37 @@ void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t 
     }
     weir__space_claim(region, index, to, to + space);
     weir__space_claim(region, target, from, from + space);
+}
+
+static void space_move(struct weir_region *region, uint32_t index, uint32_t target, bool is_first)
+{
+    /* On disk its place could change before its bytes are there. */
+    WEIR_CHECK(!weir__sync_is_confirmed(region, index));
+    weir__space_trade(region, index, target, is_first);
     weir__space_release(region, target);
 }
 
 void weir__space_move(struct weir_region *region, uint32_t index, uint32_t target)
 {
-    weir__word_add(&weir__region_figures(region)->move_count, 1);
-    weir__space_move_next(region, index, target);
+    space_move(region, index, target, true);
+}
+
+void weir__space_move_next(struct weir_region *region, uint32_t index, uint32_t target)
+{
+    space_move(region, index, target, false);
 }
 
 /* ---- Checksums and holes ------------------------------------------------ */
 
-/* Where to begin, or to go on: an item that was freed meanwhile says nothing. */
+/* Where to begin, or to go on: an item that was freed or moved meanwhile says nothing. */
 static uint32_t space_walk_from(const struct weir_region *region, const struct weir__walk *walk)
 {
+    uint64_t begin = walk->chunk * LAYOUT_CHUNK_BYTES;
+
     if (walk->index != 0 && weir__space_state(region, walk->index) == EXTENT_LIVE &&
-        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation)
+        weir__entry_generation(weir__region_entry(region, walk->index)) == walk->generation &&
+        weir__space_end(region, walk->index) > begin &&
+        weir__space_offset(region, walk->index) < begin + LAYOUT_CHUNK_BYTES)
         return walk->index;
     return region->chunks.table[walk->chunk].first;
 }
@@ -570,10 +585,10 @@ static uint32_t space_walk(const struct weir_region *region, struct weir__walk *
 
 static uint64_t space_sum_of(const struct weir_region *region, uint32_t index, uint64_t *budget)
 {
-    uint64_t bytes = weir__entry_bytes(weir__region_entry(region, index));
+    const struct weir__entry *entry = weir__region_entry(region, index);
 
-    *budget -= weir__min(*budget, bytes);
-    return weir__sum(region->store.base + weir__space_offset(region, index), bytes);
+    *budget -= weir__min(*budget, weir__entry_bytes(entry));
+    return weir__sum(entry, region->store.base + weir__entry_offset(entry));
 }
 
 uint64_t weir__space_sum(struct weir_region *region, struct weir__walk *walk, uint64_t budget)

@@ -241,7 +241,8 @@ static void stage_begin(struct weir__stage *stage, const void *data, uint64_t by
     memcpy(stage->buffer, data, bytes);
     memset(stage->buffer + bytes, 0, stage->bytes - bytes);
     stage->slot = weir__space_name(region, index, stage->offset, bytes, label, EXTENT_STAGED);
-    weir__word_store(&region->slots.sums[index], weir__sum(stage->buffer, bytes));
+    weir__word_store(&region->slots.sums[index],
+                     weir__sum(weir__region_entry(region, index), stage->buffer));
     region->chunks.table[weir__chunk_of(stage->offset)].staged++;
     region->stager.under_way_count++;
     region->stager.staged_bytes += bytes;

@@ -11,28 +11,31 @@
  *
  * Each item is compared with its checksum then, so what is not whole is not
  * taken for an item. What was confirmed cannot be anything but whole: its entry
- * and its checksum do not change while it lives, it is not moved (its new place
- * could be on disk before its bytes), and its space is used for nothing else,
- * even when it is freed. And a freed item keeps all that it takes to be one
- * again, until the next sync: so what the last sync confirmed is there, whatever
- * of the frees since has reached the disk.
+ * and its checksum do not change while it lives, it is moved by a sync only (move.c;
+ * else its new place could be on disk before its bytes), and its space is used for
+ * nothing else, even when it is freed. And a freed item keeps all that it takes to
+ * be one again, until the next sync: so what the last sync confirmed is there,
+ * whatever of the frees since has reached the disk.
  *
  * The order in sync():
  *
  *      1  checksums for what has none      else the tables would promise what
  *      2  the payload                      nobody could check, or is not there
  *      3  the tables
- *      4  the count                        one word. Before it is on disk the last
- *                                          sync is valid, after it this one: items
+ *      4  the count, and what has been     one word. Before it is on disk the last
+ *         copied names its new place       sync is valid, after it this one: items
  *                                          freed before are told from those freed
- *                                          later by the count's parity
- *      5  what was freed is free
+ *                                          later by the count's parity. Of what is
+ *                                          moved both places are whole
+ *      5  what was freed is free, and
+ *         old places are
  *
  * A failed write makes the kernel forget that the pages are newer than the disk.
  * So after an error all of it is stored anew, and the next sync begins again.
  *
  *   N2  freed_bytes is the space of the entries that are FREED
- *   N3  what is confirmed is LIVE or FREED, and lies where it did at the last sync
+ *   N3  what is confirmed is LIVE or FREED, and lies where it did at the last sync that
+ *       succeeded, or where the next that got so far has put it
  */
 #include "region/region_state.h"
 
@@ -90,19 +93,17 @@ static int sync_make_bits(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
     uint64_t count = weir__round_up((uint64_t)region->slots.used_count + 1, 64);
-    uint64_t *bits;
+    struct weir__marks *marks;
 
-    if (count <= named->confirmed_count)
+    if (count <= named->mark_count)
         return 0;
-    bits =
-        weir__heap_resize(&region->heap, named->confirmed,
-                          named->confirmed_count / 64 * sizeof(*bits), count / 64 * sizeof(*bits));
-    if (bits == NULL)
+    marks = weir__heap_resize(&region->heap, named->marks, named->mark_count / 64 * sizeof(*marks),
+                              count / 64 * sizeof(*marks));
+    if (marks == NULL)
         return -ENOMEM;
-    memset(bits + named->confirmed_count / 64, 0,
-           (count - named->confirmed_count) / 64 * sizeof(*bits));
-    named->confirmed = bits;
-    named->confirmed_count = count;
+    memset(marks + named->mark_count / 64, 0, (count - named->mark_count) / 64 * sizeof(*marks));
+    named->marks = marks;
+    named->mark_count = count;
     return 0;
 }
 
@@ -111,12 +112,12 @@ static void sync_set_bits(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
 
-    memset(named->confirmed, 0, named->confirmed_count / 64 * sizeof(*named->confirmed));
-    for (uint32_t index = 1; index <= region->slots.used_count && index < named->confirmed_count;
+    memset(named->marks, 0, named->mark_count / 64 * sizeof(*named->marks));
+    for (uint32_t index = 1; index <= region->slots.used_count && index < named->mark_count;
          index++) {
         enum weir__extent_state state = weir__entry_state(weir__region_entry(region, index));
         bool is_confirmed = state == EXTENT_LIVE || state == weir__state_freed(named->sync_count);
-        named->confirmed[index / 64] |= (uint64_t)is_confirmed << index % 64;
+        named->marks[index / 64].confirmed |= (uint64_t)is_confirmed << index % 64;
     }
 }
 
@@ -134,10 +135,11 @@ bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk)
     uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
     uint32_t index = region->chunks.table[chunk].first;
 
-    if (region->named.confirmed_count == 0)
+    if (region->named.mark_count == 0)
         return false;
     while (index != 0 && weir__entry_offset(weir__region_entry(region, index)) < end) {
-        if (weir__sync_is_confirmed(region, index))
+        if (weir__sync_is_confirmed(region, index) ||
+            weir__entry_beside(weir__region_entry(region, index)) == BESIDE_OLD)
             return true;
         index = weir__entry_next(weir__region_entry(region, index));
     }
@@ -153,8 +155,7 @@ static void sync_sum(struct weir_region *region)
         const struct weir__entry *entry = weir__region_entry(region, index);
         if (weir__entry_state(entry) == EXTENT_LIVE && region->slots.sums[index] == 0)
             weir__word_store(&region->slots.sums[index],
-                             weir__sum(region->store.base + weir__entry_offset(entry),
-                                       weir__entry_bytes(entry)));
+                             weir__sum(entry, region->store.base + weir__entry_offset(entry)));
     }
 }
 
@@ -180,6 +181,7 @@ static int sync_data(struct weir_region *region)
 int weir_region_sync(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
+    const struct weir__figures *figures = weir__region_figures(region);
 
     WEIR_CHECK(pthread_equal(region->owner, pthread_self()));
     if (!named->has_name)
@@ -194,6 +196,7 @@ int weir_region_sync(struct weir_region *region)
         r = sync_tables(region);
     if (r < 0)
         return r;
+    weir__move_switch(region);
     weir__word_store(&region->header->sync_count, named->sync_count + 1);
     r = sync_tables(region);
     if (r < 0) {
@@ -203,7 +206,11 @@ int weir_region_sync(struct weir_region *region)
 
     named->sync_count++;
     sync_free_all(region);
+    weir__move_settle(region);
     sync_set_bits(region);
+    named->put_before = weir__word_load(&figures->put_bytes) - named->put_bytes;
+    named->put_bytes += named->put_before;
+    weir__clean_resume(region);
     return 0;
 }
 

@@ -806,6 +806,7 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
         return *view->trouble < 0 ? *view->trouble : -ESTALE;
 
     for (int i = 0; i < VIEW_TRIES && moved; i++) {
+        struct view_entry entry;
         uint64_t bytes;
         uint64_t expected = view_sum(view, slot.index);
 
@@ -821,9 +822,14 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
         if (expected == 0)
             return -ENOENT;
 
-        /* 0 stands for not yet summed, so a sum of 0 is kept as 1. */
-        uint64_t sum = XXH3_64bits_digest(&state);
-        return (sum == 0 ? 1 : sum) == expected ? 0 : -EBADMSG;
+        moved = !view_entry_load(view, slot.index, &entry);
+        r = -EAGAIN;
+        if (weir__tag_generation(entry.tag) != slot.generation)
+            return -ESTALE;
+        if (moved)
+            continue;
+        uint64_t sum = weir__sum_of(entry.key, entry.tag, XXH3_64bits_digest(&state));
+        return sum == expected ? 0 : -EBADMSG;
     }
     return r;
 }

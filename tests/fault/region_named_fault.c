@@ -31,6 +31,13 @@
 #define NAME       "fault"
 #define ITEM_COUNT 60
 
+#define SMALL_COUNT  3500
+#define SMALL_BYTES  4000
+#define SMALL_KEPT   8 /* one of so many */
+#define MOVING_BYTES (256 * KIB)
+#define WAITS_MAX    20000
+#define WAIT_NS      UINT64_C(1000000)
+
 /* ---- Faults ----------------------------------------------------------------- */
 
 /* Only what a case is about is counted, and can go wrong. */
@@ -234,6 +241,79 @@ static void sync_once(void *context)
     assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
 
+/* Chunks on disk of which little lives, and what does was copied: the next sync moves it. */
+static void make_moving(struct fixture *f, struct weir_slot small[SMALL_COUNT])
+{
+    struct weir_region_stats stats;
+    char data[SMALL_BYTES];
+
+    for (uint64_t i = 0; i < SMALL_COUNT; i++) {
+        harness_fill(data, sizeof(data), ITEM_COUNT + i, 0);
+        assert_int_equal(
+            weir_region_put(f->region, data, sizeof(data), (struct weir_label){i, 2}, &small[i]),
+            0);
+    }
+    assert_int_equal(weir_region_sync(f->region), 0);
+    for (uint64_t i = 0; i < SMALL_COUNT; i++)
+        if (i % SMALL_KEPT != 0)
+            assert_int_equal(weir_region_free(f->region, small[i]), 0);
+    assert_int_equal(weir_region_sync(f->region), 0);
+    for (int i = 0; i < WAITS_MAX; i++) {
+        assert_true(weir_region_wait(f->region, WAIT_NS) >= 0);
+        weir_region_stats(f->region, &stats);
+        if (stats.moving_bytes > MOVING_BYTES)
+            return;
+    }
+    fail();
+}
+
+static void check_small(struct fixture *f, const struct weir_slot small[SMALL_COUNT])
+{
+    char data[SMALL_BYTES];
+    size_t count = 0;
+
+    for (uint64_t i = 0; i < SMALL_COUNT; i += SMALL_KEPT) {
+        assert_int_equal(weir_region_read(f->region, small[i], 0, data, sizeof(data), &count), 0);
+        assert_int_equal(count, sizeof(data));
+        assert_int_equal(harness_differs_at(data, count, ITEM_COUNT + i, 0), count);
+    }
+}
+
+/* A sync that moves; whatever it says, what the one before confirmed is there at any time. */
+static void sync_moving(void *context)
+{
+    struct fixture f;
+    struct weir_region_stats stats;
+    static struct weir_slot small[SMALL_COUNT];
+
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    make_moving(&f, small);
+    arm();
+    int r = weir_region_sync(f.region);
+    assert_true(disarm() || r == 0);
+    weir_region_audit(f.region);
+    check_small(&f, small);
+    if (context != NULL) { /* the power goes now */
+        close_all(&f);
+        lose_power(&f);
+        assert_int_equal(try_open(&f), 0);
+        check_small(&f, small);
+    }
+    put_all(&f);
+    weir_region_audit(f.region);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    weir_region_stats(f.region, &stats);
+    assert_int_equal(stats.moving_bytes, 0);
+    close_all(&f);
+    lose_power(&f);
+    assert_int_equal(try_open(&f), 0);
+    check_all(&f, 0);
+    check_small(&f, small);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 /* Each use of each kind once, and a third of them for good. */
 static void each_use(void (*run)(void *context), void *context)
 {
@@ -278,6 +358,15 @@ static void syncing(void **state)
 {
     (void)state;
     each_use(sync_once, NULL);
+}
+
+static void syncing_what_moves(void **state)
+{
+    bool is_power_lost = true;
+
+    (void)state;
+    each_use(sync_moving, NULL);
+    each_use(sync_moving, &is_power_lost);
 }
 
 struct steps {
@@ -631,6 +720,7 @@ int main(int argc, char **argv)
         SEAM_TEST("who cannot be opened is as it was", opening_again),
         SEAM_TEST("who cannot be opened after a power loss neither", opening_after_power_loss),
         SEAM_TEST("a sync that failed has lost nothing", syncing),
+        SEAM_TEST("nor has one that moves", syncing_what_moves),
         SEAM_TEST("the count comes last", the_count_comes_last),
         SEAM_TEST("a sync that failed has confirmed nothing", a_failed_sync_confirms_nothing),
         SEAM_TEST("what cannot be written keeps it closed", what_cannot_be_written_keeps_it_closed),

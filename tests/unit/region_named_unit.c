@@ -845,6 +845,41 @@ static void a_power_loss(void **state)
     close_named(&f);
 }
 
+/* Entry, checksum and bytes lie in three pages, which reach the disk as they like. */
+static void bytes_of_a_successor_are_not_believed(void **state)
+{
+    struct fixture f;
+    struct weir__header header;
+    struct weir__entry before;
+    struct weir__entry after;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    struct weir_slot old = put(&f, 2, 5000);
+    harness_named_header(f.directory, NAME, &header);
+    uint64_t at = header.entry_offset + old.index * sizeof(before);
+    harness_named_read(f.directory, NAME ".weir", at, &before, sizeof(before));
+    assert_int_equal(weir_region_free(f.region, old), 0);
+    struct weir_slot new = put(&f, 3, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    close_named(&f);
+    harness_named_read(f.directory, NAME ".weir", at, &after, sizeof(after));
+    assert_int_equal(new.index, old.index);
+    assert_int_equal(after.place, before.place);
+
+    harness_named_write(f.directory, NAME ".weir", at, &before, sizeof(before));
+    lose_power(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.lost_slot_count, 1);
+    assert_int_equal(f.report.first_lost.generation, old.generation);
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
+    assert_int_equal(check(&f, old, 2, 5000), -ESTALE);
+    close_named(&f);
+}
+
 static void confirmed_space_waits_for_the_next_sync(void **state)
 {
     struct fixture f;
@@ -1340,6 +1375,7 @@ int main(int argc, char **argv)
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
+        CASE("bytes of a successor are not believed", bytes_of_a_successor_are_not_believed),
         CASE("what sync confirmed keeps its space until the next",
              confirmed_space_waits_for_the_next_sync),
         CASE("a pin outlives a sync, and a sync a pin", pins_and_syncs),

@@ -172,7 +172,7 @@ static void made_sum(struct made *made, uint32_t index)
     uint64_t bytes = weir__entry_bytes_of(entry.place, entry.tag);
     uint64_t sum = XXH3_64bits(made->data + weir__place_offset(entry.place), bytes);
 
-    weir__word_store(&made->sums[index], sum == 0 ? 1 : sum);
+    weir__word_store(&made->sums[index], weir__sum_of(entry.key, entry.tag, sum));
 }
 
 static void made_chunk_state(struct made *made, uint64_t index, enum weir_chunk_state state)
