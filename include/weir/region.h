@@ -230,8 +230,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  * Touches no cold page and allocates nothing; only the first cleaning does, which
  * takes its buffer, and a large item that is written by itself into a hole on disk
  * (from 16 KiB on, where the file is as long as it gets: stats.staged_bytes): it
- * has a buffer of those for fetches. Now and then a put does a piece of the work of poll: at most
- * 128 KiB of checksums, and of items to be moved.
+ * has a buffer of those for fetches. Now and then a put does a piece of the work of
+ * poll: at most 128 KiB of checksums, and of items to be moved.
  *
  * Cost:    O(log free extents); no syscall, but a submission for each new chunk.
  *          Faster than the file grows ahead: at worst one growth step, which waits
@@ -439,7 +439,7 @@ WEIR_API WEIR_MUST_CHECK int weir_region_slot(const struct weir_region *region,
  *
  * Slots put or freed meanwhile may or may not be seen.
  *
- * Return: true and @slot, or false at the end.
+ * Return: true and @slot, or false at the end and all zero, to begin again.
  */
 WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slot *slot);
 
@@ -517,7 +517,7 @@ struct weir_region_stats {
     uint64_t free_extent_count;
     uint64_t put_count;
     uint64_t put_bytes;     /* ever put */
-    uint64_t written_bytes; /* ever written back */
+    uint64_t written_bytes; /* ever written back, or by themselves */
     uint64_t fetch_count;
     uint64_t read_bytes;  /* ever read back */
     uint64_t moved_bytes; /* ever moved, out of sparse chunks or to make room */
@@ -528,7 +528,7 @@ struct weir_region_stats {
     uint64_t freed_bytes;   /* named: freed since the last sync(), space again after the next */
     bool bounded;           /* the kernel lets go of what is dropped */
     bool direct;            /* fetches pass by the page cache (O_DIRECT) */
-    bool degraded;          /* a write-back failed and has not succeeded since */
+    bool degraded;          /* a write failed; not written since, nor put elsewhere */
     bool synchronous;       /* no io_uring: plain system calls */
     bool movable;           /* no address space reserved: growth may move the mapping */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */

@@ -79,7 +79,8 @@ struct weir_reorder_codec {
  * @window_bytes_max:  payload held, in memory and spilled, the head apart; 0: no limit
  * @hot_items:         this many behind next spill last; 0: 16
  * @working_bytes:     charged at create and kept: the missing head and fetches
- *                     live on it, whatever the level; 0: 64 KiB
+ *                     live on it, whatever the level, and at hard up to half of it
+ *                     is for the index; 0: 64 KiB. Below 4 KiB the index has none.
  * @owner:             the owner tag of its slots in the region
  * @ready:             an item that weir_reorder_pop() or weir_reorder_take()
  *                     answered -EAGAIN for has come back, or failed to: ask again.
@@ -124,10 +125,16 @@ WEIR_API void weir_reorder_destroy(struct weir_reorder *reorder);
  *
  * Cost:    O(log of the distance); spills may cost a region put each.
  *
+ * At hard the region still takes what it has room for. The index grows in the place
+ * of items that are further; where none can leave, on the working set, which is whole
+ * again as soon as memory is: so whoever frees elsewhere what he has pushed, no less
+ * than the index took for it, always gets on.
+ *
  * Return: 0; -EEXIST: this sequence is here already; -ERANGE: delivered already,
  *         or too far ahead; -EAGAIN: no memory now and no room in the region, or
- *         none for the tables either (at hard, where nothing further ahead can
- *         leave): wait for the account (or poll the region), then push again; -EFBIG:
+ *         none for the index either (at hard, where nothing further ahead can
+ *         leave and half of the working set is lent): wait for the account, free what
+ *         was pushed (or poll the region), then push again; -EFBIG:
  *         larger than the region takes at once: weir_reorder_push_slot();
  *         -EDQUOT, -ENOSPC: the region is full, and memory too, or
  *         window_bytes_max is reached; -ENOMEM.
@@ -255,7 +262,8 @@ struct weir_reorder_stats {
     uint64_t metadata_bytes;
     uint64_t reclaim_count; /* times that it has spilled because its account was asked */
     uint64_t reclaim_bytes; /* what the account got back by that */
-    uint64_t reserved[8];
+    uint64_t lent_bytes;    /* of the working set, to heads and tables now: not charged as long */
+    uint64_t reserved[7];
 };
 
 WEIR_API void weir_reorder_stats(const struct weir_reorder *reorder,

@@ -156,9 +156,9 @@ WEIR_API WEIR_MUST_CHECK int weir_view_chunk(const struct weir_view *view, uint6
  *
  * Cold chunks are read past the page cache: looking does not warm them.
  *
- * Return: 0, -ESTALE, -EAGAIN (under construction, on its way into the file,
- *         or moved again and again), -EBADMSG (its entry makes no sense, or its owner found it damaged), or
- *         what pread(2) says.
+ * Return: 0, -ESTALE, -EAGAIN (under construction, on its way into the file, or
+ *         moved again and again), -EBADMSG (its entry makes no sense, or its owner
+ *         found it damaged), or what pread(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_view_read(const struct weir_view *view, struct weir_slot slot,
                                             uint64_t offset, void *buffer, size_t buffer_bytes,

@@ -117,7 +117,9 @@ struct weir_writebuf_sink {
  *                      failing apart; 0: none. Left at 7/8 of it.
  * @working_bytes:      charged at create and kept: what flushes live on where
  *                      the account admits nothing, in equal parts; 0: what they
- *                      need at least, and 1 MiB each
+ *                      need at least, and 1 MiB each. A part needs a record of
+ *                      the largest and 64 KiB; what it has beyond that is lent to
+ *                      appends, up to one such record
  * @flushes_max:        how many are flushed at once; 0: 4; at most 64
  * @owner:              the owner tag of its slots in the region; the key is the id
  * @trigger_bytes:      flush a buffer that holds so much; 0: half of
@@ -199,6 +201,9 @@ WEIR_API struct weir_writebuf *weir_writebuf_next(const struct weir_writebuf_set
 /*
  * weir_writebuf_append() - one change more, by copy
  *
+ * Where the account admits nothing a block of the set spills for it; where none can,
+ * it lives on the working set, if that has some to lend.
+ *
  * Cost:    a copy; a verdict per block of 64 KiB; where it says spill, a region
  *          put of such a block.
  *
@@ -277,7 +282,8 @@ WEIR_API uint64_t weir_writebuf_due_ns(const struct weir_writebuf_set *set);
  *
  * Of paused and failing buffers first, then of the largest.
  *
- * Return: how many came free; 0 also when the region took none.
+ * Return: how many came free for others; 0 also when the region took none, or when the
+ *         working set had lent them.
  */
 WEIR_API uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes);
 

@@ -675,7 +675,6 @@ static bool pager_may_revive(const struct weir_region *region, uint64_t chunk, u
 {
     return LAYOUT_CHUNK_BYTES - weir__chunk_live(&region->chunks, chunk) >= space &&
            region->chunks.table[chunk].unfillable == 0 &&
-           region->chunks.table[chunk].staged == 0 && /* T6 */
            weir__space_has_hole(region, chunk, space);
 }
 
@@ -699,24 +698,25 @@ static uint64_t pager_choose_hole(const struct weir_region *region, uint64_t spa
 bool weir__pager_revive(struct weir_region *region, uint64_t space)
 {
     struct weir__pager *pager = &region->pager;
+    bool is_more_soon = pager->zeroing_count > 0 || weir__stage_has_freed(region);
 
     if (weir__growth_resting(region) < space)
-        return false;
+        return is_more_soon;
     if (pager->revival.is_under_way)
         return true;
     /* There was no such hole, and nothing has changed since. */
     if (space >= pager->no_hole_bytes && region->resting_bytes == pager->no_hole_resting_bytes &&
         region->resting_count == pager->no_hole_resting_count)
-        return false;
+        return is_more_soon;
 
     uint64_t chunk = pager_choose_hole(region, space);
     if (chunk == CHUNK_NO) {
         pager->no_hole_bytes = space;
         pager->no_hole_resting_bytes = region->resting_bytes;
         pager->no_hole_resting_count = region->resting_count;
-        return false;
+        return is_more_soon;
     }
-    weir__pager_revive_chunk(region, chunk);
+    weir__pager_revive_chunk(region, chunk); /* if it is written into, not before that has ended */
     return true;
 }
 

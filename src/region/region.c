@@ -909,6 +909,7 @@ bool weir_region_next(const struct weir_region *region, struct weir_slot *slot)
             return true;
         }
     }
+    *slot = (struct weir_slot){0};
     return false;
 }
 

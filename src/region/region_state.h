@@ -330,7 +330,7 @@ struct weir__stager {
     struct weir__extent_tree holes; /* D1 */
     uint32_t under_way_count;
     uint32_t failed_count; /* while there are any the region is degraded */
-    uint64_t retry_ns;     /* after an error: nothing is staged, nor put anew, before; 0: none */
+    uint64_t retry_ns;     /* after an error: nothing is staged before; 0: none */
     uint64_t staged_bytes; /* ever, of items */
     struct weir__stage stages[REGION_STAGE_COUNT];
 };
@@ -646,7 +646,7 @@ bool weir__pager_has_room(const struct weir_region *region);
 /* Nothing is live in @chunk: its memory is given up and it can be stored to again. */
 void weir__pager_empty(struct weir_region *region, uint64_t chunk);
 
-/* A chunk with a hole of @space bytes is brought back; false: there is none. */
+/* A chunk with a hole of @space bytes is brought back, or will be; false: there is none. */
 bool weir__pager_revive(struct weir_region *region, uint64_t space);
 
 /* @chunk, which may not be stored to now, is brought back if that is possible. */
@@ -834,6 +834,9 @@ void weir__stage_remove_hole(struct weir_region *region, uint32_t index);
  */
 bool weir__stage_put(struct weir_region *region, const void *data, uint64_t bytes,
                      struct weir_label label, struct weir_slot *ret_slot);
+
+/* Whether items were freed on their way: their space comes free when that has ended. */
+bool weir__stage_has_freed(const struct weir_region *region);
 
 /* What the disk refused is put anew, as far as there is room. */
 void weir__stage_advance(struct weir_region *region);

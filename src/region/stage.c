@@ -33,6 +33,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/fence.h"
+#include "base/sys.h"
 
 #include <errno.h>
 #include <string.h>
@@ -70,16 +71,26 @@ static bool stage_takes(const struct weir_region *region, uint64_t chunk)
            region->chunks.table[chunk].unfillable == 0 && !weir__clean_is_at(region, chunk);
 }
 
-/* Where in @index whole pages of @bytes lie in one chunk that takes them; CHUNK_NO: nowhere. */
+static bool stage_takes_at(const struct weir_region *region, uint64_t offset, uint64_t bytes,
+                           uint64_t end)
+{
+    return offset + bytes <= end && weir__chunk_is_one(offset, bytes) &&
+           stage_takes(region, weir__chunk_of(offset));
+}
+
+/*
+ * Where in @index whole pages of @bytes lie in one chunk that takes them: the first or
+ * the last, for in those between nothing is live. CHUNK_NO: nowhere.
+ */
 static uint64_t stage_place(const struct weir_region *region, uint32_t index, uint64_t bytes)
 {
-    uint64_t at = weir__round_up(weir__space_offset(region, index), STAGE_PAGE_BYTES);
+    uint64_t first = weir__round_up(weir__space_offset(region, index), STAGE_PAGE_BYTES);
     uint64_t end = weir__space_end(region, index);
+    uint64_t last = weir__round_down(end - 1, LAYOUT_CHUNK_BYTES);
 
-    for (; at + bytes <= end; at = (weir__chunk_of(at) + 1) * LAYOUT_CHUNK_BYTES)
-        if (weir__chunk_is_one(at, bytes) && stage_takes(region, weir__chunk_of(at)))
-            return at;
-    return CHUNK_NO;
+    if (stage_takes_at(region, first, bytes, end))
+        return first;
+    return last > first && stage_takes_at(region, last, bytes, end) ? last : CHUNK_NO;
 }
 
 /* The shortest hole that takes @bytes, whole pages, of some that may; 0: none. */
@@ -203,7 +214,10 @@ static struct weir__stage *stage_idle(struct weir__stager *stager)
     return NULL;
 }
 
-/* Whether it is time: the disk is well, and room would have to be made. */
+/*
+ * Whether it is time: the disk is well, and room would have to be made. And no write may
+ * pass RLIMIT_FSIZE, which may have been lowered since open: that would be a signal.
+ */
 static bool stage_is_due(struct weir_region *region)
 {
     struct weir__stager *stager = &region->stager;
@@ -214,7 +228,7 @@ static bool stage_is_due(struct weir_region *region)
     if (stager->retry_ns != 0 && weir__clock_ns() < stager->retry_ns)
         return false;
     stager->retry_ns = 0;
-    return true;
+    return region->store.file_bytes <= weir__sys_file_bytes_max();
 }
 
 /* Named, and on its way. */
@@ -269,6 +283,16 @@ bool weir__stage_put(struct weir_region *region, const void *data, uint64_t byte
     stage_begin(stage, data, bytes, label);
     *ret_slot = slot;
     return true;
+}
+
+bool weir__stage_has_freed(const struct weir_region *region)
+{
+    for (uint32_t i = 0; i < REGION_STAGE_COUNT; i++) {
+        const struct weir__stage *stage = &region->stager.stages[i];
+        if (stage->slot.index != 0 && stage_entry(stage) == NULL)
+            return true;
+    }
+    return false;
 }
 
 /* ---- What was refused --------------------------------------------------- */

@@ -23,6 +23,9 @@
 /* What an item in the region takes in memory: its share of a leaf here, its tables there. */
 #define SPILLED_ITEM_BYTES UINT64_C(64)
 
+/* What the working set lent to tables comes back in steps of this. */
+#define RESTORE_STEP_BYTES UINT64_C(2048)
+
 /* What weir_account_delay_ns() says at hard. */
 #define HARD_DELAY_NS UINT64_C(10000000)
 
@@ -398,9 +401,50 @@ static bool intake_is_at_hard(const struct weir_reorder *reorder, enum weir_verd
     return verdict == WEIR_WAIT || weir_account_delay_ns(reorder->account) >= HARD_DELAY_NS;
 }
 
+/* Straight to the region; what has no bytes takes a place in the index only. */
+static int intake_push_further(struct weir_reorder *reorder, uint64_t sequence,
+                               const struct reorder_load *load)
+{
+    if (load->bytes == 0 && load->object == NULL)
+        return intake_push_memory(reorder, sequence, load);
+    return intake_push_region(reorder, sequence, load);
+}
+
+/*
+ * All memory is taken, and nothing of ours can leave for the tables of this item. But
+ * whoever pushes it may wait for just that to free what he holds, so they live on the
+ * working set (O8): what the index really grows by is refunded, and the use stays as
+ * it is. Not where only the account's own cap says wait, which no level will end.
+ */
+static int intake_push_lent(struct weir_reorder *reorder, uint64_t sequence,
+                            const struct reorder_load *load)
+{
+    uint64_t index_bytes = reorder->heap.bytes;
+    uint64_t grown;
+    int r;
+
+    if (weir_account_delay_ns(reorder->account) == 0 ||
+        !weir__reorder_lend_tables(reorder, WINDOW_GROWTH_BYTES_MAX))
+        return -EAGAIN;
+    r = intake_push_further(reorder, sequence, load);
+    grown = reorder->heap.bytes - index_bytes;
+    WEIR_ASSERT(grown <= WINDOW_GROWTH_BYTES_MAX);
+    weir__reorder_restore_tables(reorder, WINDOW_GROWTH_BYTES_MAX - grown);
+    /* Where the region is full, too, it is memory that may come. */
+    return r == -EDQUOT || r == -ENOSPC ? -EAGAIN : r;
+}
+
+/* There is memory again: the working set first. */
+static __attribute__((noinline)) void intake_restore(struct weir_reorder *reorder)
+{
+    if (weir_account_delay_ns(reorder->account) < HARD_DELAY_NS)
+        weir__reorder_restore_tables(reorder, RESTORE_STEP_BYTES);
+}
+
 /*
  * No memory was granted, and @freed of what is further does not make up for it:
- * straight to the region. At hard only if something else has left for the tables.
+ * straight to the region. At hard only if something else has left for the tables, or
+ * the working set has them.
  */
 static int intake_push_out(struct weir_reorder *reorder, uint64_t sequence,
                            const struct reorder_load *load, enum weir_verdict verdict,
@@ -411,6 +455,8 @@ static int intake_push_out(struct weir_reorder *reorder, uint64_t sequence,
     uint64_t more = 0;
     int r = 0;
 
+    if (reorder->tables_bytes > 0)
+        intake_restore(reorder);
     /* The room that the verdict spoke of is for the item itself. */
     reorder->room_bytes = 0;
     if (reorder->region != NULL && freed < due)
@@ -420,12 +466,9 @@ static int intake_push_out(struct weir_reorder *reorder, uint64_t sequence,
     if (r < 0 && r != -EAGAIN)
         return r;
     if (freed + more < due && intake_is_at_hard(reorder, verdict))
-        return -EAGAIN;
+        return intake_push_lent(reorder, sequence, load);
 
-    if (load->bytes == 0 && load->object == NULL)
-        r = intake_push_memory(reorder, sequence, load);
-    else
-        r = intake_push_region(reorder, sequence, load);
+    r = intake_push_further(reorder, sequence, load);
     if (r == 0)
         intake_pay_tables(reorder, freed + more);
     return r;
@@ -478,6 +521,8 @@ static int intake_push_granted(struct weir_reorder *reorder, uint64_t sequence,
         weir__reorder_refund(reorder, load->bytes);
     if (verdict == WEIR_FLUSH)
         weir__intake_take_flush(reorder);
+    if (WEIR_UNLIKELY(reorder->tables_bytes > 0))
+        intake_restore(reorder);
     return r;
 }
 

@@ -31,7 +31,7 @@
  * Numbers in comments name the invariant that a check defends:
  *
  *   O1  what waits lies in [next, next + window_items_max)
- *   O2  charged for payload == memory_bytes + popped_bytes - lent_bytes
+ *   O2  charged == working_bytes + memory_bytes + popped_bytes - lent_bytes
  *   O3  lent_bytes <= working_bytes
  *   O4  fetch records are sorted, of items in the region, and their cost sums to
  *       ahead_bytes
@@ -39,6 +39,7 @@
  *       it was looked at, or cannot be fetched, or has failed once
  *   O6  a buffer is in the busy table of its thread exactly if it has records
  *   O7  nothing is held ahead that has come while a buffer of the thread waited
+ *   O8  tables have at most half of the working set
  *
  * A region calls back what was asked for, even when the one who asked is gone,
  * and after its own end it calls back nothing. Neither a pointer nor a count of
@@ -81,10 +82,36 @@ void weir__reorder_charge_head(struct weir_reorder *reorder, uint64_t bytes)
 
     if (reorder->account == NULL)
         return;
+    reorder->tables_bytes = weir__min(reorder->tables_bytes, reorder->lent_bytes);
     reorder->lent_bytes += lent;
     if (bytes > lent)
         weir_account_charge_forced(reorder->account, bytes - lent);
     reorder->charged_bytes += bytes - lent;
+}
+
+bool weir__reorder_lend_tables(struct weir_reorder *reorder, uint64_t bytes)
+{
+    reorder->tables_bytes = weir__min(reorder->tables_bytes, reorder->lent_bytes);
+    if (reorder->tables_bytes + bytes > reorder->working_bytes / 2 ||
+        reorder->lent_bytes + bytes > reorder->working_bytes)
+        return false;
+    reorder->tables_bytes += bytes;
+    reorder->lent_bytes += bytes;
+    weir_account_refund(reorder->account, bytes);
+    reorder->charged_bytes -= bytes;
+    return true;
+}
+
+void weir__reorder_restore_tables(struct weir_reorder *reorder, uint64_t bytes)
+{
+    reorder->tables_bytes = weir__min(reorder->tables_bytes, reorder->lent_bytes);
+    bytes = weir__min(bytes, reorder->tables_bytes);
+    if (bytes == 0)
+        return;
+    reorder->tables_bytes -= bytes;
+    reorder->lent_bytes -= bytes;
+    weir_account_charge_forced(reorder->account, bytes);
+    reorder->charged_bytes += bytes;
 }
 
 void weir__reorder_set_slack(struct weir_reorder *reorder, uint64_t bytes)
@@ -196,6 +223,7 @@ int weir_reorder_create(const struct weir_reorder_config *config, struct weir_re
         goto fail;
     reorder->heap = heap;
     reorder->working_bytes = config->account != NULL ? working_bytes : 0;
+    reorder->charged_bytes = reorder->working_bytes;
     weir__window_init(&reorder->window, &reorder->heap);
     reorder_configure(reorder, config);
     r = weir__ahead_init(reorder);
@@ -261,10 +289,11 @@ void weir_reorder_destroy(struct weir_reorder *reorder)
         weir__ahead_feed_starved();
 
     weir__reorder_refund(reorder, reorder->memory_bytes);
-    WEIR_CHECK(reorder->charged_bytes == 0);
-    WEIR_CHECK(reorder->lent_bytes == 0);
+    /* Nothing is popped: what is still lent, tables have, and gave back with themselves. */
+    WEIR_CHECK(reorder->lent_bytes <= reorder->tables_bytes);
+    WEIR_CHECK(reorder->charged_bytes == reorder->working_bytes - reorder->lent_bytes);
     if (reorder->account != NULL)
-        weir_account_refund(reorder->account, reorder->working_bytes);
+        weir_account_refund(reorder->account, reorder->charged_bytes);
     weir__heap_account(&reorder->heap, -(int64_t)reorder->slack_bytes);
     heap = reorder->heap;
     weir__heap_free(&heap, reorder, sizeof(*reorder));
@@ -506,6 +535,7 @@ void weir_reorder_stats(const struct weir_reorder *reorder, struct weir_reorder_
         .metadata_bytes = reorder->heap.bytes,
         .reclaim_count = reorder->reclaim_count,
         .reclaim_bytes = reorder->reclaim_bytes,
+        .lent_bytes = reorder->lent_bytes,
     };
 
     WEIR_ASSERT(weir__reorder_is_mine(reorder));
@@ -565,11 +595,12 @@ void weir_reorder_audit(const struct weir_reorder *reorder)
     WEIR_CHECK((reorder->stall_since_ns != 0) == (!reorder->head_is_here && item_count > 0));
 
     if (reorder->account != NULL)
-        WEIR_CHECK(reorder->charged_bytes ==
-                   memory_bytes + reorder->popped_bytes - reorder->lent_bytes);
+        WEIR_CHECK(reorder->charged_bytes == reorder->working_bytes + memory_bytes +
+                                                 reorder->popped_bytes - reorder->lent_bytes);
     else
         WEIR_CHECK(reorder->charged_bytes == 0);
     WEIR_CHECK(reorder->lent_bytes <= reorder->working_bytes);
+    WEIR_CHECK(reorder->tables_bytes <= reorder->working_bytes / 2);
     WEIR_CHECK(reorder->credit_bytes <= REORDER_CREDIT_BYTES_MAX);
     WEIR_CHECK(memory_bytes - pack_bytes <= reorder->object_bytes);
     pack_bytes = memory_bytes + reorder->popped_bytes - reorder->object_bytes;

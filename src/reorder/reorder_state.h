@@ -64,6 +64,7 @@ struct weir_reorder {
     uint64_t popped_bytes;  /* payload in memory of what is out */
     uint64_t object_bytes;  /* of both, what objects take: not from packs */
     uint64_t lent_bytes;    /* O3 */
+    uint64_t tables_bytes; /* O8; of lent_bytes, to tables: what is more than those was paid back */
     uint64_t spilled_bytes;
     uint64_t spilled_count;
     uint64_t credit_bytes; /* have left for tables that are still to grow */
@@ -123,6 +124,12 @@ bool weir__reorder_is_mine(const struct weir_reorder *reorder);
 
 /* @bytes of payload are charged, come what may: on the working set as far as it goes. */
 void weir__reorder_charge_head(struct weir_reorder *reorder, uint64_t bytes);
+
+/* Of the working set, @bytes are refunded for tables that grow by them; false: it has not got them. */
+bool weir__reorder_lend_tables(struct weir_reorder *reorder, uint64_t bytes);
+
+/* Up to @bytes that were lent to tables are charged again, whatever the level. */
+void weir__reorder_restore_tables(struct weir_reorder *reorder, uint64_t bytes);
 
 /* Tell the books @bytes of slack. */
 void weir__reorder_set_slack(struct weir_reorder *reorder, uint64_t bytes);

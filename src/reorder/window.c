@@ -113,6 +113,12 @@ struct weir__window_leaf {
     struct window_item items[];
 };
 
+/* A leaf, full at once, and a node above it; and what the allocator puts before each. */
+_Static_assert(sizeof(struct window_inner) + sizeof(struct weir__window_leaf) +
+                       WINDOW_FAN * sizeof(struct window_item) + 2 * 16 <=
+                   WINDOW_GROWTH_BYTES_MAX,
+               "no item makes the index grow by more");
+
 /* The way from the root to a sequence. */
 struct window_path {
     struct weir__window_node **links[WINDOW_DEPTH_MAX + 1]; /* what points to each node */

@@ -32,6 +32,9 @@ enum weir__window_kind {
     WINDOW_REGION, /* @slot */
 };
 
+/* One more item makes the index grow by no more than this, as the books see it. */
+#define WINDOW_GROWTH_BYTES_MAX UINT64_C(2048)
+
 /* What a search looks for. */
 enum weir__window_mark {
     WINDOW_MARK_ANY,

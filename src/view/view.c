@@ -824,6 +824,8 @@ int weir_view_verify(const struct weir_view *view, struct weir_slot slot)
 
         moved = !view_entry_load(view, slot.index, &entry);
         r = -EAGAIN;
+        if (*view->trouble < 0)
+            return *view->trouble;
         if (weir__tag_generation(entry.tag) != slot.generation)
             return -ESTALE;
         if (moved)

@@ -247,7 +247,7 @@ static int flush_take_piece(struct writebuf_flush *flush, struct writebuf_block 
 {
     struct weir_writebuf_set *set = flush->buffer->set;
     uint64_t bytes = weir__round_up(block->fill_bytes, WRITEBUF_PAGE_BYTES);
-    bool is_window = flush->window_bytes + bytes <= set->window_bytes_max;
+    bool is_window = flush->window_bytes + bytes <= set->window_bytes_max - set->lent_bytes;
     int r;
 
     if (!is_window && !weir__writebuf_may_take(set, bytes))

@@ -172,7 +172,7 @@ static void writebuf_audit_buffer(const struct weir_writebuf *buffer, struct wri
     WEIR_CHECK(sums.spilled == buffer->spilled_bytes);
     if (buffer->flush != NULL) {
         WEIR_CHECK(sums.window == buffer->flush->window_bytes);
-        WEIR_CHECK(sums.window <= buffer->set->window_bytes_max);
+        WEIR_CHECK(sums.window + buffer->set->lent_bytes <= buffer->set->window_bytes_max);
         WEIR_CHECK(sums.loads == buffer->flush->load_count);
         WEIR_CHECK(!buffer->is_queued);
     } else {
@@ -225,7 +225,8 @@ void weir_writebuf_audit(const struct weir_writebuf_set *set)
     WEIR_CHECK(sums.memory == set->memory_bytes);
     WEIR_CHECK(sums.loaded == set->loaded_bytes);
     WEIR_CHECK(sums.spilled == set->spilled_bytes);
-    WEIR_CHECK(sums.charged == set->charged_bytes); /* W2 */
+    WEIR_CHECK(sums.charged == set->charged_bytes + set->lent_bytes); /* W2 */
+    WEIR_CHECK(set->lent_bytes <= set->lend_bytes_max);               /* W7 */
     WEIR_CHECK(sums.pieces + set->blocks.bytes == set->pieces.piece_bytes);
     WEIR_CHECK(set->credit_bytes == 0); /* W5 */
 }

@@ -20,6 +20,10 @@
 
 void weir__writebuf_refund(struct weir_writebuf_set *set, uint64_t bytes)
 {
+    uint64_t lent = weir__min(bytes, set->lent_bytes);
+
+    set->lent_bytes -= lent;
+    bytes -= lent;
     WEIR_CHECK(bytes <= set->charged_bytes);
     set->charged_bytes -= bytes;
     if (set->config.account != NULL && bytes > 0)
@@ -221,7 +225,7 @@ static struct weir_writebuf *writebuf_victim(const struct weir_writebuf_set *set
 
 uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes)
 {
-    uint64_t freed;
+    uint64_t charged_bytes = set->charged_bytes;
 
     WEIR_ASSERT(weir__writebuf_is_mine(set));
     WEIR_ASSERT(set->credit_bytes == 0);
@@ -234,9 +238,26 @@ uint64_t weir_writebuf_spill(struct weir_writebuf_set *set, uint64_t bytes)
         if (victim == NULL || weir__writebuf_spill_block(victim) < 0)
             break;
     }
-    freed = set->credit_bytes;
     weir__writebuf_settle(set);
-    return freed;
+    return charged_bytes - set->charged_bytes;
+}
+
+/*
+ * Nothing of the set can make room, so nobody but others can; and they may wait for
+ * just this append to free what they hold. What flushes do not use of the working set
+ * is enough for a block, and the next one takes it over (W7).
+ */
+static bool writebuf_lend(struct weir_writebuf_set *set, uint64_t bytes)
+{
+    uint64_t lent = set->lent_bytes + bytes;
+
+    if (lent > set->lend_bytes_max)
+        return false;
+    for (uint32_t i = 0; i < set->config.flushes_max; i++)
+        if (set->flushes[i].window_bytes + lent > set->window_bytes_max)
+            return false;
+    set->lent_bytes = lent;
+    return true;
 }
 
 int weir__writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
@@ -253,8 +274,12 @@ int weir__writebuf_charge(struct weir_writebuf_set *set, uint64_t bytes,
         if (set->credit_bytes == 0 && weir__writebuf_may_take(set, bytes))
             return 0;
         victim = set->config.region != NULL ? writebuf_victim(set, kept) : NULL;
-        if (victim == NULL)
-            return -EAGAIN;
+        if (victim == NULL) {
+            if (!writebuf_lend(set, bytes - set->credit_bytes))
+                return -EAGAIN;
+            set->credit_bytes = 0;
+            return 0;
+        }
         r = weir__writebuf_spill_block(victim);
         if (r < 0)
             return r;

@@ -24,13 +24,15 @@
  *   W1  the records of a buffer's blocks, one after the other, have rising
  *       sequences, all above the position of the buffer from head_offset on,
  *       but for those that the sink has told us it has
- *   W2  charged_bytes == the charges of blocks and tables + credit_bytes;
+ *   W2  charged_bytes + lent_bytes == the charges of blocks and tables + credit_bytes;
  *       memory_bytes are those of blocks without a slot, loaded_bytes those with
  *   W3  spill_next is the first block that has no slot and is in no round
  *   W4  a round is the first blocks up to `last`; they stay as they are until
  *       it ends
  *   W5  credit_bytes are 0 between two calls
  *   W6  poll has nothing to do by the clock before due_ns
+ *   W7  lent_bytes, of the working set to blocks of appends, are at most what each
+ *       window can spare beside the largest block, and no window uses them
  *
  * Not here: charges and spill (spill.c), what the account is asked for (demand.c),
  * the gate (gate.c), the flush (flush.c), the memory of blocks (piece.c), the table
@@ -180,6 +182,8 @@ static int writebuf_take_working_set(struct weir_writebuf_set *set)
         window_bytes = weir__round_down(part - WRITEBUF_INDEX_BYTES, WRITEBUF_PAGE_BYTES);
     }
     set->window_bytes_max = window_bytes;
+    set->lend_bytes_max = weir__min(writebuf_block_bytes_max(&set->config),
+                                    window_bytes - writebuf_block_bytes_max(&set->config));
     set->working_bytes = set->config.flushes_max * (window_bytes + WRITEBUF_INDEX_BYTES);
     if (set->config.account == NULL)
         return 0;
@@ -250,7 +254,7 @@ void weir_writebuf_destroy(struct weir_writebuf_set *set)
     while (!weir__list_is_empty(&set->buffers))
         weir_writebuf_clear(WEIR_CONTAINER_OF(set->buffers.next, struct weir_writebuf, link));
     (void)weir__gate_tell(set);
-    WEIR_CHECK(set->charged_bytes == 0);
+    WEIR_CHECK(set->charged_bytes == 0 && set->lent_bytes == 0);
     WEIR_CHECK(weir__list_is_empty(&set->loads));
     account = set->config.account;
     weir__list_remove(&set->link);

@@ -165,8 +165,10 @@ struct weir_writebuf_set {
     struct weir__pieces pieces; /* records; charged where they are taken */
     uint64_t window_bytes_max;  /* of each flush: its part of the working set */
     uint64_t working_bytes;
-    uint64_t charged_bytes; /* W2; the working set apart */
-    uint64_t credit_bytes;  /* W5 */
+    uint64_t lend_bytes_max; /* W7 */
+    uint64_t charged_bytes;  /* W2; the working set apart */
+    uint64_t lent_bytes;     /* W7 */
+    uint64_t credit_bytes;   /* W5 */
     uint64_t now_ns;
     uint64_t due_ns;   /* W6 */
     uint64_t ready_ns; /* ready is not called before, unless something was done */
@@ -238,7 +240,7 @@ void weir__demand_close(struct weir_writebuf_set *set);
 /* Give back what was put aside and not used. */
 void weir__writebuf_settle(struct weir_writebuf_set *set);
 
-/* Give @bytes of a charge back. */
+/* Give @bytes of a charge back: to the working set first, as far as that has lent. */
 void weir__writebuf_refund(struct weir_writebuf_set *set, uint64_t bytes);
 
 /* Whether the account admits @bytes without anybody making room; then they are charged. */

@@ -50,6 +50,7 @@ static void push(struct job *job, uint64_t sequence)
     assert_int_equal(after.item_count, before.item_count);
     assert_int_equal(after.payload_bytes, before.payload_bytes);
     assert_int_equal(after.pushed_count, before.pushed_count);
+    assert_in_range(after.lent_bytes, 0, before.lent_bytes);
     if (job->is_for_good)
         assert_int_equal(weir_reorder_push(job->reorder, sequence, job->data, bytes_of(sequence)),
                          -ENOMEM);
@@ -87,6 +88,28 @@ static void pop(struct job *job, uint64_t sequence)
     if (item.data != NULL)
         assert_int_equal(harness_differs_at(item.data, item.bytes, sequence, 0), item.bytes);
     weir_reorder_release(job->reorder, &item);
+}
+
+/* At hard the index grows on the working set, and where it cannot grow nothing is lent. */
+static void pass_at_hard(struct job *job)
+{
+    struct weir_reorder_config config = {.account = &job->account, .region = &job->region};
+    int r = weir_reorder_create(&config, &job->reorder);
+
+    if (r < 0) {
+        assert_int_equal(r, -ENOMEM);
+        return;
+    }
+    job->account.spill_at = 0;
+    job->account.hard_at = job->account.charged_bytes;
+    for (uint64_t i = 1; i <= 8; i++) {
+        push(job, 100 * i * i);
+        assert_int_equal(job->account.charged_bytes, job->account.hard_at);
+        weir_reorder_audit(job->reorder);
+    }
+    weir_reorder_destroy(job->reorder);
+    job->account.spill_at = UINT64_MAX;
+    job->account.hard_at = UINT64_MAX;
 }
 
 /* All ways into a buffer, and out of it again. */
@@ -134,6 +157,7 @@ static void run(void *context)
     job->is_for_good = *(const bool *)context;
     double_region_init(&job->region);
     double_account_init(&job->account);
+    pass_at_hard(job);
     pass(job);
     seam_lift();
     assert_int_equal(job->account.charged_bytes, 0);

@@ -7,7 +7,7 @@
  * After each operation what is charged for payload is what is held: the model
  * knows the payload of all that is here or out, the region what of it lies there,
  * and the codec which objects exist. The working set is one byte, so that hardly
- * anything can hide in it.
+ * anything can hide in it; and once so large that tables live on it at hard.
  *
  * WEIR_BOOKS_STEPS= says how many operations there are.
  */
@@ -34,6 +34,7 @@
 #define OUT_MAX        8u
 #define ITEM_BYTES_MAX 700u
 #define WORKING_BYTES  1u
+#define TABLES_BYTES   8192u /* a working set that has some for tables */
 #define ENCODED_BYTES  24u
 
 struct place {
@@ -47,6 +48,7 @@ struct world {
     struct weir_region region;
     struct weir_account account;
     struct weir_reorder *reorder;
+    uint64_t working_bytes;
     uint64_t next;
     struct place places[SPAN]; /* by sequence % SPAN */
     struct weir_item out[OUT_MAX];
@@ -57,7 +59,8 @@ struct world {
     uint64_t live_objects;  /* that exist */
     uint64_t live_measured; /* and what they take */
     bool codec_fails;
-    uint64_t counts[8]; /* of what came to pass, for who reads the log */
+    uint64_t hard_count; /* pushes that lived on the working set */
+    uint64_t counts[8];  /* of what came to pass, for who reads the log */
 };
 
 /* ---- Objects -------------------------------------------------------------------- */
@@ -120,15 +123,23 @@ static void check_books(const struct world *world)
     uint64_t in_region = world->region.live_bytes - encoded_count * ENCODED_BYTES;
     uint64_t held = world->byte_payload - in_region + world->live_measured;
     struct weir_reorder_stats stats;
-    uint64_t due;
 
     weir_reorder_stats(world->reorder, &stats);
     assert_int_equal(stats.memory_bytes, held);
     assert_int_equal(world->account.book_bytes, stats.metadata_bytes);
-    due = WORKING_BYTES + held + stats.metadata_bytes;
-    assert_in_range(world->account.charged_bytes, due - WORKING_BYTES, due);
+    assert_in_range(stats.lent_bytes, 0, world->working_bytes);
+    assert_int_equal(world->account.charged_bytes,
+                     world->working_bytes - stats.lent_bytes + held + stats.metadata_bytes);
     assert_int_equal(stats.next_sequence, world->next);
     assert_int_equal(stats.popped_count, world->out_count);
+}
+
+static uint64_t lent_bytes(const struct world *world)
+{
+    struct weir_reorder_stats stats;
+
+    weir_reorder_stats(world->reorder, &stats);
+    return stats.lent_bytes;
 }
 
 /* ---- Operations ----------------------------------------------------------------- */
@@ -175,6 +186,8 @@ static void push(struct world *world, uint64_t sequence)
     bool is_past = sequence < world->next;
     bool is_far = !is_past && sequence - world->next >= SPAN;
     bool is_object = weir__random_below(&world->seed, 3) == 0;
+    bool is_hard = world->account.charged_bytes >= world->account.hard_at;
+    uint64_t lent = lent_bytes(world);
     uint64_t bytes = weir__random_below(&world->seed, ITEM_BYTES_MAX);
     int r = is_object ? push_object(world, sequence, bytes) : push_bytes(world, sequence, bytes);
 
@@ -183,6 +196,7 @@ static void push(struct world *world, uint64_t sequence)
     } else if (world->places[sequence % SPAN].is_here) {
         assert_int_equal(r, -EEXIST);
     } else if (r == 0) {
+        world->hard_count += is_hard && sequence != world->next && lent_bytes(world) > lent;
         entered(world, sequence, is_object, bytes);
     } else {
         assert_int_not_equal(sequence, world->next);
@@ -267,11 +281,19 @@ static void turn(struct world *world)
     account->spill_at = charged + weir__random_below(&world->seed, 8000);
     account->spill_at -= weir__min(account->spill_at, weir__random_below(&world->seed, 8000));
     account->wait_at = charged + weir__random_below(&world->seed, 8000);
+    account->hard_at = UINT64_MAX;
     account->flush_next = weir__random_below(&world->seed, 4) == 0;
     account->flush_bytes = weir__random_below(&world->seed, 20000);
     world->codec_fails = weir__random_below(&world->seed, 8) == 0;
     if (weir__random_below(&world->seed, 4) == 0)
         double_region_chill(region);
+    if (weir__random_below(&world->seed, 4) == 0) {
+        /* Others have taken all memory, and next to nothing of ours is left in it. */
+        account->spill_at = 0;
+        weir_reorder_spill(world->reorder, UINT64_MAX);
+        account->hard_at =
+            account->charged_bytes - weir__random_below(&world->seed, 2) * ITEM_BYTES_MAX;
+    }
 }
 
 static void step(struct world *world)
@@ -318,14 +340,16 @@ static void test_books(void **state)
         if (i % 1024 == 0)
             weir_reorder_audit(world->reorder);
     }
-    printf("# refused %llu, awaited %llu, gaps %llu, failed %llu\n",
+    printf("# refused %llu, awaited %llu, gaps %llu, failed %llu, lent %llu\n",
            (unsigned long long)world->counts[0], (unsigned long long)world->counts[1],
-           (unsigned long long)world->counts[2], (unsigned long long)world->counts[3]);
+           (unsigned long long)world->counts[2], (unsigned long long)world->counts[3],
+           (unsigned long long)world->hard_count);
+    assert_true((world->hard_count > 0) == (world->working_bytes == TABLES_BYTES));
     for (uint32_t i = 0; i < 4; i++)
         assert_true(world->counts[i] > 0);
 }
 
-static int begin(void **state)
+static int begin_with(void **state, uint64_t working_bytes)
 {
     struct world *world = calloc(1, sizeof(*world));
 
@@ -333,6 +357,7 @@ static int begin(void **state)
     double_region_init(&world->region);
     world->region.seed = world->seed + 1;
     double_account_init(&world->account);
+    world->working_bytes = working_bytes;
     *state = world;
     return weir_reorder_create(
         &(struct weir_reorder_config){
@@ -340,7 +365,7 @@ static int begin(void **state)
             .region = &world->region,
             .window_items_max = SPAN,
             .hot_items = 3,
-            .working_bytes = WORKING_BYTES,
+            .working_bytes = working_bytes,
             .codec =
                 {
                     .measure = object_measure,
@@ -351,6 +376,16 @@ static int begin(void **state)
                 },
         },
         &world->reorder);
+}
+
+static int begin(void **state)
+{
+    return begin_with(state, WORKING_BYTES);
+}
+
+static int begin_tables(void **state)
+{
+    return begin_with(state, TABLES_BYTES);
 }
 
 static int end(void **state)
@@ -372,6 +407,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         {"what is charged is what is held, whatever happens", test_books, begin, end, NULL},
+        {"and where tables live on the working set", test_books, begin_tables, end, NULL},
     };
 
     return cmocka_run_group_tests_name("reorder_books", tests, NULL, NULL);

@@ -21,9 +21,11 @@
 #include "seam.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #define KIB         UINT64_C(1024)
 #define MIB         (KIB << 10)
@@ -334,6 +336,44 @@ static void no_more_is_staged_than_has_a_share(void **state)
     finish(job);
 }
 
+static int the_signals;
+
+static void count_signal(int number)
+{
+    (void)number;
+    the_signals++;
+}
+
+static void a_limit_lowered_later_is_no_signal(void **state)
+{
+    struct job *job = start();
+    struct sigaction count = {.sa_handler = count_signal};
+    struct sigaction before;
+    struct rlimit limit;
+
+    (void)state;
+    if (job == NULL)
+        return;
+    put_staged(job, 40 * KIB);
+    settle(job);
+    the_signals = 0;
+    assert_int_equal(sigaction(SIGXFSZ, &count, &before), 0);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    struct rlimit lower = {.rlim_cur = 1 * MIB, .rlim_max = limit.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &lower), 0);
+    int r = 0;
+    for (int i = 0; i < 8 && r == 0; i++)
+        r = put(job, 40 * KIB);
+    settle(job);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_int_equal(sigaction(SIGXFSZ, &before, NULL), 0);
+    assert_int_equal(r, 0);
+    assert_int_equal(the_signals, 0);
+    assert_int_equal(figures(job).write_error_count, 0);
+    assert_all_whole(job);
+    finish(job);
+}
+
 /* ---- While it is written -------------------------------------------------- */
 
 struct answer {
@@ -550,6 +590,82 @@ static void its_chunk_stays_meanwhile(void **state)
     finish(job);
 }
 
+/* Nothing is left that may be stored to, and no hole of 100 KiB. */
+static void fill_up(struct job *job)
+{
+    int r = 0;
+
+    while (r == 0)
+        r = put(job, 100 * KIB);
+    assert_int_equal(r, -EDQUOT);
+    settle(job);
+}
+
+static void delay(enum seam_call call)
+{
+    seam_arm(
+        (struct seam_rule){.call = call, .times = SEAM_FOR_GOOD, .how = SEAM_DELAY, .reaps = 3});
+}
+
+/* What comes free in a moment is waited for: the region is not full. */
+static void space_that_is_zeroed_is_waited_for(void **state)
+{
+    struct job *job = start();
+
+    (void)state;
+    if (job == NULL)
+        return;
+    fill_up(job);
+    hold_writes();
+    put_staged(job, 40 * KIB);
+    delay(SEAM_ring_fallocate);
+    uint64_t chunk = place(job, 32) / (2 * MIB);
+    for (size_t i = 0; i < job->count - 1; i++)
+        if (job->slots[i].index != 0 && place(job, i) / (2 * MIB) == chunk)
+            drop(job, i);
+    assert_int_equal(put(job, 100 * KIB), 0);
+    release(job);
+    assert_all_whole(job);
+    finish(job);
+}
+
+static void a_hole_beside_it_is_waited_for(void **state)
+{
+    struct job *job = start();
+
+    (void)state;
+    if (job == NULL)
+        return;
+    fill_up(job);
+    for (size_t i = 260; i < 265; i++)
+        drop(job, i);
+    delay(SEAM_ring_write);
+    put_staged(job, 200 * KIB); /* 120 are left of the hole; of the share, less than 100 */
+    assert_int_equal(put(job, 100 * KIB), 0);
+    release(job);
+    assert_all_whole(job);
+    finish(job);
+}
+
+static void space_freed_on_its_way_is_waited_for(void **state)
+{
+    struct job *job = start();
+
+    (void)state;
+    if (job == NULL)
+        return;
+    fill_up(job);
+    drop(job, 260);
+    drop(job, 261);
+    delay(SEAM_ring_write);
+    put_staged(job, 2 * ITEM_BYTES);
+    drop(job, job->count - 1);
+    assert_int_equal(put(job, 100 * KIB), 0);
+    release(job);
+    assert_all_whole(job);
+    finish(job);
+}
+
 static void it_may_be_closed_meanwhile(void **state)
 {
     struct job *job = start();
@@ -557,8 +673,7 @@ static void it_may_be_closed_meanwhile(void **state)
     (void)state;
     if (job == NULL)
         return;
-    seam_arm((struct seam_rule){
-        .call = SEAM_ring_write, .times = SEAM_FOR_GOOD, .how = SEAM_DELAY, .reaps = 3});
+    delay(SEAM_ring_write);
     put_staged(job, 40 * KIB);
     put_staged(job, 20 * KIB);
     drop(job, job->count - 1);
@@ -658,18 +773,28 @@ static void without_room_it_stays_in_its_buffer(void **state)
     (void)state;
     if (job == NULL)
         return;
-    hold_writes();
-    size_t i = put_staged(job, 60 * KIB);
+    /* It takes all of the only hole in its chunk, which is then of no use to others. */
+    drop(job, 260);
+    drop(job, 261);
+    settle(job);
+    fail_writes();
+    size_t i = put_staged(job, 2 * ITEM_BYTES);
     /* Nothing may be stored to any more. */
     while (put(job, 100 * KIB) == 0)
         continue;
     while (put(job, 10 * KIB) == 0 && job->count < ITEMS_MAX - 1)
         continue;
-    seam_release_failed();
     seam_lift();
     settle(job);
+    assert_true(figures(job).degraded);
+    assert_int_equal(harness_differs_at(address(job, i), 2 * ITEM_BYTES, i, 0), 2 * ITEM_BYTES);
     assert_all_whole(job);
-    assert_int_equal(harness_differs_at(address(job, i), 60 * KIB, i, 0), 60 * KIB);
+
+    for (size_t other = i + 1; other < job->count; other++)
+        drop(job, other);
+    settle(job);
+    assert_false(figures(job).degraded);
+    assert_all_whole(job);
     finish(job);
 }
 
@@ -755,11 +880,16 @@ int main(int argc, char **argv)
         CASE("who must not stage does not", who_must_not_stage_does_not),
         CASE("its last page ends in zeroes", its_last_page_ends_in_zeroes),
         CASE("no more is staged than has a share of memory", no_more_is_staged_than_has_a_share),
+        CASE("a file limit lowered later is no signal", a_limit_lowered_later_is_no_signal),
 
         CASE("an item is there while it is written", it_is_there_while_it_is_written),
         CASE("a view sees an item when it is written", a_view_sees_it_when_it_is_written),
         CASE("an item may be freed while it is written", it_may_be_freed_meanwhile),
         CASE("its chunk stays while an item is written", its_chunk_stays_meanwhile),
+        CASE("space that is zeroed meanwhile is waited for", space_that_is_zeroed_is_waited_for),
+        CASE("a hole beside an item on its way is waited for", a_hole_beside_it_is_waited_for),
+        CASE("space of an item freed on its way is waited for",
+             space_freed_on_its_way_is_waited_for),
         CASE("a region may be closed while an item is written", it_may_be_closed_meanwhile),
         CASE("memory may be lowered while an item is written", memory_may_be_lowered_meanwhile),
         CASE("without memory it is put as any other", without_memory_it_is_put_as_any_other),

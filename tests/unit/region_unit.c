@@ -582,7 +582,7 @@ static void every_live_slot_is_walked_once(void **state)
         assert_int_equal(seen[i], i % 3 == 0 ? 0 : 1);
 
     /* To free what one walks over is the usual thing to do. */
-    at = (struct weir_slot){0, 0};
+    assert_true(weir_slot_is_none(at)); /* at the end, which is the beginning */
     while (weir_region_next(f.region, &at))
         assert_int_equal(weir_region_free(f.region, at), 0);
     assert_int_equal(figures(&f).slot_count, 0);

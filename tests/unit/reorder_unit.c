@@ -129,7 +129,7 @@ static void check_books(const struct fixture *fixture)
 
     weir_reorder_audit(fixture->reorder);
     assert_int_equal(fixture->account.charged_bytes,
-                     65536 + stats.memory_bytes + stats.metadata_bytes);
+                     65536 - stats.lent_bytes + stats.memory_bytes + stats.metadata_bytes);
     assert_int_equal(fixture->account.book_bytes, stats.metadata_bytes);
 }
 
@@ -512,15 +512,140 @@ static void test_tables(void **state)
     assert_true(stats_of(fixture->reorder).spilled_count > 8000);
     check_books(fixture);
 
-    /* At hard the region may have room: without something that leaves, nothing enters. */
+    /*
+     * At hard the region may have room: without something that leaves nothing enters, but
+     * for what the working set has for the index.
+     */
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, 0);
     fixture->account.hard_at = 0;
     for (uint64_t i = 10001; push(fixture->reorder, i, 500) == 0; i++)
         count++;
-    assert_in_range(count, 100, 20000);
+    assert_in_range(count, 100, 22000);
+    assert_in_range(stats_of(fixture->reorder).lent_bytes, 32768 - 2047, 32768);
     assert_true(fixture->account.peak_bytes <= limit + 32768);
     check_books(fixture);
     fixture->account.hard_at = UINT64_MAX;
     assert_int_equal(push(fixture->reorder, 40000, 500), 0);
+    check_books(fixture);
+}
+
+/* @bytes at @sequence at hard: in, and nothing more is charged than before. */
+static void push_at_hard(struct fixture *fixture, uint64_t sequence, size_t bytes)
+{
+    uint64_t charged = fixture->account.charged_bytes;
+
+    fixture->account.hard_at = charged;
+    fixture->account.peak_bytes = 0;
+    assert_int_equal(push(fixture->reorder, sequence, bytes), 0);
+    assert_int_equal(fixture->account.charged_bytes, charged);
+    assert_int_equal(fixture->account.peak_bytes, charged);
+    check_books(fixture);
+}
+
+/* Nothing can leave for its tables, and who pushed it has to free what it takes elsewhere. */
+static void test_tables_lent(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t lent;
+
+    fixture->account.spill_at = 0;
+    push_at_hard(fixture, 10, 100);
+    lent = stats_of(fixture->reorder).lent_bytes;
+    assert_in_range(lent, 64, 2048);
+
+    /* Far apart, each with a leaf and a node of its own; then one that has no bytes. */
+    for (uint64_t i = 1; i < 10; i++)
+        push_at_hard(fixture, UINT64_C(1) << 3 * i, 100);
+    push_at_hard(fixture, 100000, 0);
+    assert_int_equal(stats_of(fixture->reorder).spilled_count, 10);
+
+    /* What does not enter has taken nothing. */
+    lent = stats_of(fixture->reorder).lent_bytes;
+    fixture->account.hard_at = fixture->account.charged_bytes;
+    fixture->account.wait_at = 0;
+    fixture->account.room_bytes = 99;
+    assert_int_equal(push(fixture->reorder, 200000, 100), -EAGAIN);
+    fixture->account.room_bytes = 100;
+    fixture->region.put_result = -ENOSPC;
+    assert_int_equal(push(fixture->reorder, 200000, 100), -EAGAIN);
+    fixture->region.put_result = -EIO;
+    assert_int_equal(push(fixture->reorder, 200000, 100), -EIO);
+    fixture->region.put_result = 0;
+    assert_int_equal(push(fixture->reorder, 200000, 5000), -EFBIG);
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, lent);
+    check_books(fixture);
+}
+
+/* Below hard the working set comes back, whatever the verdicts are; so it never runs dry. */
+static void test_tables_restored(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t sequence = 64;
+
+    fixture->account.spill_at = 0;
+    for (uint64_t i = 0; i < 200; i++, sequence += 128) {
+        push_at_hard(fixture, sequence, 100);
+        /* It was freed elsewhere. */
+        fixture->account.hard_at = UINT64_MAX;
+        assert_int_equal(push(fixture->reorder, sequence + 64, 100), 0);
+        assert_in_range(stats_of(fixture->reorder).lent_bytes, 0, 4096);
+    }
+    assert_int_equal(push(fixture->reorder, sequence, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, 0);
+
+    /* By what is granted, too, and by payload that leaves. */
+    push_at_hard(fixture, sequence + 64, 100);
+    fixture->account.hard_at = UINT64_MAX;
+    fixture->account.spill_at = UINT64_MAX;
+    assert_true(stats_of(fixture->reorder).lent_bytes > 0);
+    assert_int_equal(push(fixture->reorder, 1, 3000), 0);
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, 0);
+    fixture->account.spill_at = 0;
+    push_at_hard(fixture, sequence + 128, 100);
+    assert_true(stats_of(fixture->reorder).lent_bytes > 0);
+    assert_int_equal(weir_reorder_skip(fixture->reorder), 0);
+    take(fixture, 1, 3000);
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, 0);
+    check_books(fixture);
+}
+
+/* Half of it is the head's, whatever the tables want; and a head that has all of it leaves none. */
+static void test_tables_bounded(void **state)
+{
+    struct fixture *fixture = *state;
+    struct weir_item item;
+    uint64_t sequence = 64;
+    uint64_t forced;
+
+    fixture->account.spill_at = 0;
+    fixture->account.hard_at = 0;
+    while (push(fixture->reorder, sequence, 100) == 0)
+        sequence += 64;
+    assert_in_range(sequence / 64, 30, 1000);
+    assert_in_range(stats_of(fixture->reorder).lent_bytes, 32768 - 2047, 32768);
+    forced = fixture->account.forced_bytes;
+    assert_int_equal(push(fixture->reorder, 0, 32768), 0);
+    assert_int_equal(fixture->account.forced_bytes, forced);
+    check_books(fixture);
+
+    take(fixture, 0, 32768);
+    fixture->account.hard_at = UINT64_MAX;
+    for (uint32_t i = 0; i < 16; i++, sequence += 64)
+        assert_int_equal(push(fixture->reorder, sequence, 100), 0);
+    assert_int_equal(stats_of(fixture->reorder).lent_bytes, 0);
+
+    fixture->account.hard_at = 0;
+    assert_int_equal(push(fixture->reorder, 1, 65000), 0);
+    assert_int_equal(push(fixture->reorder, sequence, 100), -EAGAIN);
+    assert_int_equal(weir_reorder_pop(fixture->reorder, &item), 0);
+    weir_reorder_release(fixture->reorder, &item);
+    push_at_hard(fixture, sequence, 100);
+
+    /* Where only the account's own cap says wait, no level will end that. */
+    fixture->account.spill_at = UINT64_MAX;
+    fixture->account.wait_at = 0;
+    fixture->account.hard_at = UINT64_MAX;
+    assert_int_equal(push(fixture->reorder, sequence + 64, 100), -EAGAIN);
     check_books(fixture);
 }
 
@@ -1341,6 +1466,9 @@ static const struct CMUnitTest tests[] = {
     {"a nearer item takes the place of further ones", test_verdict_spill, begin, end, NULL},
     {"what waits in the region makes up for its tables", test_tables, begin, end, NULL},
     {"items of no bytes ask for their place", test_tables_of_empty, begin, end, NULL},
+    {"at hard the tables live on the working set", test_tables_lent, begin, end, NULL},
+    {"what it lent comes back as soon as it may", test_tables_restored, begin, end, NULL},
+    {"tables have no more than half of it", test_tables_bounded, begin, end, NULL},
     {"a refusal changes nothing", test_wait, begin, end, NULL},
     {"without a region a refusal says wait", test_wait_without_region, begin, end, NULL},
     {"the head enters by the working set", test_head_enters, begin, end, NULL},

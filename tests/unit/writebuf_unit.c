@@ -918,6 +918,67 @@ static void test_the_first_block_has_its_memory(void **state)
     assert_true(target_is_equal(&fixture->target, 0));
 }
 
+/* Nothing of the set is in memory, and the account admits nothing: records go in one by one. */
+static void test_an_append_has_a_block(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t forced_bytes;
+
+    make(fixture, (struct weir_writebuf_config){.region = &fixture->region});
+    fixture->region.puts_are_cold = true;
+    fixture->account.wait_at = 0;
+    fixture->account.hard_at = 0;
+    forced_bytes = stats_of(fixture).metadata_bytes;
+    for (uint32_t i = 0; i < 2000; i++)
+        changes(fixture, i / 16 % TABLES, WEIR_WRITEBUF_UPDATE, 1, i % 100 == 0 ? 100000 : 1000);
+    weir_writebuf_audit(fixture->set);
+    assert_in_range(stats_of(fixture).memory_bytes, 1, (256 + 4) * KIB);
+    assert_true(stats_of(fixture).spilled_bytes > 3 * MIB);
+    /* Of the account only tables. */
+    assert_int_equal(stats_of(fixture).charged_bytes, stats_of(fixture).working_bytes);
+    assert_true(stats_of(fixture).metadata_bytes - forced_bytes < 256 * KIB);
+
+    /* What is lent is no memory that comes back, and the working set has it again. */
+    assert_int_equal(weir_writebuf_spill(fixture->set, UINT64_MAX), 0);
+    assert_int_equal(stats_of(fixture).memory_bytes, 0);
+    weir_writebuf_audit(fixture->set);
+    for (uint64_t id = 0; id < TABLES; id++) {
+        changes(fixture, id, WEIR_WRITEBUF_UPDATE, 1, 1000);
+        flush(fixture, id);
+        assert_true(target_is_equal(&fixture->target, id));
+    }
+    assert_int_equal(stats_of(fixture).held_bytes, 0);
+}
+
+/* Without a region it is as much, until that is flushed; and a flush has its window. */
+static void test_an_append_has_a_block_without_a_region(void **state)
+{
+    struct fixture *fixture = *state;
+
+    make(fixture, (struct weir_writebuf_config){0});
+    fixture->account.wait_at = 0;
+    for (uint32_t round = 0; round < 20; round++) {
+        uint32_t count = 0;
+
+        while (change(fixture, 0, WEIR_WRITEBUF_UPDATE, count % KEYS, 1000) == 0)
+            count++;
+        assert_in_range(count, 180, 270);
+        assert_int_equal(stats_of(fixture).charged_bytes, stats_of(fixture).working_bytes);
+        weir_writebuf_audit(fixture->set);
+        flush(fixture, 0);
+        assert_true(target_is_equal(&fixture->target, 0));
+    }
+
+    /* A working set that is no larger than flushes need has none to lend. */
+    weir_writebuf_destroy(fixture->set);
+    fixture->account.wait_at = UINT64_MAX;
+    make(fixture, (struct weir_writebuf_config){.record_bytes_max = 60 * KIB,
+                                                .working_bytes = (64 + 64) * KIB,
+                                                .flushes_max = 1});
+    fixture->account.wait_at = 0;
+    assert_int_equal(change(fixture, 0, WEIR_WRITEBUF_UPDATE, 0, 1000), -EAGAIN);
+}
+
 static void test_memory_goes_back(void **state)
 {
     struct fixture *fixture = *state;
@@ -1651,6 +1712,9 @@ int main(void)
          begin, end, NULL},
         {"what stands before fetched blocks may spill",
          test_what_stands_before_fetched_blocks_may_spill, begin, end, NULL},
+        {"an append has a block that nobody refuses", test_an_append_has_a_block, begin, end, NULL},
+        {"also without a region, until it is flushed", test_an_append_has_a_block_without_a_region,
+         begin, end, NULL},
         {"the first block has its memory", test_the_first_block_has_its_memory, begin, end, NULL},
         {"memory goes back", test_memory_goes_back, begin, end, NULL},
         {"a flush verdict flushes the largest", test_a_flush_verdict_flushes_the_largest, begin,
