@@ -176,7 +176,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * Cost: O(slots); blocks while the disk writes and flushes.
  *
  * Return: 0; -EOPNOTSUPP: the region has no name; -ENOMEM; or what fdatasync(2)
- *         says: nothing is confirmed then, and nothing in memory is lost.
+ *         says: nothing is confirmed then, and nothing in memory is lost. If the
+ *         power goes before the next, what was freed before this one may be gone.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 

@@ -160,6 +160,8 @@ enum weir__extent_state {
     EXTENT_FREED_EVEN,
     EXTENT_FREED_ODD,
     EXTENT_STAGED, /* an item that is not in the file yet: its owner has it in a buffer */
+    /* Freed as above, after a sync() that failed, while nobody knows whose count the disk has. */
+    EXTENT_FREED_DOUBTED,
 };
 
 /* Whether an extent of this state is an item: it has a slot, or will have one at once. */
@@ -251,7 +253,7 @@ static inline uint64_t weir__tag_with(uint64_t tag, enum weir__extent_state stat
 
 static inline bool weir__state_is_freed(enum weir__extent_state state)
 {
-    return state == EXTENT_FREED_EVEN || state == EXTENT_FREED_ODD;
+    return state == EXTENT_FREED_EVEN || state == EXTENT_FREED_ODD || state == EXTENT_FREED_DOUBTED;
 }
 
 static inline uint64_t weir__entry_bytes_of(uint64_t place, uint64_t tag)

@@ -130,14 +130,17 @@ static bool recover_is_inside(const struct weir_region *region, const struct wei
 /*
  * Freed since the last sync. After a kill that has happened, but its space is
  * used by nobody before the next sync; after a power loss it has not happened.
+ * Which count is on disk is known now (recover_flush).
  */
 static int recover_look_at_freed(struct weir_region *region, uint32_t index, uint64_t data_bytes)
 {
     const struct weir__named *named = &region->named;
-    const struct weir__entry *entry = weir__region_entry(region, index);
-    bool is_current = weir__entry_state(entry) == weir__state_freed(named->sync_count);
+    struct weir__entry *entry = weir__region_entry(region, index);
+    enum weir__extent_state current = weir__state_freed(named->sync_count);
 
-    if (!is_current || !recover_is_inside(region, entry, data_bytes)) {
+    if (weir__entry_state(entry) == EXTENT_FREED_DOUBTED)
+        weir__word_store(&entry->tag, weir__tag_with(weir__word_load(&entry->tag), current));
+    if (weir__entry_state(entry) != current || !recover_is_inside(region, entry, data_bytes)) {
         recover_vacate(region, index);
         return 0;
     }

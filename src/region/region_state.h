@@ -287,6 +287,7 @@ struct weir__named {
     uint64_t kept_bytes; /* whole chunks of the data file that hold items */
 
     uint64_t sync_count; /* as in the header */
+    bool is_doubted;     /* the header on disk may have one more, of a sync that failed */
     struct weir__marks *marks;
     uint64_t mark_count;   /* entries below have a bit; 0: nothing was ever confirmed */
     uint64_t freed_bytes;  /* space of confirmed items freed since */

@@ -31,7 +31,10 @@
  *         old places are
  *
  * A failed write makes the kernel forget that the pages are newer than the disk.
- * So after an error all of it is stored anew, and the next sync begins again.
+ * So after an error all of it is stored anew, and the next sync begins again. If it
+ * was the last flush, the disk may have either count. What is freed then is to be an
+ * item again under both, so it has a state of its own, until the next sync has
+ * written its tables, with the old count; that takes one flush more.
  *
  *   N2  freed_bytes is the space of the entries that are FREED
  *   N3  what is confirmed is LIVE or FREED, and lies where it did at the last sync that
@@ -58,7 +61,8 @@ uint64_t weir__sync_freed_tag(struct weir_region *region, uint32_t index)
     WEIR_ASSERT(weir__sync_is_confirmed(region, index));
     WEIR_ASSERT(weir__state_is_item(weir__tag_state(tag))); /* N3 */
     named->freed_bytes += weir__extent_space(bytes);
-    return weir__tag_with(tag, weir__state_freed(named->sync_count));
+    return weir__tag_with(tag, named->is_doubted ? EXTENT_FREED_DOUBTED
+                                                 : weir__state_freed(named->sync_count));
 }
 
 void weir__sync_release(struct weir_region *region, uint32_t index)
@@ -178,6 +182,24 @@ static int sync_data(struct weir_region *region)
     return r;
 }
 
+/* The disk has our count again: what was freed while nobody knew says the same. */
+static int sync_end_doubt(struct weir_region *region)
+{
+    struct weir__named *named = &region->named;
+
+    if (!named->is_doubted)
+        return 0;
+    named->is_doubted = false;
+    for (uint32_t index = 1; index <= region->slots.used_count; index++) {
+        struct weir__entry *entry = weir__region_entry(region, index);
+        uint64_t tag = weir__word_load(&entry->tag);
+        if (weir__tag_state(tag) == EXTENT_FREED_DOUBTED)
+            weir__word_store(&entry->tag,
+                             weir__tag_with(tag, weir__state_freed(named->sync_count)));
+    }
+    return sync_tables(region);
+}
+
 int weir_region_sync(struct weir_region *region)
 {
     struct weir__named *named = &region->named;
@@ -194,6 +216,8 @@ int weir_region_sync(struct weir_region *region)
     r = sync_data(region);
     if (r == 0)
         r = sync_tables(region);
+    if (r == 0)
+        r = sync_end_doubt(region);
     if (r < 0)
         return r;
     weir__move_switch(region);
@@ -201,6 +225,7 @@ int weir_region_sync(struct weir_region *region)
     r = sync_tables(region);
     if (r < 0) {
         weir__word_store(&region->header->sync_count, named->sync_count);
+        named->is_doubted = true;
         return r;
     }
 

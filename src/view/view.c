@@ -561,7 +561,7 @@ static int view_extent_of(const struct weir_view *view, uint32_t index,
     if (state == EXTENT_BUILT && generation % 2 == 0)
         return -EAGAIN;
     bool freed = weir__state_is_freed(state);
-    if (state > EXTENT_STAGED || (named || freed) != (generation % 2 == 1))
+    if (state > EXTENT_FREED_DOUBTED || (named || freed) != (generation % 2 == 1))
         return -EBADMSG;
     if (!view_extent_is_inside(view, offset, bytes))
         return -EBADMSG;

@@ -457,6 +457,56 @@ static void a_failed_sync_confirms_nothing(void **state)
     }
 }
 
+/* The last flush failed: whichever count is on disk, what is freed since is there again. */
+static void either_count_restores(void **state)
+{
+    struct weir_region_report report;
+    struct weir__header header;
+    struct weir_slot_info info;
+    struct fixture f;
+
+    (void)state;
+    for (uint64_t more = 0; more < 2; more++) {
+        begin(&f);
+        assert_int_equal(try_open(&f), 0);
+        put_all(&f);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        seam_reset();
+        seam_fail(SEAM_sys_fdatasync, 3);
+        assert_int_equal(weir_region_sync(f.region), -EIO);
+        seam_reset();
+        assert_int_equal(weir_region_free(f.region, f.slots[1]), 0);
+        close_all(&f);
+        harness_named_header(f.directory, NAME, &header);
+        assert_int_equal(header.sync_count, 1);
+        header.sync_count += more;
+        harness_named_set_header(f.directory, NAME, &header);
+        lose_power(&f);
+        assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        assert_int_equal(report.restored_slot_count, 1);
+        check_all(&f, 0);
+        /* Known again: freed, and synced twice, it does not come back. */
+        assert_int_equal(weir_region_free(f.region, f.slots[1]), 0);
+        seam_fail(SEAM_sys_fdatasync, 3);
+        assert_int_equal(weir_region_sync(f.region), -EIO);
+        seam_reset();
+        assert_int_equal(weir_region_free(f.region, f.slots[2]), 0);
+        close_all(&f);
+        assert_int_equal(try_open(&f), 0); /* as after a kill: it is not there */
+        assert_int_equal(weir_region_slot(f.region, f.slots[2], &info), -ESTALE);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        close_all(&f);
+        lose_power(&f);
+        assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        assert_int_equal(report.restored_slot_count, 0);
+        check_all(&f, 3);
+        close_all(&f);
+        assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    }
+}
+
 /* What the last owner left in memory goes to the disk first, or stays for the next. */
 static void what_cannot_be_written_keeps_it_closed(void **state)
 {
@@ -723,6 +773,8 @@ int main(int argc, char **argv)
         SEAM_TEST("nor has one that moves", syncing_what_moves),
         SEAM_TEST("the count comes last", the_count_comes_last),
         SEAM_TEST("a sync that failed has confirmed nothing", a_failed_sync_confirms_nothing),
+        SEAM_TEST("whichever count is on the disk, what is freed since is there",
+                  either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed", what_cannot_be_written_keeps_it_closed),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
