@@ -178,6 +178,8 @@ WEIR_API void weir_region_close(struct weir_region *region);
  * Return: 0; -EOPNOTSUPP: the region has no name; -ENOMEM; or what fdatasync(2)
  *         says: nothing is confirmed then, and nothing in memory is lost. If the
  *         power goes before the next, what was freed before this one may be gone.
+ *         The same again until poll has stored anew what was under way when a write
+ *         failed, and what was filled in place then is committed or freed.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 

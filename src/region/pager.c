@@ -288,6 +288,25 @@ void weir__pager_doubt(struct weir_region *region, int error)
         pager_suspect(region, region->chunks.queues[CHUNK_CLEAN].head - 1);
 }
 
+/*
+ * What failed and is not stored anew yet: because it is under way, or filled in
+ * place. The kernel may have forgotten that it is newer than the disk.
+ */
+int weir__pager_in_doubt(const struct weir_region *region)
+{
+    const struct weir__pager *pager = &region->pager;
+    bool is_doubted = false;
+
+    for (uint32_t i = 0; i < REGION_WRITE_COUNT; i++)
+        is_doubted |= pager->writes[i].ticket != 0 && pager->writes[i].doubted;
+    for (uint32_t i = region->chunks.queues[CHUNK_DIRTY].head; i != 0;
+         i = region->chunks.table[i - 1].next)
+        is_doubted |= region->chunks.table[i - 1].doubted != 0;
+    if (!is_doubted)
+        return 0;
+    return pager->error < 0 ? pager->error : -EIO;
+}
+
 static void pager_failed(struct weir_region *region, uint64_t chunk, int error)
 {
     region->pager.error_fresh = error;

@@ -664,6 +664,9 @@ bool weir__pager_has_sums(const struct weir_region *region);
 /* A write-back failed, nobody knows which: all that is in memory is written again. */
 void weir__pager_doubt(struct weir_region *region, int error);
 
+/* 0, or why a flush now would not see all that was stored. */
+int weir__pager_in_doubt(const struct weir_region *region);
+
 /* An item in [offset, offset + space) is filled in place no more: what was put off is done. */
 void weir__pager_unplace(struct weir_region *region, uint64_t offset, uint64_t space);
 

@@ -175,8 +175,11 @@ static int sync_tables(struct weir_region *region)
 /* The pager's own description hears of errors too, but only if it writes. */
 static int sync_data(struct weir_region *region)
 {
-    int r = weir__sys_fdatasync(region->named.sync_fd);
+    int r = weir__pager_in_doubt(region); /* a flush would not see it */
 
+    if (r < 0)
+        return r;
+    r = weir__sys_fdatasync(region->named.sync_fd);
     if (r < 0)
         weir__pager_doubt(region, r);
     return r;

@@ -97,6 +97,7 @@ struct power {
     uint64_t losses_moving;   /* while confirmed items had a copy that they were to become */
     uint64_t losses_switched; /* or had become it, and no flush has told the tables' disk */
     uint64_t syncs_failed;
+    bool is_doubted; /* the last sync has failed */
     uint64_t losses_attempted;
 };
 
@@ -452,6 +453,23 @@ static bool power_is_file(int fd, int file)
            one.st_dev == two.st_dev;
 }
 
+/* What the owner that was killed thought of it. */
+static void power_tell_lost(const struct weir_region_report *report)
+{
+    struct weir_region_stats stats;
+    struct weir_slot_info info = {0};
+
+    weir_region_stats(power.region, &stats);
+    int r = weir_region_slot(power.region, report->first_lost, &info);
+    printf("# lost %" PRIu64 " slots, the first %" PRIu32 " (%d): %" PRIu64
+           " bytes, committed %d, damaged %d, resident %d\n",
+           report->lost_slot_count, report->first_lost.index, r, info.bytes, info.committed,
+           info.damaged, info.resident);
+    printf("# error %d; damaged %" PRIu64 ", read errors %" PRIu64 ", write errors %" PRIu64 "\n",
+           report->first_error, stats.damaged_count, stats.read_error_count,
+           stats.write_error_count);
+}
+
 /*
  * The owner is killed here, and the next one finds what the kernel has. All that was
  * committed is there; what was confirmed is what the header says, and on disk. The
@@ -472,6 +490,8 @@ static void power_kill(void)
     weir_region_audit(power.next);
     weir_region_report(power.next, &report);
     CHECK(report.existed && !report.after_power_loss);
+    if (report.lost_slot_count > 0)
+        power_tell_lost(&report);
     CHECK(report.lost_slot_count == 0);
     for (size_t i = 0; i < POWER_ITEMS; i++)
         if (power.items[i].key != 0)
@@ -545,7 +565,10 @@ static void power_sync(void)
         power.next = NULL;
         return;
     }
-    CHECK(r == (power.flush_fails > 0 && power.flush_fails <= power.flush_count ? -EIO : 0));
+    bool has_failed = power.flush_fails > 0 && power.flush_fails <= power.flush_count;
+    bool is_refused = power.is_doubted && power.flush_count == 0; /* not all is stored anew yet */
+    CHECK(r == (has_failed || is_refused ? -EIO : 0));
+    power.is_doubted = r < 0;
     power.syncs_failed += r < 0;
     if (r < 0)
         return;
