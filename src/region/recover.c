@@ -177,11 +177,8 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
     return recover_add(region, index, false, report->after_power_loss);
 }
 
-/*
- * How many entries were used. The figure is not covered by the header's sum: it
- * is bounded by the blocks of the file and led on by what stands behind it.
- */
-static int recover_entry_count(struct weir_region *region, uint64_t *ret_count)
+/* At most so many have blocks in the file. */
+static int recover_entry_limit(const struct weir_region *region, uint64_t *ret_limit)
 {
     struct stat file;
     int r = weir__sys_fstat(region->table_fd, &file);
@@ -189,8 +186,19 @@ static int recover_entry_count(struct weir_region *region, uint64_t *ret_count)
     if (r < 0)
         return r;
     uint64_t blocks = (uint64_t)file.st_blocks * 512;
-    uint64_t limit = weir__min(blocks / sizeof(struct weir__entry), region->slots.count_max);
+    *ret_limit = weir__min(blocks / sizeof(struct weir__entry), region->slots.count_max);
+    return 0;
+}
+
+/*
+ * How many entries were used. The figure is not covered by the header's sum: it
+ * is bounded by the blocks of the file and led on by what stands behind it.
+ */
+static int recover_entry_count(struct weir_region *region, uint64_t limit, uint64_t *ret_count)
+{
     uint64_t count = weir__min(weir__word_load(&weir__region_figures(region)->entry_count), limit);
+    int r;
+
     for (; count < limit; count++) {
         uint64_t tag;
         uint64_t at = region->header->entry_offset + (count + 1) * sizeof(struct weir__entry) +
@@ -202,6 +210,28 @@ static int recover_entry_count(struct weir_region *region, uint64_t *ret_count)
             break;
     }
     *ret_count = count;
+    return 0;
+}
+
+/*
+ * After a power loss pages of entries may lie behind one that never reached the
+ * disk. What they say was never confirmed, we do not look at it, and the next owner
+ * would, once ours have led him there.
+ */
+static int recover_forget_behind(struct weir_region *region, uint64_t count, uint64_t limit)
+{
+    struct weir__entry found[64];
+
+    for (uint64_t index = count + 1; index <= limit; index += 64) {
+        uint64_t some = weir__min(limit + 1 - index, 64);
+        int r = weir__sys_pread_all(region->table_fd, found, some * sizeof(*found),
+                                    region->header->entry_offset + index * sizeof(*found));
+        if (r < 0)
+            return r;
+        for (uint64_t i = 0; i < some; i++)
+            if (found[i].tag != 0)
+                weir__word_store(&weir__region_entry(region, (uint32_t)(index + i))->tag, 0);
+    }
     return 0;
 }
 
@@ -379,12 +409,17 @@ int weir__recover_load(struct weir_region *region)
 {
     struct stat data;
     uint64_t count = 0;
+    uint64_t limit = 0;
     int r = weir__sys_fstat(region->store.data_fd, &data);
 
     if (r == 0)
         r = recover_flush(region);
     if (r == 0)
-        r = recover_entry_count(region, &count);
+        r = recover_entry_limit(region, &limit);
+    if (r == 0)
+        r = recover_entry_count(region, limit, &count);
+    if (r == 0)
+        r = recover_forget_behind(region, count, limit);
     if (r == 0)
         r = weir__table_reopen(region, count);
     if (r < 0)

@@ -880,6 +880,39 @@ static void bytes_of_a_successor_are_not_believed(void **state)
     close_named(&f);
 }
 
+/* A page of entries that never reached the disk, and one behind it that did. */
+static void entries_behind_a_gap_are_forgotten(void **state)
+{
+    static struct weir__entry none[128];
+    struct fixture f;
+    struct weir__header header;
+    uint64_t count = 0;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    for (uint64_t i = 1; i <= 400; i++)
+        put(&f, i, 100);
+    close_named(&f);
+    harness_named_header(f.directory, NAME, &header);
+    header.figures.entry_count = 100;
+    harness_named_set_header(f.directory, NAME, &header);
+    harness_named_write(f.directory, NAME ".weir",
+                        header.entry_offset + 128 * sizeof(struct weir__entry), none, sizeof(none));
+    lose_power(&f);
+
+    open_named(&f); /* nothing was confirmed, and nothing had a checksum */
+    assert_int_equal(f.report.kept_slot_count, 0);
+    for (; count < 270; count++)
+        put(&f, 1000 + count, 100);
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, count);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    assert_int_equal(f.report.damaged_entry_count, 0);
+    close_named(&f);
+}
+
 static void confirmed_space_waits_for_the_next_sync(void **state)
 {
     struct fixture f;
@@ -1375,6 +1408,7 @@ int main(int argc, char **argv)
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
+        CASE("entries behind a gap are forgotten", entries_behind_a_gap_are_forgotten),
         CASE("bytes of a successor are not believed", bytes_of_a_successor_are_not_believed),
         CASE("what sync confirmed keeps its space until the next",
              confirmed_space_waits_for_the_next_sync),
