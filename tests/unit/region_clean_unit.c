@@ -385,12 +385,12 @@ static void crowd_put_until_lent(struct fixture *f, struct crowd *crowd)
 static void memory_that_no_fetch_uses_is_lent(void **state)
 {
     struct fixture f;
-    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
 
     (void)state;
     start(&f, (struct weir_region_config){.bytes_max = 256 * MIB, .resident_bytes_max = 16 * MIB});
     if (!is_bounded(&f))
         return;
+    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
     struct weir_slot large = put(&f, 0, figures(&f).fetch_bytes_max);
     crowd_put_until_lent(&f, crowd);
     assert_bound_holds(&f);
@@ -416,7 +416,6 @@ static void memory_that_no_fetch_uses_is_lent(void **state)
 static void a_fetch_beside_pins_everywhere(void **state)
 {
     struct fixture f;
-    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
     bool is_pinned[1024];
     const void *data;
 
@@ -424,6 +423,7 @@ static void a_fetch_beside_pins_everywhere(void **state)
     start(&f, (struct weir_region_config){.bytes_max = 256 * MIB, .resident_bytes_max = 16 * MIB});
     if (!is_bounded(&f))
         return;
+    struct crowd *crowd = test_calloc(1, sizeof(*crowd));
     struct weir_slot large = put(&f, 0, figures(&f).fetch_bytes_max);
     crowd_put_until_lent(&f, crowd);
     assert_false(info_of(&f, large).resident);
@@ -453,11 +453,7 @@ static void a_tick_moves_a_bounded_number_of_bytes(void **state)
     uint64_t moved = 0;
 
     (void)state;
-    begin(&f);
-    if (weir__ring_open(64, true, &f.ring) < 0)
-        fail_msg("no ring");
-    assert_int_equal(open_as(&f, (struct weir_region_config){.resident_bytes_max = 16 * MIB}), 0);
-    f.data_fd = harness_data_fd(f.directory, f.marks);
+    start_on_ring(&f, (struct weir_region_config){.resident_bytes_max = 16 * MIB}, 64);
     for (uint64_t i = 0; i < 4 * 4096; i++) {
         size_t k = i < 4096 ? i : weir__random_below(&random, 4096);
         int r;
@@ -482,7 +478,6 @@ static void a_tick_moves_a_bounded_number_of_bytes(void **state)
     assert_true(!figures(&f).bounded || moved_most > 0);
     weir_region_audit(f.region);
     weir_region_close(f.region);
-    weir__ring_close(f.ring);
     nothing_left(&f);
 }
 
