@@ -17,6 +17,11 @@
 
 #include <cmocka.h>
 
+#define CASE(sentence, function)                                                                   \
+ {                                                                                                 \
+  sentence, function, NULL, NULL, NULL                                                             \
+ }
+
 static bool harness_is_synchronous; /* io_uring is forbidden */
 
 /*

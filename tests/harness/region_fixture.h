@@ -47,11 +47,6 @@
 #define OWNER_FILLER  9
 #define PATIENCE_S    60
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 struct fixture {
     const char *directory;
     struct weir_region *region;

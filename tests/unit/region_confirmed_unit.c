@@ -463,11 +463,6 @@ static void syncs_come_at_any_time(void **state)
     end(f);
 }
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {

@@ -1379,11 +1379,6 @@ static void a_killed_owner_leaves_every_item(void **state)
     close_named(&f);
 }
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {

@@ -748,11 +748,6 @@ static void a_full_region_still_has_aligned_holes(void **state)
     finish(&f);
 }
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {

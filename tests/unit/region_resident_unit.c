@@ -714,11 +714,6 @@ static void up_and_down_at_random(void **state)
 
 /* ---- All ------------------------------------------------------------------ */
 
-#define CASE(name, function)                                                                       \
- {                                                                                                 \
-  name, function, NULL, NULL, NULL                                                                 \
- }
-
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {

@@ -21,7 +21,7 @@
 #include "region/arena.h"
 
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <sys/wait.h>
@@ -480,11 +480,6 @@ static void a_buffer_finds_its_place_whatever_is_pinned(void **state)
     weir__arena_close(&arena);
 }
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
@@ -500,12 +495,8 @@ int main(int argc, char **argv)
              a_buffer_finds_its_place_whatever_is_pinned),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
 #ifdef __SANITIZE_THREAD__
     /* One thread is nothing to this sanitizer, and it maps its own memory where we look. */
     printf("1..0 # SKIP one thread\n");
