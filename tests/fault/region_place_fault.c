@@ -30,7 +30,7 @@
 #define CHUNK_BYTES (2 * MIB)
 #define ITEM_BYTES  (60 * KIB)
 #define ITEMS_MAX   400
-#define PATIENCE_NS UINT64_C(10000000000)
+#define PATIENCE_NS UINT64_C(100000000000) /* of a busy machine */
 
 static uint64_t renewed[64]; /* how often the blocks of a chunk were zeroed */
 

@@ -315,7 +315,7 @@ static bool put_filler(struct fixture *f, size_t bytes, struct weir_slot *ret_sl
         r = weir_region_put(f->region, filler, bytes, (struct weir_label){0, 2}, ret_slot);
         if (r != -EAGAIN)
             break;
-        assert_true(weir_region_wait(f->region, 1000000) >= 0);
+        assert_true(weir_region_wait(f->region, 100000000) >= 0);
     }
     assert_true(r == 0 || r == -EDQUOT);
     return r == 0;
