@@ -317,6 +317,7 @@ static void tables_grow_ahead_of_need(void **state)
     uint64_t before = figures(&f).metadata_bytes;
     for (uint64_t i = 0; i < 2600; i++) /* of 4096 at least */
         put(&f, i, 16);
+    assert_int_equal(figures(&f).metadata_bytes, before);
     for (int i = 0; i < 1000 && figures(&f).metadata_bytes == before; i++)
         assert_true(wait_once(&f) >= 0);
     assert_true(figures(&f).metadata_bytes > before);
