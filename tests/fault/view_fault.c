@@ -166,7 +166,7 @@ static void run(void *context)
 static void settle(struct weir_region *region)
 {
     for (int idle = 0; idle < 3;) {
-        int count = weir_region_wait(region, 1000000);
+        int count = weir_region_wait(region, UINT64_C(1000000000));
         assert_true(count >= 0);
         idle = count > 0 ? 0 : idle + 1;
     }

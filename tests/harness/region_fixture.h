@@ -295,6 +295,18 @@ static inline int wait_once(struct fixture *f)
     return r;
 }
 
+/* What was begun has come to its end, however busy the disk is, and nothing more begins. */
+static inline void become_idle(struct fixture *f)
+{
+    for (int quiet = 0; quiet < 10;) {
+        f->in_poll = true;
+        int r = weir_region_wait(f->region, PATIENCE_S * UINT64_C(1000000000));
+        f->in_poll = false;
+        assert_true(r >= 0);
+        quiet = r > 0 ? 0 : quiet + 1;
+    }
+}
+
 static inline bool patience_is_over(const struct timespec *since)
 {
     struct timespec now;

@@ -140,27 +140,6 @@ static const void *fetch(struct fixture *f, struct weir_slot slot)
 
 /* ---- Dumps and children -------------------------------------------------------- */
 
-/* Whether the mapping that holds @address stays out of dumps and children. */
-static bool is_hidden(const void *address)
-{
-    char line[4096];
-    bool is_it = false;
-    bool is_hidden = false;
-    FILE *maps = fopen("/proc/self/smaps", "re");
-
-    assert_non_null(maps);
-    while (fgets(line, sizeof(line), maps) != NULL) {
-        unsigned long low;
-        unsigned long high;
-        if (sscanf(line, "%lx-%lx ", &low, &high) == 2)
-            is_it = (uintptr_t)address >= low && (uintptr_t)address < high;
-        else if (is_it && strncmp(line, "VmFlags:", 8) == 0)
-            is_hidden = strstr(line, " dd") != NULL && strstr(line, " dc") != NULL;
-    }
-    fclose(maps);
-    return is_hidden;
-}
-
 static void *table_address(void)
 {
     char line[4096];
@@ -205,11 +184,11 @@ static void nothing_is_in_dumps(void **state)
     struct fixture f;
     const void *places[3];
 
-    assert_false(is_hidden(state)); /* what is like any other memory is seen as such */
+    assert_false(harness_is_hidden(state)); /* what is like any other memory is seen as such */
     if (!three_places(&f, places))
         return;
     for (int i = 0; i < 3; i++)
-        assert_true(is_hidden(places[i]));
+        assert_true(harness_is_hidden(places[i]));
     finish(&f);
 }
 
@@ -432,7 +411,7 @@ static void buffers_do_not_overlap(void **state)
         data = weir__arena_alloc(&arena, buffers[i].bytes);
         assert_non_null(data);
         assert_int_equal((uintptr_t)data % 4096, 0);
-        assert_true(step % 1000 != 0 || is_hidden(data));
+        assert_true(step % 1000 != 0 || harness_is_hidden(data));
         memset(data, buffers[i].mark, buffers[i].bytes);
         buffers[i].data = data;
         own_peak = arena.own_count > own_peak ? arena.own_count : own_peak;
@@ -463,7 +442,7 @@ static void a_buffer_finds_its_place_whatever_is_pinned(void **state)
     unsigned char *large = weir__arena_alloc(&arena, 8192);
     assert_non_null(large);
     assert_int_equal(arena.own_count, 1);
-    assert_true(is_hidden(large));
+    assert_true(harness_is_hidden(large));
     memset(large, 2, 8192);
     assert_int_equal(mincore(pages[0], 16 * 4096, present), 0);
     for (size_t i = 0; i < 16; i++)

@@ -34,6 +34,7 @@
 #define ITEMS_MAX   2048
 #define HOLE_COUNT  80 /* fewer bytes than the cleaner begins at */
 #define WAIT_NS     UINT64_C(10000000)
+#define SETTLE_NS   UINT64_C(100000000)
 #define TURNS_MAX   2000
 #define SHARE_BYTES (256 * KIB) /* of staged buffers, with 8 MiB */
 
@@ -109,7 +110,7 @@ static void settle(struct job *job)
     int idle = 0;
 
     for (int turn = 0; turn < TURNS_MAX && idle < 20; turn++) {
-        int r = weir_region_wait(job->region, WAIT_NS);
+        int r = weir_region_wait(job->region, seam_held() > 0 ? WAIT_NS : SETTLE_NS);
         idle = r == 0 ? idle + 1 : 0;
     }
 }

@@ -608,16 +608,6 @@ static void unfinished_items_are_walked_too(void **state)
 
 /* ---- Background ------------------------------------------------------------------- */
 
-/* Whatever open() left to do has been done, however busy the disk is. */
-static void become_idle(struct fixture *f)
-{
-    for (int quiet = 0; quiet < 10;) {
-        int r = weir_region_wait(f->region, PATIENCE_S * UINT64_C(1000000000));
-        assert_true(r >= 0);
-        quiet = r > 0 ? 0 : quiet + 1;
-    }
-}
-
 static void wait_does_not_sleep_for_nothing(void **state)
 {
     struct fixture f;
