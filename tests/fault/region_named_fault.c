@@ -162,19 +162,10 @@ static void check_all(struct fixture *f, uint64_t first)
     free(data);
 }
 
-static void lose_power(struct fixture *f)
-{
-    struct weir__header header;
-
-    harness_named_header(f->directory, NAME, &header);
-    header.boot++;
-    harness_named_set_header(f->directory, NAME, &header);
-}
-
 static void open_after_power_loss(struct fixture *f)
 {
     close_all(f);
-    lose_power(f);
+    harness_named_lose_power(f->directory, NAME);
     assert_int_equal(try_open(f), 0);
 }
 
@@ -214,7 +205,7 @@ static void open_again(void *context)
     assert_int_equal(weir_region_sync(f.region), 0);
     close_all(&f);
     if (context != NULL)
-        lose_power(&f);
+        harness_named_lose_power(f.directory, NAME);
     arm();
     int r = try_open(&f);
     bool fired = disarm();
@@ -523,7 +514,7 @@ static void either_count_restores(void **state)
         assert_int_equal(header.sync_count, 1);
         header.sync_count += more;
         harness_named_set_header(f.directory, NAME, &header);
-        lose_power(&f);
+        harness_named_lose_power(f.directory, NAME);
         assert_int_equal(try_open(&f), 0);
         weir_region_report(f.region, &report);
         assert_int_equal(report.restored_slot_count, 1);
@@ -580,7 +571,7 @@ static void what_cannot_be_read_is_kept(void **state)
     begin_with_items(&f);
     assert_int_equal(weir_region_sync(f.region), 0);
     close_all(&f);
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
     seam_reset();
     seam_arm((struct seam_rule){
         .call = SEAM_sys_pread_all, .times = SEAM_FOR_GOOD, .error = EIO, .matches = is_payload});
