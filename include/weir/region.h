@@ -138,13 +138,13 @@ struct weir_region_config {
  * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too
  *         small), -ENOMEM, -EOPNOTSUPP (tmpfs without memory_backed, or a file
  *         system that cannot reserve blocks or copies them when they are written:
- *         btrfs does not, it is told), or what open(2) says. Named also:
- *         -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the files is a
- *         symbolic link), -EEXIST (a data file without tables that is not ours),
- *         -ENOENT (the data file is gone), -EPROTONOSUPPORT (another version),
- *         -EBADMSG (not a region, or the head of it is damaged or cannot be read),
- *         -EIO (what was in memory cannot be written), or -EAGAIN (others removed
- *         what was being made, again and again: try once more).
+ *         btrfs does not, it is told), or what open(2) or io_uring_setup(2) say.
+ *         Named also: -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the
+ *         files is a symbolic link), -EEXIST (a data file without tables that is
+ *         not ours), -ENOENT (the data file is gone), -EPROTONOSUPPORT (another
+ *         version), -EBADMSG (not a region, or the head of it is damaged or cannot
+ *         be read), -EIO (what was in memory cannot be written), or -EAGAIN (others
+ *         removed what was being made, again and again: try once more).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);

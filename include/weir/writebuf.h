@@ -209,9 +209,10 @@ WEIR_API struct weir_writebuf *weir_writebuf_next(const struct weir_writebuf_set
  *
  * Return: 0; -ERANGE: the sequence is not greater than the last one, or is
  *         committed already; -EFBIG: larger than record_bytes_max; -EDQUOT: over
- *         held_bytes_max; -EAGAIN: no memory now and no room in the region:
- *         poll, or wait for the account, then append again; -EDQUOT, -ENOSPC
- *         from the region: it is full, and memory too; -ENOMEM; -EINVAL.
+ *         held_bytes_max; -EAGAIN: no memory now and no room in the region, or
+ *         over backlog_bytes_max: poll, or wait for the account, then append
+ *         again; -EDQUOT, -ENOSPC, -EIO, ... from the region: it is full or
+ *         degraded, and memory is full, too; -ENOMEM; -EINVAL.
  */
 WEIR_API WEIR_MUST_CHECK int weir_writebuf_append(struct weir_writebuf *buffer,
                                                   const struct weir_writebuf_record *record);
