@@ -109,7 +109,7 @@ struct weir_writebuf_sink {
  *                      weir_writebuf_spill() does, at most 1 MiB at once.
  * @region:             where to spill; NULL: never spills
  * @sink:               copied
- * @record_bytes_max:   key and value of the largest record; 0: 256 KiB
+ * @record_bytes_max:   key and value of the largest record; 0: 256 KiB; at most 1 GiB
  * @collect_bytes_max:  memory of one buffer that collects; 0: 16 MiB
  * @flush_bytes_max:    memory of one buffer that is flushed; 0: 512 MiB
  * @held_bytes_max:     of one buffer, in memory and spilled; 0: none
