@@ -143,8 +143,9 @@ struct weir_region_config {
  *         files is a symbolic link), -EEXIST (a data file without tables that is
  *         not ours), -ENOENT (the data file is gone), -EPROTONOSUPPORT (another
  *         version), -EBADMSG (not a region, or the head of it is damaged or cannot
- *         be read), -EIO (what was in memory cannot be written), or -EAGAIN (others
- *         removed what was being made, again and again: try once more).
+ *         be read), -EIO (what was in memory cannot be written; who opens next finds
+ *         what is on the disk, as after a power loss), or -EAGAIN (others removed
+ *         what was being made, again and again: try once more).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -194,13 +195,13 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
  * when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
-    bool existed;                 /* false: it was made, and all below but sync_count is 0 */
-    bool clean_shutdown;          /* the last owner closed it */
-    bool after_power_loss;        /* not written under this boot of this kernel: all was verified */
-    int first_error;              /* -EBADMSG: damage; -EIO: not all could be read; 0: none */
-    uint64_t kept_slot_count;     /* live now */
-    uint64_t kept_bytes;          /* of these */
-    uint64_t restored_slot_count; /* of these, freed since the last sync() and there again */
+    bool existed;                   /* false: it was made, and all below but sync_count is 0 */
+    bool clean_shutdown;            /* the last owner closed it */
+    bool after_power_loss;          /* another boot, or a flush at open failed: all was verified */
+    int first_error;                /* -EBADMSG: damage; -EIO: not all could be read; 0: none */
+    uint64_t kept_slot_count;       /* live now */
+    uint64_t kept_bytes;            /* of these */
+    uint64_t restored_slot_count;   /* of these, freed since the last sync() and there again */
     uint64_t unfinished_slot_count; /* were under construction, and are gone */
     uint64_t lost_slot_count;       /* committed, and gone: their bytes or their place are wrong */
     uint64_t lost_bytes;            /* of these */

@@ -504,10 +504,26 @@ uint64_t weir__header_sum(const struct weir__header *header)
 }
 
 /*
- * From here on views may look. The fixed part of a new header is made in place
- * and its magic stored last; one that was there is replaced by a single write
- * inside one sector, which is whole or not at all whatever ends us.
+ * The fixed part of a header that was there is replaced by a single write inside
+ * one sector, which is whole or not at all whatever ends us.
  */
+static int table_replace_header(struct weir_region *region, struct weir__header *fixed)
+{
+    fixed->fixed_sum = weir__header_sum(fixed);
+    return weir__sys_pwrite_all(region->table_fd, fixed, offsetof(struct weir__header, figures), 0);
+}
+
+/* Nobody knows what of the region is on the disk: as if it were of another boot. */
+void weir__table_doubt(struct weir_region *region)
+{
+    struct weir__header fixed = region->named.found;
+
+    fixed.boot = 0;
+    if (table_replace_header(region, &fixed) == 0)
+        (void)weir__sys_fdatasync(region->table_fd);
+}
+
+/* From here on views may look: the magic of a new header is stored last. */
 int weir__table_publish(struct weir_region *region, const char *directory)
 {
     struct weir__header *header = region->header;
@@ -527,13 +543,12 @@ int weir__table_publish(struct weir_region *region, const char *directory)
     fixed.boot = region->named.boot;
     memset(fixed.directory, 0, sizeof(fixed.directory));
     memcpy(fixed.directory, directory, strnlen(directory, sizeof(fixed.directory) - 1));
-    fixed.fixed_sum = weir__header_sum(&fixed);
 
     if (region->named.report.existed) {
         weir__word_store(&header->closed, 0);
-        return weir__sys_pwrite_all(region->table_fd, &fixed,
-                                    offsetof(struct weir__header, figures), 0);
+        return table_replace_header(region, &fixed);
     }
+    fixed.fixed_sum = weir__header_sum(&fixed);
     memcpy(&header->version, &fixed.version,
            offsetof(struct weir__header, figures) - offsetof(struct weir__header, version));
     __atomic_store_n(&header->magic, LAYOUT_MAGIC, __ATOMIC_RELEASE);
