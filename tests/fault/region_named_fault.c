@@ -753,6 +753,26 @@ static void who_was_faster_is_the_owner(void **state)
     assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
 
+/* Others open a region there, and sweep what is being made before it is locked. */
+static void who_is_swept_each_time_tries_again(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_lock, .times = SEAM_FOR_GOOD, .error = EBUSY});
+    assert_int_equal(try_open(&f), -EAGAIN);
+    assert_true(seam_fired() > 1);
+    seam_reset();
+    assert_int_equal(harness_fd_count(), f.fd_count);
+    assert_int_equal(f.charged, 0);
+    assert_int_equal(try_open(&f), 0); /* it sweeps what the others did not here */
+    close_all(&f);
+    assert_int_equal(harness_name_count(f.directory), 2);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 struct remover {
     struct fixture *f;
     bool is_done;
@@ -861,6 +881,7 @@ int main(int argc, char **argv)
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("names that cannot be flushed are taken back", names_that_cannot_be_flushed),
         SEAM_TEST("who was faster is the owner", who_was_faster_is_the_owner),
+        SEAM_TEST("who is swept each time may try again", who_is_swept_each_time_tries_again),
         SEAM_TEST("who gets the lock may find nothing under it",
                   who_waits_for_a_lock_may_find_nothing),
         SEAM_TEST("remove leaves no payload without tables", remove_leaves_no_payload_alone),
