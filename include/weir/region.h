@@ -142,10 +142,10 @@ struct weir_region_config {
  *         Named also: -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the
  *         files is a symbolic link), -EEXIST (a data file without tables that is
  *         not ours), -ENOENT (the data file is gone), -EPROTONOSUPPORT (another
- *         version), -EBADMSG (not a region, or the head of it is damaged or cannot
- *         be read), -EIO (what was in memory cannot be written; who opens next finds
- *         what is on the disk, as after a power loss), or -EAGAIN (others removed
- *         what was being made, again and again: try once more).
+ *         version), -EBADMSG (not a region, or the head of it is damaged), -EIO (the
+ *         tables cannot be read; or what was in memory cannot be written, and who
+ *         opens next finds what is on the disk, as after a power loss), or -EAGAIN
+ *         (others removed what was being made, again and again: try once more).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -220,7 +220,7 @@ WEIR_API void weir_region_report(const struct weir_region *region,
  *
  * Return: 0, -EINVAL, -ENAMETOOLONG, -ENOENT, -EBUSY (it has an owner), -ELOOP,
  *         -EPROTONOSUPPORT or -EBADMSG (NAME.weir is no region that we know), or
- *         what open(2) or unlink(2) say.
+ *         what open(2), read(2) or unlink(2) say.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const char *name);
 

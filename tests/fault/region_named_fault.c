@@ -613,6 +613,30 @@ static bool is_payload(const struct seam_use *use, void *context)
     return use->bytes > 8 * KIB; /* more than is read of tables at once */
 }
 
+/* A disk that is silent for a moment: nobody is to think that there is no region. */
+static void a_head_that_cannot_be_read_is_no_damage(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(try_open(&f), 0);
+    put_all(&f);
+    close_all(&f);
+    seam_reset();
+    seam_fail(SEAM_sys_pread_all, 1);
+    assert_int_equal(try_open(&f), -EIO);
+    assert_int_equal(seam_fired(), 1);
+    seam_reset();
+    seam_fail(SEAM_sys_pread_all, 1);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EIO);
+    seam_reset();
+    assert_int_equal(try_open(&f), 0);
+    check_all(&f, 0);
+    close_all(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 /* A disk that does not answer says nothing of what is there: that is kept, and compared later. */
 static void what_cannot_be_read_is_kept(void **state)
 {
@@ -877,6 +901,8 @@ int main(int argc, char **argv)
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
                   what_cannot_be_written_is_not_believed),
+        SEAM_TEST("a head that cannot be read is no damage",
+                  a_head_that_cannot_be_read_is_no_damage),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("names that cannot be flushed are taken back", names_that_cannot_be_flushed),
