@@ -222,7 +222,7 @@ void weir__chunk_turn(struct weir__chunks *chunks, uint64_t chunk, enum weir__ch
     uint64_t value = weir__word_load(word);
     enum weir__chunk_state before = weir__chunk_state(chunks, chunk);
 
-    WEIR_ASSERT(chunk < chunks->count_max);
+    WEIR_ASSERT(chunk < chunks->ready_count);
     WEIR_ASSERT(state != before);
     WEIR_CHECK(chunks->table[chunk].placed == 0); /* C5 */
     if (weir__chunk_is_ready(chunks, chunk))
@@ -448,7 +448,7 @@ void weir__chunks_audit(const struct weir__chunks *chunks, uint64_t file_chunks)
     for (uint32_t kind = 0; kind < CHUNK_KIND_COUNT; kind++)
         listed -= chunk_audit_kind(chunks, (enum weir__chunk_kind)kind);
     WEIR_CHECK(listed == 0);
-    for (uint64_t i = file_chunks; i < chunks->count_max; i++)
+    for (uint64_t i = file_chunks; i < chunks->ready_count; i++)
         WEIR_CHECK(weir__chunk_state(chunks, i) == CHUNK_NONE);
     WEIR_CHECK(resident == chunks->resident_count); /* C1 */
     WEIR_CHECK(pinned == chunks->pinned_count);     /* C4 */

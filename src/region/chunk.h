@@ -58,7 +58,7 @@ struct weir__chunk_fills {
 
 struct weir__chunks {
     struct weir__chunk *table;                          /* fixed */
-    uint64_t count_max;                                 /* fixed */
+    uint64_t ready_count;                               /* rows that have memory */
     uint64_t resident_max;                              /* in chunks; now: see bound */
     uint64_t resident_count;                            /* C1 */
     uint64_t pinned_count;                              /* C4 */

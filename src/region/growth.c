@@ -151,8 +151,9 @@ static int growth_ask(struct weir_region *region, uint64_t end)
     /* The limit may have been lowered since open; to pass it would be a signal. */
     if (end > region->bytes_max || end > weir__sys_file_bytes_max())
         return -EDQUOT;
-    if (end <= growth->end_bytes)
-        return 0;
+    int r = weir__table_cover(region, end);
+    if (r < 0 || end <= growth->end_bytes)
+        return r;
     if (!growth_take(growth, end - growth->end_bytes))
         return -EDQUOT;
     growth->end_bytes = end;
@@ -166,6 +167,11 @@ static int growth_extend(struct weir_region *region, uint64_t end)
 
     if (r < 0)
         return r;
+    r = weir__table_ready(region, region->spare_min);
+    if (r < 0) {
+        growth_settle(region);
+        return r;
+    }
     if (store->floor_bytes > 0)
         r = growth_has_space(region, end - store->file_bytes);
     if (r == 0)
@@ -544,7 +550,7 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
         growth->hole_bytes -= LAYOUT_CHUNK_BYTES;
         growth_begin(region, GROWTH_REFILL, from, from + LAYOUT_CHUNK_BYTES);
     } else {
-        if (growth_ask(region, end) < 0)
+        if (growth_ask(region, end) < 0 || weir__table_ready(region, region->spare_min) < 0)
             return;
         growth_begin(region, GROWTH_EXTEND, file_bytes, end);
     }

@@ -23,7 +23,7 @@ static size_t ranges_list(const struct weir_region *region, struct weir__range *
     const struct weir__range ranges[RANGES_COUNT] = {
         {region, sizeof(*region)},
         {region->header,
-         LAYOUT_HEADER_BYTES + region->chunks.count_max * sizeof(struct weir__chunk)},
+         LAYOUT_HEADER_BYTES + region->chunks.ready_count * sizeof(struct weir__chunk)},
         {slots->entries, entries * sizeof(*slots->entries)},
         {slots->sums, entries * sizeof(*slots->sums)},
         {slots->levels[0], weir__slots_words(entries, 0) * sizeof(*slots->levels[0])},

@@ -393,16 +393,29 @@ static int recover_read(struct weir_region *region)
 }
 
 /*
- * What the last owner left in memory goes to the disk first. If it cannot, it
- * stays where it is, and whoever opens next finds it there. The tables too: he may
+ * What the last owner left in memory goes to the disk first. The tables too: he may
  * have died in sync(), and what that gave up for free in memory is used by us next,
- * while the disk does not yet know.
+ * while the disk does not yet know. If it cannot, the kernel calls those pages clean,
+ * keeps or drops them as it likes, and tells nobody again: whoever opens next looks
+ * at the disk, as after a power loss.
  */
-static int recover_flush(const struct weir_region *region)
+static int recover_flush(struct weir_region *region)
 {
     int r = weir__sys_fdatasync(region->store.data_fd);
 
-    return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
+    if (r == 0)
+        r = weir__sys_fdatasync(region->table_fd);
+    if (r < 0)
+        weir__table_doubt(region);
+    return r;
+}
+
+/* What memory says may be no more than what the disk refused. */
+static int recover_drop_pages(const struct weir_region *region)
+{
+    int r = weir__sys_fadvise(region->store.data_fd, 0, 0, POSIX_FADV_DONTNEED);
+
+    return r == 0 ? weir__sys_fadvise(region->table_fd, 0, 0, POSIX_FADV_DONTNEED) : r;
 }
 
 int weir__recover_load(struct weir_region *region)
@@ -414,6 +427,8 @@ int weir__recover_load(struct weir_region *region)
 
     if (r == 0)
         r = recover_flush(region);
+    if (r == 0 && region->named.report.after_power_loss)
+        r = recover_drop_pages(region);
     if (r == 0)
         r = recover_entry_limit(region, &limit);
     if (r == 0)

@@ -40,7 +40,6 @@
 #define REGION_BYTES_DEFAULT    (UINT64_C(1) << 30)
 #define REGION_RESIDENT_DEFAULT (UINT64_C(64) << 20)
 #define REGION_RESIDENT_MIN     (UINT64_C(8) << 20)
-#define REGION_SPARE_MIN        UINT64_C(64)
 #define REGION_RING_ENTRIES     64
 #define REGION_STEP_BYTES       (UINT64_C(64) << 10) /* put between two looks at the background */
 #define REGION_PREFETCH_MAX     2048                 /* of the source of a put */
@@ -120,8 +119,7 @@ static int region_set_limits(struct weir_region *region, const struct weir_regio
                   weir__min(least.chunk_count, UINT64_C(1) << 16) * LAYOUT_CHUNK_BYTES / 4);
     /* Enough for any item of put_bytes_max, wherever it begins; the rest is for puts. */
     region->placed_max = least.chunk_count / 2 + least.chunk_count % 2;
-    /* Freeing cuts what is free at chunk borders, in the end at all of them, and allocates nothing. */
-    region->spare_min = REGION_SPARE_MIN + region->bytes_max / LAYOUT_CHUNK_BYTES;
+    region->spare_min = weir__region_spare(0);
     return 0;
 }
 

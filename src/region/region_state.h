@@ -57,6 +57,7 @@
 #define PAGER_WAIT_BYTES      UINT64_MAX            /* by one that waits for nothing else */
 #define STAGE_BYTES_MIN       (UINT64_C(16) << 10)  /* smaller items are not staged */
 #define STAGE_PAGE_BYTES      UINT64_C(4096)
+#define REGION_SPARE_MIN      UINT64_C(64)
 #define TABLE_ENTRY_STEP      UINT64_C(4096)  /* entries by which the tables grow */
 #define TABLE_ENTRY_STEP_MAX  UINT64_C(16384) /* ahead of need, where many are in use */
 
@@ -429,6 +430,15 @@ static inline bool weir__region_is_resident(const struct weir_region *region,
                                                    weir__extent_space(bytes));
 }
 
+/*
+ * Entries to be left while the file is as long. Freeing cuts what is free at chunk
+ * borders, in the end at all of them, and allocates nothing.
+ */
+static inline uint64_t weir__region_spare(uint64_t file_bytes)
+{
+    return REGION_SPARE_MIN + file_bytes / LAYOUT_CHUNK_BYTES;
+}
+
 /* Whether bytes that were put wait for a disk that refused them. */
 static inline bool weir__region_is_degraded(const struct weir_region *region)
 {
@@ -452,6 +462,9 @@ static inline uint64_t weir__region_live(const struct weir_region *region)
 int weir__table_open(struct weir_region *region);
 void weir__table_close(struct weir_region *region);
 
+/* Rows for the chunks of a file of @file_bytes, before it is as long, and more entries to spare. */
+int weir__table_cover(struct weir_region *region, uint64_t file_bytes);
+
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);
 
@@ -466,6 +479,9 @@ bool weir__table_is_ours(const struct weir__header *header);
 
 /* What could not be written is as new as if just stored. */
 void weir__table_renew(struct weir_region *region);
+
+/* Named, and a flush failed before it was ours: the next open is as after a power loss. */
+void weir__table_doubt(struct weir_region *region);
 
 /* From here on views may look. */
 int weir__table_publish(struct weir_region *region, const char *directory);

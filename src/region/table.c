@@ -72,7 +72,9 @@ static int table_extend(struct weir_region *region, uint64_t offset, uint64_t by
 {
     if (bytes_to <= bytes_from)
         return 0;
-    return weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
+    int r = weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
+    /* Of a memfd it is memory that there is no more of. */
+    return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
 }
 
 /*
@@ -167,10 +169,55 @@ static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t t
     if (r == 0)
         r = table_extend(region, header->sum_offset, from * sizeof(uint64_t),
                          to * sizeof(uint64_t));
-    if (r == 0)
-        r = table_accept(region, from, to);
-    if (r < 0) /* of a memfd it is memory that there is no more of */
-        return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+    return r == 0 ? table_accept(region, from, to) : r;
+}
+
+/* ---- Chunks ------------------------------------------------------------- */
+
+/* A page that cannot be read is an error here, and a signal where it is touched. */
+static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
+    int r;
+
+    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
+    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
+    if (r == -EINVAL) /* before Linux 5.14 */
+        return 0;
+    return r == -EFAULT ? -EIO : r;
+}
+
+/* Rows for at least @count chunks; of what another owner left there nothing is believed. */
+static int table_extend_chunks(struct weir_region *region, uint64_t count)
+{
+    struct weir__chunks *chunks = &region->chunks;
+    uint64_t row = sizeof(*chunks->table);
+    uint64_t page = LAYOUT_HEADER_BYTES;
+    uint64_t from = weir__round_up(chunks->ready_count * row, page);
+    uint64_t to = weir__round_up(count * row, page);
+    int r = table_extend(region, LAYOUT_HEADER_BYTES, from, to);
+
+    if (r == 0 && region->named.report.existed && to > from)
+        r = table_populate(region, LAYOUT_HEADER_BYTES + from, to - from);
+    if (r < 0)
+        return r;
+    uint64_t ready = weir__min(to / row, region->bytes_max / LAYOUT_CHUNK_BYTES);
+    if (region->named.report.existed)
+        memset(chunks->table + chunks->ready_count, 0, (ready - chunks->ready_count) * row);
+    chunks->ready_count = ready;
+    weir__heap_account(&region->heap, (int64_t)(to - from));
+    return 0;
+}
+
+int weir__table_cover(struct weir_region *region, uint64_t file_bytes)
+{
+    uint64_t count = weir__chunk_of(file_bytes);
+    int r = count > region->chunks.ready_count ? table_extend_chunks(region, count) : 0;
+
+    if (r < 0)
+        return r;
+    region->spare_min = weir__max(region->spare_min, weir__region_spare(file_bytes));
+    table_look_again(region);
     return 0;
 }
 
@@ -318,9 +365,10 @@ static int table_map(struct weir_region *region, struct table_plan *ret_plan, vo
     uint64_t chunk_bytes = weir__region_is_named(region) ? LAYOUT_BYTES_LIMIT : region->bytes_max;
     /* An extent takes a granule at least. */
     uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
+    uint64_t least = weir__region_spare(region->bytes_max) + TABLE_ENTRY_STEP;
     int r = -ENOMEM;
 
-    for (; entry_count >= region->spare_min + TABLE_ENTRY_STEP && r < 0; entry_count /= 2) {
+    for (; entry_count >= least && r < 0; entry_count /= 2) {
         *ret_plan = table_plan(chunk_bytes / LAYOUT_CHUNK_BYTES, entry_count);
         if (ret_plan->bytes > weir__sys_file_bytes_max())
             continue;
@@ -347,17 +395,14 @@ static int table_open_file(struct weir_region *region)
     return region->table_fd >= 0 ? 0 : weir__sys_memfd(LAYOUT_NAME, &region->table_fd);
 }
 
-/* Header and chunk table, as far as it is used, have their memory from the start. */
-static int table_open_front(struct weir_region *region)
+/* The page of the header has its memory from the start. */
+static int table_open_header(struct weir_region *region)
 {
-    uint64_t rows = region->bytes_max / LAYOUT_CHUNK_BYTES * sizeof(struct weir__chunk);
-    uint64_t bytes = LAYOUT_HEADER_BYTES + weir__round_up(rows, LAYOUT_HEADER_BYTES);
-    int r = weir__sys_fallocate(region->table_fd, 0, 0, bytes);
+    int r = table_extend(region, 0, 0, LAYOUT_HEADER_BYTES);
 
-    if (r < 0)
-        return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
-    weir__heap_account(&region->heap, (int64_t)bytes);
-    return 0;
+    if (r == 0)
+        weir__heap_account(&region->heap, LAYOUT_HEADER_BYTES);
+    return r;
 }
 
 static void table_point(struct weir_region *region, const struct table_plan *plan, void *heads)
@@ -374,7 +419,6 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
         region->slots.generation = region->named.found.generation;
     weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
-    region->chunks.count_max = region->bytes_max / LAYOUT_CHUNK_BYTES;
     weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
 }
 
@@ -418,7 +462,7 @@ int weir__table_open(struct weir_region *region)
     }
     weir__sys_madvise(tables, plan.bytes, MADV_DONTDUMP);
     weir__sys_madvise(tables, plan.bytes, MADV_DONTFORK);
-    r = table_open_front(region);
+    r = table_open_header(region);
     if (r < 0)
         return r;
     r = weir__sys_mmap(NULL, EXTENT_HEAD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -432,37 +476,22 @@ int weir__table_open(struct weir_region *region)
     return existed ? 0 : table_begin(region, &plan);
 }
 
-/* A page that cannot be read is an error here, and a signal where it is touched. */
-static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
-{
-    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
-    int r;
-
-    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
-    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
-    if (r == -EINVAL) /* before Linux 5.14 */
-        return 0;
-    return r == -EFAULT ? -EIO : r;
-}
-
 int weir__table_reopen(struct weir_region *region, uint64_t entry_count)
 {
     const struct weir__header *header = region->header;
-    uint64_t rows = region->chunks.count_max * sizeof(struct weir__chunk);
     uint64_t to = weir__round_up(entry_count + 1, TABLE_ENTRY_STEP);
     int r;
 
     to = weir__min(to, (uint64_t)region->slots.count_max + 1);
     r = table_extend_to(region, 0, to);
     if (r == 0)
-        r = table_populate(region, 0, LAYOUT_HEADER_BYTES + rows);
+        r = table_populate(region, 0, LAYOUT_HEADER_BYTES);
     if (r == 0)
         r = table_populate(region, header->entry_offset, to * sizeof(struct weir__entry));
     if (r == 0)
         r = table_populate(region, header->sum_offset, to * sizeof(uint64_t));
     if (r < 0)
         return r;
-    memset(region->chunks.table, 0, rows);
     region->slots.used_count = (uint32_t)entry_count;
     return 0;
 }
@@ -504,10 +533,26 @@ uint64_t weir__header_sum(const struct weir__header *header)
 }
 
 /*
- * From here on views may look. The fixed part of a new header is made in place
- * and its magic stored last; one that was there is replaced by a single write
- * inside one sector, which is whole or not at all whatever ends us.
+ * The fixed part of a header that was there is replaced by a single write inside
+ * one sector, which is whole or not at all whatever ends us.
  */
+static int table_replace_header(struct weir_region *region, struct weir__header *fixed)
+{
+    fixed->fixed_sum = weir__header_sum(fixed);
+    return weir__sys_pwrite_all(region->table_fd, fixed, offsetof(struct weir__header, figures), 0);
+}
+
+/* Nobody knows what of the region is on the disk: as if it were of another boot. */
+void weir__table_doubt(struct weir_region *region)
+{
+    struct weir__header fixed = region->named.found;
+
+    fixed.boot = 0;
+    if (table_replace_header(region, &fixed) == 0)
+        (void)weir__sys_fdatasync(region->table_fd);
+}
+
+/* From here on views may look: the magic of a new header is stored last. */
 int weir__table_publish(struct weir_region *region, const char *directory)
 {
     struct weir__header *header = region->header;
@@ -527,13 +572,12 @@ int weir__table_publish(struct weir_region *region, const char *directory)
     fixed.boot = region->named.boot;
     memset(fixed.directory, 0, sizeof(fixed.directory));
     memcpy(fixed.directory, directory, strnlen(directory, sizeof(fixed.directory) - 1));
-    fixed.fixed_sum = weir__header_sum(&fixed);
 
     if (region->named.report.existed) {
         weir__word_store(&header->closed, 0);
-        return weir__sys_pwrite_all(region->table_fd, &fixed,
-                                    offsetof(struct weir__header, figures), 0);
+        return table_replace_header(region, &fixed);
     }
+    fixed.fixed_sum = weir__header_sum(&fixed);
     memcpy(&header->version, &fixed.version,
            offsetof(struct weir__header, figures) - offsetof(struct weir__header, version));
     __atomic_store_n(&header->magic, LAYOUT_MAGIC, __ATOMIC_RELEASE);

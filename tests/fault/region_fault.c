@@ -404,6 +404,30 @@ static void cleaning_on_a_full_disk(void **state)
     finish(job);
 }
 
+/* As ext4 after an error of its own: neither a limit of ours nor a full disk. */
+static void a_file_system_that_has_become_read_only(void **state)
+{
+    struct job *job = start((struct weir_region_config){
+        .bytes_initial = 4 * MIB, .bytes_max = 64 * MIB, .resident_bytes_max = UINT64_MAX});
+    int r;
+
+    (void)state;
+    for (int i = 0; i < 2; i++)
+        seam_arm((struct seam_rule){.call = i == 0 ? SEAM_sys_fallocate : SEAM_ring_fallocate,
+                                    .times = SEAM_FOR_GOOD,
+                                    .error = EROFS,
+                                    .matches = is_growing});
+    while ((r = put(job, 40000)) == 0)
+        ;
+    assert_int_equal(r, -EROFS);
+    assert_true(figures(job).growth_error_count > 0);
+    seam_lift();
+    assert_int_equal(put(job, 40000), 0);
+    for (size_t i = 0; i < job->count; i++)
+        assert_whole(job, i, 40000);
+    finish(job);
+}
+
 /* Emptied chunks that rest there come back where they are; made holes, they would be lost. */
 static void a_full_disk_that_cannot_zero(void **state)
 {
@@ -1520,6 +1544,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a chunk that cannot be brought back is not asked for for ever",
                   a_chunk_that_cannot_come_back),
         SEAM_TEST("on a full disk the cleaner asks once for more of it", cleaning_on_a_full_disk),
+        SEAM_TEST("what fallocate says is told by the put",
+                  a_file_system_that_has_become_read_only),
         SEAM_TEST("a full disk that cannot zero loses no chunks", a_full_disk_that_cannot_zero),
         SEAM_TEST("a fetch comes beside a cleaner without room",
                   a_fetch_beside_a_cleaner_without_room),

@@ -455,6 +455,63 @@ static void a_failed_sync_confirms_nothing(void **state)
     }
 }
 
+/* The last byte of item @key is another. */
+static void damage(struct fixture *f, uint64_t key)
+{
+    size_t size = size_of(key);
+    char *data = malloc(size);
+    int fd = harness_named_open(f->directory, NAME ".weir-data");
+
+    harness_fill(data, size, key, 0);
+    int64_t at = harness_find(fd, data, size);
+    close(fd);
+    free(data);
+    assert_true(at >= 0);
+    harness_named_write(f->directory, NAME ".weir-data", (uint64_t)at + size - 1, "X", 1);
+}
+
+/* A flush that fails leaves clean pages of which the disk has others. */
+static void what_cannot_be_written_is_not_believed(void **state)
+{
+    struct fixture f;
+    struct weir_region_report report;
+    struct weir_slot_info info;
+
+    (void)state;
+    for (uint64_t step = 1; step <= 2; step++) {
+        begin(&f);
+        assert_int_equal(try_open(&f), 0);
+        put_all(&f);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        struct weir_slot late; /* without a checksum nothing speaks for it */
+        assert_int_equal(weir_region_put(f.region, "late", 4, (struct weir_label){1, 2}, &late), 0);
+        close_all(&f);
+        seam_reset();
+        seam_fail(SEAM_sys_fdatasync, step);
+        assert_int_equal(try_open(&f), -EIO);
+        assert_int_equal(seam_fired(), 1);
+        seam_reset();
+        assert_int_equal(f.charged, 0);
+        assert_int_equal(harness_fd_count(), f.fd_count);
+        damage(&f, 1);
+        assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        assert_true(report.after_power_loss);
+        assert_int_equal(report.first_error, -EBADMSG);
+        assert_int_equal(report.lost_slot_count, 2);
+        assert_int_equal(report.kept_slot_count, ITEM_COUNT - 1);
+        assert_int_equal(weir_region_slot(f.region, f.slots[1], &info), -ESTALE);
+        assert_int_equal(weir_region_slot(f.region, late, &info), -ESTALE);
+        check_all(&f, 2);
+        close_all(&f);
+        assert_int_equal(try_open(&f), 0); /* this once */
+        weir_region_report(f.region, &report);
+        assert_false(report.after_power_loss);
+        close_all(&f);
+        assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    }
+}
+
 /* What was under way is stored anew when it has ended; a flush before that would find nothing. */
 static void what_is_under_way_is_not_confirmed(void **state)
 {
@@ -537,8 +594,14 @@ static void either_count_restores(void **state)
     }
 }
 
-/* What the last owner left in memory goes to the disk first, or stays for the next. */
-static void what_cannot_be_written_keeps_it_closed(void **state)
+static bool is_payload(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return use->bytes > 8 * KIB; /* more than is read of tables at once */
+}
+
+/* A disk that is silent for a moment: nobody is to think that there is no region. */
+static void a_head_that_cannot_be_read_is_no_damage(void **state)
 {
     struct fixture f;
 
@@ -546,19 +609,17 @@ static void what_cannot_be_written_keeps_it_closed(void **state)
     begin_with_items(&f);
     close_all(&f);
     seam_reset();
-    seam_fail(SEAM_sys_fdatasync, 1);
+    seam_fail(SEAM_sys_pread_all, 1);
     assert_int_equal(try_open(&f), -EIO);
+    assert_int_equal(seam_fired(), 1);
+    seam_reset();
+    seam_fail(SEAM_sys_pread_all, 1);
+    assert_int_equal(weir_region_remove(f.directory, NAME), -EIO);
     seam_reset();
     assert_nothing_held(&f);
     assert_int_equal(try_open(&f), 0);
     check_all(&f, 0);
     end(&f);
-}
-
-static bool is_payload(const struct seam_use *use, void *context)
-{
-    (void)context;
-    return use->bytes > 8 * KIB; /* more than is read of tables at once */
 }
 
 /* A disk that does not answer says nothing of what is there: that is kept, and compared later. */
@@ -693,6 +754,25 @@ static void who_was_faster_is_the_owner(void **state)
     end(&f);
 }
 
+/* Others open a region there, and sweep what is being made before it is locked. */
+static void who_is_swept_each_time_tries_again(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_lock, .times = SEAM_FOR_GOOD, .error = EBUSY});
+    assert_int_equal(try_open(&f), -EAGAIN);
+    assert_true(seam_fired() > 1);
+    seam_reset();
+    assert_nothing_held(&f);
+    assert_int_equal(try_open(&f), 0); /* it sweeps what the others did not here */
+    close_all(&f);
+    assert_int_equal(harness_name_count(f.directory), 2);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 struct remover {
     struct fixture *f;
     bool is_done;
@@ -792,11 +872,15 @@ int main(int argc, char **argv)
                   what_is_under_way_is_not_confirmed),
         SEAM_TEST("whichever count is on the disk, what is freed since is there",
                   either_count_restores),
-        SEAM_TEST("what cannot be written keeps it closed", what_cannot_be_written_keeps_it_closed),
+        SEAM_TEST("what cannot be written keeps it closed, and is not believed",
+                  what_cannot_be_written_is_not_believed),
+        SEAM_TEST("a head that cannot be read is no damage",
+                  a_head_that_cannot_be_read_is_no_damage),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("names that cannot be flushed are taken back", names_that_cannot_be_flushed),
         SEAM_TEST("who was faster is the owner", who_was_faster_is_the_owner),
+        SEAM_TEST("who is swept each time may try again", who_is_swept_each_time_tries_again),
         SEAM_TEST("who gets the lock may find nothing under it",
                   who_waits_for_a_lock_may_find_nothing),
         SEAM_TEST("remove leaves no payload without tables", remove_leaves_no_payload_alone),

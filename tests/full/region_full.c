@@ -522,7 +522,8 @@ static struct items *start_thin(struct harness_thindisk *disk, struct weir_regio
         print_message("SKIP: %s\n", reason);
         skip();
     }
-    config.resident_bytes_max = 8 * MIB;
+    if (config.resident_bytes_max == 0)
+        config.resident_bytes_max = 8 * MIB;
     struct items *items = start_in(disk->path, config, 20000);
     put_up_to(items, count);
     return items;
@@ -649,6 +650,55 @@ static void what_the_kernel_failed_to_write_is_not_lost(void **state)
     assert_false(stats.degraded);
     assert_all_whole(items);
     finish_thin(&disk, items);
+}
+
+/*
+ * An open that cannot flush what the last owner left: the kernel calls it clean then,
+ * and the next open is not to take for stored what is only in memory.
+ */
+static void what_open_failed_to_write_is_not_believed(void **state)
+{
+    enum { CONFIRMED = 100, ALL = 400 };
+    struct harness_thindisk disk;
+    struct weir_region_report report;
+    struct weir_slot_info info;
+    struct weir_region_config config = {
+        .name = "full",
+        .bytes_initial = 32 * MIB,
+        .resident_bytes_max = 16 * MIB,
+    };
+    struct items *items = start_thin(&disk, config, CONFIRMED);
+
+    (void)state;
+    config.directory = disk.path;
+    assert_int_equal(weir_region_sync(items->region), 0);
+    assert_int_equal(harness_thindisk_stop(&disk), 0);
+    put_up_to(items, ALL);
+    weir_region_close(items->region);
+
+    int r = weir_region_open(&config, &items->region);
+    assert_true(r == -EIO || r == -ENOSPC);
+    assert_int_equal(harness_thindisk_grow(&disk, 2 * DISK_BYTES), 0);
+    for (int turn = 0; turn < 2; turn++) { /* and what was found stays */
+        assert_int_equal(weir_region_open(&config, &items->region), 0);
+        weir_region_report(items->region, &report);
+        assert_int_equal(report.after_power_loss, turn == 0);
+        uint64_t kept = 0;
+        for (size_t i = 0; i < ALL; i++) {
+            r = weir_region_slot(items->region, items->slots[i], &info);
+            if (r < 0 && i >= CONFIRMED)
+                items->slots[i] = (struct weir_slot){0, 0};
+            else
+                assert_int_equal(r, 0);
+            kept += r == 0;
+        }
+        assert_int_equal(report.kept_slot_count, kept);
+        assert_all_whole(items);
+        weir_region_close(items->region);
+    }
+    assert_int_equal(weir_region_remove(disk.path, "full"), 0);
+    test_free(items);
+    harness_thindisk_remove(&disk);
 }
 
 static void close_while_degraded(void **state)
@@ -836,6 +886,8 @@ int main(int argc, char **argv)
          a_failed_write_back_loses_nothing, NULL, NULL, NULL},
         {"what the kernel failed to write by itself is not lost",
          what_the_kernel_failed_to_write_is_not_lost, NULL, NULL, NULL},
+        {"what an open failed to write is not believed by the next",
+         what_open_failed_to_write_is_not_believed, NULL, NULL, NULL},
         {"a region can be closed while it is degraded", close_while_degraded, NULL, NULL, NULL},
         {"a failed read is an error code", a_failed_read_is_an_error_code, NULL, NULL, NULL},
         {"what the kernel took back may be a signal on a failing disk",

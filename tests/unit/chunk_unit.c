@@ -24,7 +24,7 @@ static void start(struct weir__chunks *chunks)
 {
     *chunks = (struct weir__chunks){
         .table = test_calloc(CHUNK_COUNT, sizeof(*chunks->table)),
-        .count_max = CHUNK_COUNT,
+        .ready_count = CHUNK_COUNT,
         .resident_max = CHUNK_COUNT,
     };
     for (uint64_t i = 0; i < CHUNK_COUNT; i++)

@@ -692,6 +692,31 @@ static void a_region_is_found_again(void **state)
     close_named(&f);
 }
 
+/* The table of chunks comes with the file, and what the last owner left in it is not believed. */
+static void what_lies_far_behind_is_found_again(void **state)
+{
+    struct fixture f;
+    struct weir_slot space;
+    struct weir_slot slots[3];
+    uint64_t space_bytes = 400 * MIB;
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_max = 2048 * MIB;
+    for (uint64_t i = 0; i < 3; i++) {
+        assert_int_equal(open_with(&f, config), 0);
+        for (uint64_t k = 0; k < i; k++)
+            assert_int_equal(check(&f, slots[k], k, 50000), 0);
+        assert_int_equal(
+            weir_region_alloc(f.region, space_bytes, (struct weir_label){i, 7}, &space), 0);
+        slots[i] = put(&f, i, 50000);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        close_named(&f); /* the space was never committed, and is free in the next turn */
+    }
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 static void limits_may_change(void **state)
 {
     struct fixture f;
@@ -1138,7 +1163,7 @@ static void every_border_is_cut(void **state)
     (void)state;
     begin(&f);
     struct weir_region_config config = config_of(&f);
-    config.bytes_max = 400 * MIB;
+    config.bytes_initial = config.bytes_max = 400 * MIB;
     config.resident_bytes_max = 32 * MIB;
     uint64_t left = count_first_step(&f, config) - 2 * wide_count - 1;
 
@@ -1387,6 +1412,7 @@ int main(int argc, char **argv)
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
+        CASE("what lies far behind is found again", what_lies_far_behind_is_found_again),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
