@@ -409,7 +409,6 @@ static void a_small_file_limit_is_an_error(void **state)
 static void what_was_confirmed_stays_so_across_a_close(void **state)
 {
     struct weir_region_stats stats;
-    struct weir__header header;
     struct fixture f;
 
     (void)state;
@@ -432,9 +431,7 @@ static void what_was_confirmed_stays_so_across_a_close(void **state)
         put(&f, 100 + i, 50000);
     close_named(&f);
 
-    harness_named_header(f.directory, NAME, &header);
-    header.boot++;
-    harness_named_set_header(f.directory, NAME, &header);
+    harness_named_lose_power(f.directory, NAME);
     open_named(&f);
     assert_int_equal(f.report.restored_slot_count, 1);
     assert_int_equal(f.report.sync_count, 1);
@@ -818,15 +815,6 @@ static void what_was_under_construction_is_gone(void **state)
 
 /* ---- Power loss ------------------------------------------------------------ */
 
-static void lose_power(struct fixture *f)
-{
-    struct weir__header header;
-
-    harness_named_header(f->directory, NAME, &header);
-    header.boot++;
-    harness_named_set_header(f->directory, NAME, &header);
-}
-
 static void a_power_loss(void **state)
 {
     struct fixture f;
@@ -842,7 +830,7 @@ static void a_power_loss(void **state)
     assert_int_equal(weir_region_free(f.region, freed), 0);
     assert_int_equal(check(&f, freed, 2, 6000), -ESTALE);
     close_named(&f);
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
 
     int fd = open_file(&f, NAME ".weir-data", O_RDWR);
     char *needle = malloc(7000);
@@ -895,7 +883,7 @@ static void bytes_of_a_successor_are_not_believed(void **state)
     assert_int_equal(after.place, before.place);
 
     harness_named_write(f.directory, NAME ".weir", at, &before, sizeof(before));
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
     open_named(&f);
     assert_int_equal(f.report.kept_slot_count, 1);
     assert_int_equal(f.report.lost_slot_count, 1);
@@ -927,7 +915,7 @@ static void entries_behind_a_gap_are_forgotten(void **state)
     harness_named_set_header(f.directory, NAME, &header);
     harness_named_write(f.directory, NAME ".weir",
                         header.entry_offset + 128 * sizeof(struct weir__entry), none, sizeof(none));
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
 
     open_named(&f); /* nothing was confirmed, and nothing had a checksum */
     assert_int_equal(f.report.kept_slot_count, 0);
@@ -987,7 +975,7 @@ static void confirmed_space_waits_for_the_next_sync(void **state)
     close_named(&f);
 
     /* The second sync confirmed that it is freed. */
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
     open_named(&f);
     assert_int_equal(f.report.kept_slot_count, 1);
     assert_int_equal(f.report.restored_slot_count, 0);
@@ -1056,7 +1044,7 @@ static void alignment_is_kept(void **state)
     assert_int_equal(weir_region_free(f.region, slots[0]), 0);
     weir_region_audit(f.region);
     close_named(&f);
-    lose_power(&f);
+    harness_named_lose_power(f.directory, NAME);
 
     open_named(&f);
     assert_int_equal(f.report.restored_slot_count, 1);
@@ -1408,11 +1396,6 @@ static void a_killed_owner_leaves_every_item(void **state)
     check_many(&f, slots);
     close_named(&f);
 }
-
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
 
 int main(int argc, char **argv)
 {
