@@ -189,10 +189,11 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on. After a power loss they may all be such as were
- * put since the last sync(), which nobody promised: the report does not tell them from
- * confirmed ones. What could not be read, and has a checksum, is kept: it is compared
- * when it is read. Bytes are lengths of items.
+ * Lost items are stale from then on. After a kill there are none, unless a write had
+ * failed and a chunk was being stored anew at that moment. After a power loss they may
+ * all be such as were put since the last sync(), which nobody promised: the report does
+ * not tell them from confirmed ones. What could not be read, and has a checksum, is
+ * kept: it is compared when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
     bool existed;                   /* false: it was made, and all below but sync_count is 0 */

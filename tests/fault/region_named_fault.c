@@ -23,7 +23,12 @@
 #include "tmpdir.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define KIB UINT64_C(1024)
 #define MIB (KIB << 10)
@@ -549,6 +554,90 @@ static void what_is_under_way_is_not_confirmed(void **state)
     end(&f);
 }
 
+/* Done, and the owner is killed before what was there is stored again. */
+static bool dies_when_it_has_zeroed(const struct seam_use *use, void *context)
+{
+    (void)context;
+    if ((use->mode & FALLOC_FL_ZERO_RANGE) != 0 &&
+        fallocate(use->fd, use->mode, (off_t)use->offset, (off_t)use->bytes) == 0)
+        kill(getpid(), SIGKILL);
+    return false;
+}
+
+/* A flush fails, or a write of poll, and the owner is killed while a chunk is stored anew. */
+static void be_killed_storing_anew(struct fixture *f, bool is_sync, uint64_t *put_count)
+{
+    int r = try_open(f);
+
+    seam_reset();
+    seam_fail(SEAM_sys_fdatasync, 1);
+    seam_fail(SEAM_ring_sync_range, 1);
+    seam_fail(SEAM_ring_fdatasync, 1);
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate, .matches = dies_when_it_has_zeroed});
+    char *data = malloc(90000);
+    for (int i = 0; i < WAITS_MAX && !(is_sync && *put_count == ITEM_COUNT); i++) {
+        struct weir_slot slot;
+        uint64_t key = 9000 * *put_count; /* one in ten is empty, and so it is whole */
+        harness_fill(data, size_of(key), key, 0);
+        r = weir_region_put(f->region, data, size_of(key), (struct weir_label){key, 1}, &slot);
+        *put_count += r == 0;
+        if (r < 0)
+            r = weir_region_wait(f->region, WAIT_NS);
+    }
+    r = weir_region_sync(f->region);
+    _exit(r == 0);
+}
+
+static void zeroes_are_not_believed(void **state)
+{
+    struct weir_region_report report;
+    struct weir__header header;
+    int status = 0;
+
+    (void)state;
+    char *data = malloc(90000);
+    uint64_t *put_count =
+        mmap(NULL, sizeof(*put_count), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(put_count, MAP_FAILED);
+    for (int is_sync = 0; is_sync < 2; is_sync++) {
+        struct weir_slot slot = {0};
+        uint64_t empty_count = 0;
+        struct fixture f;
+        begin(&f);
+        *put_count = 0;
+        pid_t child = fork();
+        if (child == 0)
+            be_killed_storing_anew(&f, is_sync != 0, put_count);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFSIGNALED(status));
+
+        assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        harness_named_header(f.directory, NAME, &header);
+        assert_int_equal(header.figures.renewing, 0);
+        assert_false(report.after_power_loss);
+        while (weir_region_next(f.region, &slot)) {
+            struct weir_slot_info info;
+            size_t count = 0;
+            assert_int_equal(weir_region_slot(f.region, slot, &info), 0);
+            assert_int_equal(weir_region_read(f.region, slot, 0, data, 90000, &count), 0);
+            assert_int_equal(count, size_of(info.label.key));
+            assert_int_equal(harness_differs_at(data, count, info.label.key, 0), count);
+            empty_count += count == 0;
+        }
+        assert_true(empty_count >= *put_count / 10);
+        assert_true(report.kept_slot_count > 0);
+        assert_true(report.lost_slot_count > 0);
+        assert_int_equal(report.first_error, -EBADMSG);
+        uint64_t found = report.kept_slot_count + report.lost_slot_count;
+        assert_in_range(found, *put_count, *put_count + 1); /* it may have died in a put */
+        close_all(&f);
+        assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    }
+    assert_int_equal(munmap(put_count, sizeof(*put_count)), 0);
+    free(data);
+}
+
 /* The last flush failed: whichever count is on disk, what is freed since is there again. */
 static void either_count_restores(void **state)
 {
@@ -870,6 +959,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a sync that failed has confirmed nothing", a_failed_sync_confirms_nothing),
         SEAM_TEST("what is under way is not confirmed after a failure",
                   what_is_under_way_is_not_confirmed),
+        SEAM_TEST("zeroes where a chunk was to be stored anew are not believed",
+                  zeroes_are_not_believed),
         SEAM_TEST("whichever count is on the disk, what is freed since is there",
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
