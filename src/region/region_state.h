@@ -926,7 +926,10 @@ void weir__sync_release(struct weir_region *region, uint32_t index);
 /* All live items are confirmed: as they are in the tables now. */
 int weir__sync_confirm(struct weir_region *region);
 
-/* Whether @chunk holds confirmed bytes, which must not leave the disk for a moment. */
+/* From extent @index on, the first before @end whose bytes must not leave the disk for a moment; 0: none. */
+uint32_t weir__sync_next_kept(const struct weir_region *region, uint32_t index, uint64_t end);
+
+/* Whether @chunk holds any. */
 bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk);
 
 /* ---- move.c ------------------------------------------------------------- */

@@ -134,20 +134,24 @@ int weir__sync_confirm(struct weir_region *region)
     return r;
 }
 
-bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk)
+uint32_t weir__sync_next_kept(const struct weir_region *region, uint32_t index, uint64_t end)
 {
-    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
-    uint32_t index = region->chunks.table[chunk].first;
-
     if (region->named.mark_count == 0)
-        return false;
+        return 0;
     while (index != 0 && weir__entry_offset(weir__region_entry(region, index)) < end) {
         if (weir__sync_is_confirmed(region, index) ||
             weir__entry_beside(weir__region_entry(region, index)) == BESIDE_OLD)
-            return true;
+            return index;
         index = weir__entry_next(weir__region_entry(region, index));
     }
-    return false;
+    return 0;
+}
+
+bool weir__sync_has_confirmed(const struct weir_region *region, uint64_t chunk)
+{
+    uint64_t end = (chunk + 1) * LAYOUT_CHUNK_BYTES;
+
+    return weir__sync_next_kept(region, region->chunks.table[chunk].first, end) != 0;
 }
 
 /* ---- sync() ------------------------------------------------------------- */

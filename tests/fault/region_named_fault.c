@@ -638,6 +638,73 @@ static void zeroes_are_not_believed(void **state)
     free(data);
 }
 
+/* Where confirmed items lie, and what has been zeroed beside them. */
+struct beside {
+    uint64_t places[ITEM_COUNT]; /* of even ones */
+    uint64_t zeroed_bytes;
+    bool is_hit;
+};
+
+static bool spares_what_is_confirmed(const struct seam_use *use, void *context)
+{
+    struct beside *beside = context;
+
+    if ((use->mode & FALLOC_FL_ZERO_RANGE) == 0)
+        return false;
+    beside->zeroed_bytes += use->bytes;
+    for (uint64_t i = 0; i < ITEM_COUNT; i += 2)
+        beside->is_hit |= size_of(i) > 0 && beside->places[i] < use->offset + use->bytes &&
+                          beside->places[i] + size_of(i) > use->offset;
+    return false;
+}
+
+/*
+ * What a sync confirmed keeps its blocks when a later write fails. What lies between
+ * gets fresh ones all the same: the kernel may never mark the old ones as written.
+ */
+static void between_confirmed_items_all_is_stored_anew(void **state)
+{
+    struct beside beside = {.zeroed_bytes = 0};
+    struct fixture f;
+    uint64_t whole_bytes = 0;
+    char *data = malloc(90000);
+
+    (void)state;
+    begin_with_items(&f);
+    for (uint64_t i = 1; i < ITEM_COUNT; i += 2)
+        assert_int_equal(weir_region_free(f.region, f.slots[i]), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    int fd = harness_named_open(f.directory, NAME ".weir-data");
+    for (uint64_t i = 0; i < ITEM_COUNT; i += 2) {
+        harness_fill(data, size_of(i), i, 0);
+        beside.places[i] = (uint64_t)harness_find(fd, data, size_of(i));
+    }
+    close(fd);
+    for (uint64_t i = 1; i < ITEM_COUNT; i += 2) {
+        harness_fill(data, size_of(i), i, 0);
+        assert_int_equal(
+            weir_region_put(f.region, data, size_of(i), (struct weir_label){i, 1}, &f.slots[i]), 0);
+        whole_bytes += size_of(i) > 8192 ? size_of(i) - 8192 : 0;
+    }
+    free(data);
+    seam_reset();
+    seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                .times = SEAM_FOR_GOOD,
+                                .matches = spares_what_is_confirmed,
+                                .context = &beside});
+    seam_fail(SEAM_sys_fdatasync, 1);
+    assert_int_equal(weir_region_sync(f.region), -EIO);
+    seam_reset();
+    assert_false(beside.is_hit);
+    assert_in_range(beside.zeroed_bytes, whole_bytes, UINT64_MAX);
+    weir_region_audit(f.region);
+    check_all(&f, 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    open_after_power_loss(&f);
+    check_all(&f, 0);
+    end(&f);
+}
+
 /* The last flush failed: whichever count is on disk, what is freed since is there again. */
 static void either_count_restores(void **state)
 {
@@ -961,6 +1028,8 @@ int main(int argc, char **argv)
                   what_is_under_way_is_not_confirmed),
         SEAM_TEST("zeroes where a chunk was to be stored anew are not believed",
                   zeroes_are_not_believed),
+        SEAM_TEST("between confirmed items all is stored anew",
+                  between_confirmed_items_all_is_stored_anew),
         SEAM_TEST("whichever count is on the disk, what is freed since is there",
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
