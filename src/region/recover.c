@@ -397,16 +397,20 @@ static int recover_read(struct weir_region *region)
  * have died in sync(), and what that gave up for free in memory is used by us next,
  * while the disk does not yet know. If it cannot, the kernel calls those pages clean,
  * keeps or drops them as it likes, and tells nobody again: whoever opens next looks
- * at the disk, as after a power loss.
+ * at the disk, as after a power loss. A mark says so to him, which may be in memory
+ * only, and be dropped with the rest: it is on the disk first.
  */
 static int recover_flush(struct weir_region *region)
 {
-    int r = weir__sys_fdatasync(region->store.data_fd);
+    int r = region->named.found.boot == 0 ? weir__table_doubt(region) : 0;
 
+    if (r < 0)
+        return r;
+    r = weir__sys_fdatasync(region->store.data_fd);
     if (r == 0)
         r = weir__sys_fdatasync(region->table_fd);
     if (r < 0)
-        weir__table_doubt(region);
+        (void)!weir__table_doubt(region);
     return r;
 }
 

@@ -543,13 +543,13 @@ static int table_replace_header(struct weir_region *region, struct weir__header 
 }
 
 /* Nobody knows what of the region is on the disk: as if it were of another boot. */
-void weir__table_doubt(struct weir_region *region)
+int weir__table_doubt(struct weir_region *region)
 {
     struct weir__header fixed = region->named.found;
 
     fixed.boot = 0;
-    if (table_replace_header(region, &fixed) == 0)
-        (void)weir__sys_fdatasync(region->table_fd);
+    int r = table_replace_header(region, &fixed);
+    return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
 }
 
 /* From here on views may look: the magic of a new header is stored last. */
