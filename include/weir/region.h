@@ -187,7 +187,8 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on. After a power loss they may all be such as were
+ * Lost items are stale from then on, also those of which the disk knows nothing and
+ * this report cannot tell. After a power loss they may all be such as were
  * put since the last sync(), which nobody promised: the report does not tell them from
  * confirmed ones. What could not be read, and has a checksum, is kept: it is compared
  * when it is read. Bytes are lengths of items.

@@ -53,7 +53,8 @@ static void recover_vacate(struct weir_region *region, uint32_t index)
     uint64_t tag = weir__word_load(&entry->tag);
     uint32_t generation = weir__tag_generation(tag);
 
-    if (tag == 0) /* never used */
+    /* Never used; or, after a power loss, used by nobody knows which items. */
+    if (tag == 0 || region->named.report.after_power_loss)
         generation = region->slots.generation;
     generation += generation % 2; /* a handle to it is stale */
     weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_VACANT, 0));

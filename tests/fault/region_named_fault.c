@@ -526,6 +526,7 @@ struct mark_watch {
     bool is_written;
     bool is_flushed;
     bool is_dropped; /* before it was on the disk, and with it */
+    bool has_begun_to_drop;
     struct fixture *f;
     struct weir__header disk;
 };
@@ -548,6 +549,8 @@ static bool sees_mark(const struct seam_use *use, void *context)
         watch->is_written = true;
     if (use->call == SEAM_sys_fdatasync)
         watch->is_flushed = watch->is_written;
+    if (use->call == SEAM_sys_fadvise)
+        watch->has_begun_to_drop = true;
     if (use->call == SEAM_sys_fadvise && !watch->is_flushed && !watch->is_dropped) {
         harness_named_write(watch->f->directory, NAME ".weir", 0, &watch->disk,
                             sizeof(watch->disk));
@@ -558,9 +561,10 @@ static bool sees_mark(const struct seam_use *use, void *context)
 
 static bool is_behind_drop(const struct seam_use *use, void *context)
 {
+    const struct mark_watch *watch = context;
+
     (void)use;
-    (void)context;
-    return seam_used(SEAM_sys_fadvise) > 0;
+    return watch->has_begun_to_drop;
 }
 
 static void watch_mark(struct mark_watch *watch)
@@ -607,7 +611,8 @@ static void a_mark_that_is_not_on_the_disk_is_kept(void **state)
         refuse_mark(&f, &watch);
         watch_mark(&watch);
         if (fails)
-            seam_arm((struct seam_rule){.call = SEAM_ANY_HEAP, .matches = is_behind_drop});
+            seam_arm((struct seam_rule){
+                .call = SEAM_ANY_HEAP, .matches = is_behind_drop, .context = &watch});
         assert_int_equal(try_open(&f), fails ? -ENOMEM : 0);
         seam_reset();
         if (fails)
