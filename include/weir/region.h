@@ -137,7 +137,9 @@ struct weir_region_config {
  * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too
  *         small), -ENOMEM, -EOPNOTSUPP (tmpfs without memory_backed, or a file
  *         system that cannot reserve blocks or copies them when they are written:
- *         btrfs does not, it is told), or what open(2) says. Named also:
+ *         btrfs does not, it is told while they are empty; files of a named region
+ *         that were copied there are refused, unless chattr(1) "+C" came first), or
+ *         what open(2) says. Named also:
  *         -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the files is a
  *         symbolic link), -EEXIST (a data file without tables that is not ours),
  *         -ENOENT (the data file is gone), -EPROTONOSUPPORT (another version),
