@@ -28,8 +28,10 @@
  * One signal is left. What is resident lies in the page cache, where the kernel may
  * take clean pages back when others press for memory, and reads them again when
  * they are touched, by the owner or by a call here. If the disk fails in that
- * moment it is SIGBUS, at the address that was touched. A full disk, a failed
- * write and a cold item never are a signal.
+ * moment it is SIGBUS, at the address that was touched. A failed write and a cold
+ * item never are a signal, nor is a full disk, but of btrfs: it wants free space for
+ * a store even where it has reserved the blocks. Where others leave it none a put
+ * waits long in the kernel, or is SIGBUS: what fills up besides should not lie there.
  *
  * The file grows ahead of need and gives back what is free unasked, both from
  * poll; in memory are also the pages that are made ahead of the next put.
