@@ -75,7 +75,7 @@ struct weir_node_config {
 
 /*
  * struct weir_governor_config - how a governor is made
- * @bytes_max:      the limit (hard = 100 %); 0: @percent of the machine
+ * @bytes_max:      the limit (hard = 100 %), at most 2^54; 0: @percent of the machine
  * @percent:        of the smallest of cgroup limit (v2, v1) and RAM, when
  *                  @bytes_max is 0; 0: 60; at most 100
  * @soft_percent:   0: 80    @soft_leave_percent:   0: 70
@@ -86,7 +86,8 @@ struct weir_node_config {
  *
  * @pressure_percent: at which memory pressure (PSI, some, of ten seconds) each
  *                  weir_governor_look() lowers the limit with its levels by 5 points,
- *                  never below 70 %; below half of it, it rises by 1 point. 0: never
+ *                  never below 70 %; below half of it, it rises by 1 point. At most 100;
+ *                  0: never
  * @borrow_percent: how much a node borrows from others, of its own budget, before
  *                  it spills or waits; 0: 50; at most 100
  * @node_count:     0: the nodes of the machine, each with the part of the limit that
@@ -94,9 +95,8 @@ struct weir_node_config {
  *                  WEIR_NODES_MAX. Fixed at create: later 0, or the same
  * @nodes:          as many; read in the call
  *
- * soft_leave < soft < spill_leave < spill < hard_leave < 100 need not hold
- * between neighbours' leave levels, but soft < spill < 100 by at least 2 points
- * each, and each leave level at least 1 point below its own level: else -EINVAL.
+ * Soft is at least 2 points below spill, and spill below 100; each leave level is at
+ * least 1 point below its own level: else -EINVAL.
  */
 struct weir_governor_config {
     uint64_t bytes_max;

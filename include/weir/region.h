@@ -56,7 +56,8 @@
  *          -EDQUOT   the region is at bytes_max, out of slots, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
- *          -ESTALE   the slot was freed earlier
+ *          -ESTALE   the slot was freed earlier; or its item is not committed yet
+ *                    where it must be, or is where it must not
  *          -EAGAIN   not now: the call says what to wait for
  *          -EFBIG    larger than this way in or out takes; another does
  *          -EBADMSG  the bytes on disk are not those that were put
@@ -141,13 +142,14 @@ struct weir_region_config {
  *         system that cannot reserve blocks or copies them when they are written:
  *         btrfs does not, it is told while they are empty; files of a named region
  *         that were copied there are refused, unless chattr(1) "+C" came first), or
- *         what open(2) says. Named also:
- *         -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the files is a
- *         symbolic link), -EEXIST (a data file without tables that is not ours),
- *         -ENOENT (the data file is gone), -EPROTONOSUPPORT (another version),
- *         -EBADMSG (not a region, or the head of it is damaged), or -EIO (what was
- *         in memory cannot be written; who opens next finds what is on the disk, as
- *         after a power loss).
+ *         what open(2) or io_uring_setup(2) say.
+ *         Named also: -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the
+ *         files is a symbolic link), -EEXIST (a data file without tables that is
+ *         not ours), -ENOENT (the data file is gone), -EPROTONOSUPPORT (another
+ *         version), -EBADMSG (not a region, or the head of it is damaged), -EIO (the
+ *         tables cannot be read; or what was in memory cannot be written, and who
+ *         opens next finds what is on the disk, as after a power loss), or -EAGAIN
+ *         (others removed what was being made, again and again: try once more).
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_open(const struct weir_region_config *config,
                                               struct weir_region **ret_region);
@@ -191,14 +193,15 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on, also those of which the disk knows nothing and
- * this report cannot tell. After a power loss they may all be such as were
+ * Lost items are stale from then on, also those of which the disk knows nothing and this
+ * report cannot tell. After a kill there are none, unless a write had failed and a chunk
+ * was being stored anew at that moment. After a power loss they may all be such as were
  * put since the last sync(), which nobody promised: the report does not tell them from
  * confirmed ones. What could not be read, and has a checksum, is kept: it is compared
  * when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
-    bool existed;                   /* false: it was made, and all below is 0 */
+    bool existed;                   /* false: it was made, and all below but sync_count is 0 */
     bool clean_shutdown;            /* the last owner closed it */
     bool after_power_loss;          /* another boot, or a flush at open failed: all was verified */
     int first_error;                /* -EBADMSG: damage; -EIO: not all could be read; 0: none */
@@ -223,7 +226,7 @@ WEIR_API void weir_region_report(const struct weir_region *region,
  *
  * Return: 0, -EINVAL, -ENAMETOOLONG, -ENOENT, -EBUSY (it has an owner), -ELOOP,
  *         -EPROTONOSUPPORT or -EBADMSG (NAME.weir is no region that we know), or
- *         what unlink(2) says.
+ *         what open(2), read(2) or unlink(2) say.
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const char *name);
 
@@ -246,9 +249,10 @@ WEIR_API WEIR_MUST_CHECK int weir_region_remove(const char *directory, const cha
  *          for the disk. Before it grows items in memory are moved, if that
  *          makes room: about as many bytes as are put, at most 256 KiB.
  *
- * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, or -EAGAIN while write-back or
- *         cleaning is behind: poll, then try again. While the region is degraded
- *         and no room is left, what the write-back said: -EIO, ...
+ * Return: 0, -EFBIG, -EDQUOT, -ENOSPC, -ENOMEM, what fallocate(2) says, or
+ *         -EAGAIN while write-back or cleaning is behind: poll, then try again.
+ *         While the region is degraded and no room is left, what the write-back
+ *         said: -EIO, ...
  */
 WEIR_API WEIR_MUST_CHECK int weir_region_put(struct weir_region *region, const void *data,
                                              size_t bytes, struct weir_label label,
@@ -359,8 +363,8 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
 /*
  * weir_fetch_fn - an item that was asked for is there, or is not
  * @result:  0: weir_region_at() and weir_region_pin() answer for @slot, until
- *           the next put, fetch or poll; -ESTALE, -EBADMSG, -ENOMEM or what the
- *           read said: -EIO, ...
+ *           the next call that may end an address; -ESTALE, -EBADMSG, -ENOMEM or
+ *           what the read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
  * weir_region_fetch() itself. May call the region, poll and close excepted.
@@ -466,8 +470,9 @@ WEIR_API bool weir_region_next(const struct weir_region *region, struct weir_slo
  * less.
  *
  * Return: how many completions were handled, or a negative errno: a write-back
- *         failed (stats.degraded; nothing in memory was lost). A read that fails
- *         is told to whoever asked for it.
+ *         failed (stats.degraded; nothing in memory was lost), or a chunk could
+ *         not be brought back to be filled. What else was to be read is told to
+ *         whoever asked for it.
  */
 WEIR_API int weir_region_poll(struct weir_region *region);
 

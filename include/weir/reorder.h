@@ -137,7 +137,8 @@ WEIR_API void weir_reorder_destroy(struct weir_reorder *reorder);
  *         was pushed (or poll the region), then push again; -EFBIG:
  *         larger than the region takes at once: weir_reorder_push_slot();
  *         -EDQUOT, -ENOSPC: the region is full, and memory too, or
- *         window_bytes_max is reached; -ENOMEM.
+ *         window_bytes_max is reached; -EIO, ...: memory is full, and the region
+ *         is degraded; -ENOMEM.
  */
 WEIR_API WEIR_MUST_CHECK int weir_reorder_push(struct weir_reorder *reorder, uint64_t sequence,
                                                const void *data, size_t bytes);

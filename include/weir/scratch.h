@@ -98,7 +98,7 @@ struct weir_scratch_config {
 /*
  * weir_scratch_open() - a store; touches no disk
  *
- * Return: 0, -EINVAL, -ENOMEM.
+ * Return: 0, -EINVAL, -ENOMEM, or what io_uring_setup(2) says.
  */
 WEIR_API WEIR_MUST_CHECK int weir_scratch_open(const struct weir_scratch_config *config,
                                                struct weir_scratch **ret_scratch);
@@ -151,7 +151,8 @@ WEIR_API uint64_t weir_scratch_writer_bytes(const struct weir_scratch_writer *wr
  *
  * Cost:    at most one write of 128 KiB.
  *
- * Return: 0, -EBUSY, -ENOSPC, or what pwrite(2) says: try again, or abort.
+ * Return: 0, -EBUSY, -EDQUOT (the disk cap), -ENOSPC, -ENOMEM, or what pwrite(2)
+ *         says: try again, or abort.
  */
 WEIR_API WEIR_MUST_CHECK int weir_scratch_seal(struct weir_scratch_writer *take_writer,
                                                struct weir_scratch_file **ret_file);

@@ -12,7 +12,8 @@
  *
  * Units    bytes
  * Thread   one at a time
- * Errors   0 on success, negative errno on failure
+ * Errors   0 on success, negative errno on failure; -EINVAL: an argument is
+ *          outside its stated range
  */
 
 #include <stddef.h>

@@ -32,8 +32,8 @@ struct weir_mesh;
 struct weir_worker;
 
 /*
- * weir_mesh_create() - the queues between @worker_count workers
- * @messages_max:  in each queue; 0: 1024; rounded up to a power of two
+ * weir_mesh_create() - the queues between @worker_count workers, 1 .. 1024
+ * @messages_max:  in each queue; 0: 1024; at most 2^20; rounded up to a power of two
  *
  * Thread: any.
  *
@@ -102,7 +102,7 @@ struct weir_report {
  *                  room again, by steps, and given back when the governor asks (a
  *                  reclaimer of cost 100, where the kernel lets go of what is
  *                  dropped)
- * @ring_entries:   0: 256
+ * @ring_entries:   0: 256; at most 32768
  * @tick_ns:        sleeps no longer than this; 0: 10 ms
  * @turn_ns:        a turn that has taken this long leaves further completions and
  *                  messages to the next; 0: 1 ms

@@ -109,7 +109,7 @@ struct weir_writebuf_sink {
  *                      weir_writebuf_spill() does, at most 1 MiB at once.
  * @region:             where to spill; NULL: never spills
  * @sink:               copied
- * @record_bytes_max:   key and value of the largest record; 0: 256 KiB
+ * @record_bytes_max:   key and value of the largest record; 0: 256 KiB; at most 1 GiB
  * @collect_bytes_max:  memory of one buffer that collects; 0: 16 MiB
  * @flush_bytes_max:    memory of one buffer that is flushed; 0: 512 MiB
  * @held_bytes_max:     of one buffer, in memory and spilled; 0: none
@@ -209,9 +209,10 @@ WEIR_API struct weir_writebuf *weir_writebuf_next(const struct weir_writebuf_set
  *
  * Return: 0; -ERANGE: the sequence is not greater than the last one, or is
  *         committed already; -EFBIG: larger than record_bytes_max; -EDQUOT: over
- *         held_bytes_max; -EAGAIN: no memory now and no room in the region:
- *         poll, or wait for the account, then append again; -EDQUOT, -ENOSPC
- *         from the region: it is full, and memory too; -ENOMEM; -EINVAL.
+ *         held_bytes_max; -EAGAIN: no memory now and no room in the region, or
+ *         over backlog_bytes_max: poll, or wait for the account, then append
+ *         again; -EDQUOT, -ENOSPC, -EIO, ... from the region: it is full or
+ *         degraded, and memory is full, too; -ENOMEM; -EINVAL.
  */
 WEIR_API WEIR_MUST_CHECK int weir_writebuf_append(struct weir_writebuf *buffer,
                                                   const struct weir_writebuf_record *record);

@@ -79,7 +79,7 @@ struct weir__figures {
     uint64_t bounded;
     uint64_t degraded;
     uint64_t move_count; /* of items that changed places; counted before each does */
-    uint64_t renewing;   /* not 0: bytes of a chunk are being put back; counts as two moves */
+    uint64_t renewing;   /* chunk + 1 whose bytes are being put back, or 0; counts as two moves */
 };
 
 struct weir__header {

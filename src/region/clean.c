@@ -7,7 +7,7 @@
  *      nothing live: the chunk is emptied, all of it can be stored to
  *
  * Holes in chunks that are on disk cannot be filled without reading the chunk
- * back. So the file is let grow to a quarter more than what is live, and from
+ * back. So the file is let grow to 1.27 of what is live, and from
  * then on chunks to be stored to come from here: the one with the fewest live
  * bytes (greedy, as in the log-structured file system of Rosenblum and
  * Ousterhout, 1991) is emptied. It is read into a buffer that is the cleaner's

@@ -179,10 +179,13 @@ static int named_create(struct weir__named *named, enum named_file file, int *re
 
 static int named_read_header(int fd, struct weir__header *ret_header)
 {
-    int r = weir__sys_pread_all(fd, ret_header, sizeof(*ret_header), 0);
+    struct stat info;
+    int r = weir__sys_fstat(fd, &info);
 
-    if (r == -EIO) /* or too short */
+    if (r == 0 && (uint64_t)info.st_size < sizeof(*ret_header))
         return -EBADMSG;
+    if (r == 0)
+        r = weir__sys_pread_all(fd, ret_header, sizeof(*ret_header), 0);
     if (r < 0)
         return r;
     if (ret_header->magic != LAYOUT_MAGIC)

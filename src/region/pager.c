@@ -238,12 +238,19 @@ void weir__pager_forget_suspect(struct weir_region *region, uint64_t chunk)
         region->pager.error = 0;
 }
 
-/* For a moment there are zeroes where its bytes were, and a second copy of them in memory. */
+/*
+ * For a moment there are zeroes where its bytes were, and a second copy of them in memory.
+ * If the owner is killed then, the next one tells by the checksums which items are whole.
+ */
 static void pager_renew(struct weir_region *region, uint64_t chunk)
 {
     struct weir__figures *figures = weir__region_figures(region);
+    struct weir__walk items = {.chunk = chunk};
 
-    weir__word_store(&figures->renewing, 1);
+    if (weir__region_is_named(region))
+        (void)weir__space_sum(region, &items, UINT64_MAX);
+    weir__fence_release();
+    weir__word_store(&figures->renewing, chunk + 1);
     weir__word_add(&figures->move_count, 2);
     weir__fence_release();
     weir__store_renew(region, chunk);

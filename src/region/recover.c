@@ -21,8 +21,9 @@
  * After a power loss the tables are a mixture of moments, and so are the bytes:
  * each item is compared with its checksum, and one without is not believed (what
  * sync confirmed has one). After a kill only what has none yet gets one, for a
- * cold item must have it. What has one and cannot be read now is kept: it is compared
- * when it can.
+ * cold item must have it; and what lies in the chunk that was just being stored
+ * anew, after a failed write, is compared too. What has one and cannot be read now
+ * is kept: it is compared when it can.
  *
  * A process that dies here changed nothing that the next would read otherwise.
  *
@@ -148,6 +149,16 @@ static int recover_look_at_freed(struct weir_region *region, uint32_t index, uin
     return recover_add(region, index, true, named->report.after_power_loss);
 }
 
+/* Its chunk was being stored anew when the last owner died: there may be zeroes. */
+static bool recover_was_renewed(const struct weir_region *region, const struct weir__entry *entry)
+{
+    uint64_t renewing = region->named.found.figures.renewing;
+    uint64_t offset = weir__entry_offset(entry);
+
+    return renewing != 0 && weir__chunk_of(offset) < renewing &&
+           weir__chunk_of(offset + weir__entry_space(entry) - 1) >= renewing - 1;
+}
+
 static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t data_bytes)
 {
     struct weir_region_report *report = &region->named.report;
@@ -175,7 +186,8 @@ static int recover_look_at(struct weir_region *region, uint32_t index, uint64_t 
         recover_lose(region, index, -EBADMSG);
         return 0;
     }
-    return recover_add(region, index, false, report->after_power_loss);
+    return recover_add(region, index, false,
+                       report->after_power_loss || recover_was_renewed(region, entry));
 }
 
 /* At most so many have blocks in the file. */
@@ -444,7 +456,10 @@ int weir__recover_load(struct weir_region *region)
         r = weir__table_reopen(region, count);
     if (r < 0)
         return r;
-    *weir__region_figures(region) = (struct weir__figures){.entry_count = count};
+    *weir__region_figures(region) = (struct weir__figures){
+        .entry_count = count,
+        .renewing = region->named.found.figures.renewing, /* if we die, the next looks again */
+    };
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         r = recover_look_at(region, index, (uint64_t)data.st_size);
         if (r < 0)
@@ -544,6 +559,7 @@ int weir__recover_rebuild(struct weir_region *region)
     named->items = NULL;
     named->item_max = 0;
 
+    weir__word_store(&figures->renewing, 0);
     weir__word_store(&figures->slot_count, named->report.kept_slot_count);
     weir__word_store(&figures->live_bytes, named->report.kept_bytes);
     weir__word_store(&figures->entry_count, region->slots.used_count);

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import time
 import unittest
 
 CHUNK = 2 << 20
@@ -263,7 +264,7 @@ class Named(LiveCase):
 class Map(LiveCase):
     def setUp(self):
         super().setUp()
-        self.fill(150, 300000)
+        self.slots = self.fill(150, 300000)
 
     def rows(self, text):
         """The cells, and the counts of the legend."""
@@ -273,24 +274,39 @@ class Map(LiveCase):
         return cells, {letter: int(count) for letter, count in
                        re.findall(r'(\S) \w+ (\d+)', legend)}
 
-    def test_plain(self):
-        _, (region,) = self.look('--map')
+    def draw(self):
+        """The cells of the owner's map without colour, each compared with its chunk."""
         self.owner.freeze()
-        result = dump('--pid', self.owner.pid, '--map')
+        drawn = dump('--pid', self.owner.pid, '--map')
+        told = dump('--pid', self.owner.pid, '--map', '--json')
         self.owner.thaw()
-        self.assertTrue(result.stdout.isascii())
-        self.assertTrue(all(len(line) <= 80 for line in result.stdout.splitlines()[9:]))
-        cells, legend = self.rows(result.stdout)
+        (region,) = json.loads(told.stdout)['regions']
+        self.assertTrue(drawn.stdout.isascii())
+        self.assertTrue(all(len(line) <= 80 for line in drawn.stdout.splitlines()[9:]))
+        cells, legend = self.rows(drawn.stdout)
         self.assertEqual(len(cells), region['chunk_count'])
         letters = {'dirty': 'D', 'writing': 'W', 'filling': 'F', 'clean': 'C', 'cold': 'O',
-                   'fresh': '.'}
+                   'fresh': '.', 'hole': '_'}
         for cell, chunk in zip(cells, region['chunks']):
             self.assertEqual(cell.upper(), letters[chunk['state']])
             if cell.isalpha() and abs(chunk['live_bytes'] - CHUNK / 2) > CHUNK / 8:
                 self.assertEqual(cell.isupper(), chunk['live_bytes'] > CHUNK / 2)
         for letter, count in legend.items():
             self.assertEqual(count, cells.upper().count(letter))
-        self.assertGreater(cells.upper().count('O'), 5, 'nothing went cold')
+        self.assertEqual(sum(legend.values()), len(cells))
+        return cells
+
+    def test_plain(self):
+        self.assertGreater(self.draw().upper().count('O'), 5, 'nothing went cold')
+
+    def test_holes(self):
+        for index, generation in list(self.slots.values())[10:-10]:
+            self.assertEqual(self.owner.ask(f'free 0 {index} {generation}'), '0')
+        until = time.monotonic() + 60
+        while '"hole"' not in dump('--pid', self.owner.pid, '--map', '--json').stdout:
+            self.assertLess(time.monotonic(), until, 'no chunk became a hole')
+            self.owner.ask('poll 0')
+        self.assertIn('_', self.draw())
 
     def test_terminal(self):
         words = ('--pid', self.owner.pid, '--map')

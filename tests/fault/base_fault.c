@@ -17,8 +17,8 @@
 #include "base/sys.h"
 
 #include "answer.h"
+#include "program.h"
 #include "seam.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -361,11 +361,7 @@ int main(int argc, char **argv)
         SEAM_TEST("runs end when none goes wrong", until_none_fires),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("base", cases, NULL, NULL);
 }

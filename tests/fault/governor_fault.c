@@ -21,6 +21,7 @@
 #include "governor/ledger.h"
 
 #include "machine.h"
+#include "program.h"
 #include "seam.h"
 
 #include <errno.h>
@@ -272,12 +273,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a machine that tells in part says so", a_machine_that_tells_in_part),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     plant_group("machine", "v2");
     write_file("/sys/fs/cgroup/app/memory.max", "1073741824\n");
     write_file("/sys/fs/cgroup/app/memory.current", "123456\n");

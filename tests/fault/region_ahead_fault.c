@@ -20,8 +20,8 @@
 
 #include "pattern.h"
 #include "process.h"
+#include "program.h"
 #include "seam.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -509,11 +509,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a failed write casts doubt on what is ready", a_failed_write_casts_doubt_on_it),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("region_ahead", cases, NULL, NULL);
 }

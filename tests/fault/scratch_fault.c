@@ -24,10 +24,9 @@
 
 #include "answer.h"
 #include "double.h"
-#include "forbid.h"
 #include "pattern.h"
+#include "program.h"
 #include "seam.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -474,8 +473,6 @@ struct each {
     uint64_t count_min;
 };
 
-static bool is_synchronous;
-
 static bool is_operation(enum seam_call call)
 {
     return call == SEAM_ANY_OPERATION || call == SEAM_ring_read || call == SEAM_ring_write;
@@ -485,7 +482,7 @@ static void each_use(void **state)
 {
     struct each each = *(const struct each *)*state;
 
-    if (is_synchronous && (each.plan.shares_ring || is_operation(each.rule.call))) {
+    if (harness_is_synchronous && (each.plan.shares_ring || is_operation(each.rule.call))) {
         print_message("# passed over: there is no io_uring\n");
         return;
     }
@@ -549,18 +546,7 @@ int main(int argc, char **argv)
              .call = SEAM_ANY_OPERATION, FOR_GOOD),
     };
 
-    if (argc > 1 && strcmp(argv[1], "--synchronous") == 0) {
-        if (harness_forbid_io_uring() < 0)
-            return 77;
-        is_synchronous = true;
-        argc--;
-        argv++;
-    }
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("scratch", cases, NULL, NULL);
 }

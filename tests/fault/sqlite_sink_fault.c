@@ -16,7 +16,7 @@
 
 #include "sqlite_sink.h"
 
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -222,7 +222,7 @@ static void test_for_good(void **state)
     each_use(true);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         {"a batch without memory comes again, once", test_once, NULL, NULL, NULL},
@@ -230,10 +230,8 @@ int main(void)
     };
     sqlite3_mem_methods methods;
 
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     if (sqlite3_config(SQLITE_CONFIG_GETMALLOC, &usual) != SQLITE_OK)
         return 77;
     methods = usual;

@@ -23,8 +23,8 @@
 #include "base/bits.h"
 #include "base/clock.h"
 
+#include "program.h"
 #include "seam.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -246,11 +246,7 @@ int main(int argc, char **argv)
         SEAM_TEST_OF("without the heap nothing is left either", each_use, &heap_for_good),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("worker", cases, NULL, NULL);
 }

@@ -19,8 +19,8 @@
 #include "base/ring.h"
 
 #include "pattern.h"
+#include "program.h"
 #include "seam.h"
-#include "tmpdir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -315,7 +315,7 @@ static void test_nodes(void **state)
     job_close(job);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
         SEAM_TEST("where nothing is missing nothing is told", test_nothing_to_tell),
@@ -329,9 +329,7 @@ int main(void)
         SEAM_TEST("where nodes cannot be asked it says so", test_nodes),
     };
 
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("worker_start", cases, NULL, NULL);
 }

@@ -78,4 +78,14 @@ static inline void harness_named_set_header(const char *directory, const char *n
     harness_named_write(directory, file, 0, &copy, sizeof(copy));
 }
 
+/* The machine was started anew since its owner had it. */
+static inline void harness_named_lose_power(const char *directory, const char *name)
+{
+    struct weir__header header;
+
+    harness_named_header(directory, name, &header);
+    header.boot++;
+    harness_named_set_header(directory, name, &header);
+}
+
 #endif

@@ -63,6 +63,28 @@ static inline int harness_map_count(const char *directory)
     return count;
 }
 
+/* Whether the mapping that holds @address stays out of dumps and children. */
+static inline bool harness_is_hidden(const void *address)
+{
+    char line[4096];
+    bool is_it = false;
+    bool is_hidden = false;
+    FILE *maps = fopen("/proc/self/smaps", "re");
+
+    if (maps == NULL)
+        return false;
+    while (fgets(line, sizeof(line), maps) != NULL) {
+        unsigned long low;
+        unsigned long high;
+        if (sscanf(line, "%lx-%lx ", &low, &high) == 2)
+            is_it = (uintptr_t)address >= low && (uintptr_t)address < high;
+        else if (is_it && strncmp(line, "VmFlags:", 8) == 0)
+            is_hidden = strstr(line, " dd") != NULL && strstr(line, " dc") != NULL;
+    }
+    fclose(maps);
+    return is_hidden;
+}
+
 /* Address space in bytes, reservations included. */
 static inline uint64_t harness_address_bytes(void)
 {

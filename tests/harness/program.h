@@ -2,7 +2,7 @@
 #ifndef WEIR_HARNESS_PROGRAM_H
 #define WEIR_HARNESS_PROGRAM_H
 
-/* program - how a program of cases on regions begins: its arguments, and what it needs */
+/* program - how a program of cases begins: its arguments, and what it needs */
 
 #include "forbid.h"
 #include "tmpdir.h"
@@ -16,6 +16,11 @@
 #include <string.h>
 
 #include <cmocka.h>
+
+#define CASE(sentence, function)                                                                   \
+ {                                                                                                 \
+  sentence, function, NULL, NULL, NULL                                                             \
+ }
 
 static bool harness_is_synchronous; /* io_uring is forbidden */
 

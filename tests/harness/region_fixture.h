@@ -47,11 +47,6 @@
 #define OWNER_FILLER  9
 #define PATIENCE_S    60
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 struct fixture {
     const char *directory;
     struct weir_region *region;
@@ -93,14 +88,28 @@ static inline int open_as(struct fixture *f, struct weir_region_config config)
     return weir_region_open(&config, &f->region);
 }
 
-static inline void start(struct fixture *f, struct weir_region_config config)
+static inline void start_begun(struct fixture *f, struct weir_region_config config)
 {
-    begin(f);
     assert_int_equal(open_as(f, config), 0);
     assert_non_null(f->region);
     f->data_fd = harness_data_fd(f->directory, f->marks);
     assert_true(f->data_fd >= 0);
     weir_region_audit(f->region);
+}
+
+static inline void start(struct fixture *f, struct weir_region_config config)
+{
+    begin(f);
+    start_begun(f, config);
+}
+
+/* On a ring that is shared with others; nothing_left() closes it. */
+static inline void start_on_ring(struct fixture *f, struct weir_region_config config,
+                                 uint32_t entry_count)
+{
+    begin(f);
+    assert_int_equal(weir__ring_open(entry_count, true, &f->ring), 0);
+    start_begun(f, config);
 }
 
 /* The figures, after they have been compared with each other, the books and the kernel. */
@@ -138,6 +147,10 @@ static inline struct weir_region_stats figures(struct fixture *f)
 /* What remains after close() is compared with what was before begin(). */
 static inline void nothing_left(struct fixture *f)
 {
+    if (f->ring != NULL)
+        assert_int_equal(weir__ring_in_flight(f->ring), 0);
+    weir__ring_close(f->ring);
+    f->ring = NULL;
     assert_int_equal(f->charged, 0);
     assert_int_equal(harness_fd_count(), f->fd_count);
     assert_int_equal(harness_map_count(f->directory), f->map_count);
@@ -282,6 +295,18 @@ static inline int wait_once(struct fixture *f)
     return r;
 }
 
+/* What was begun has come to its end, however busy the disk is, and nothing more begins. */
+static inline void become_idle(struct fixture *f)
+{
+    for (int quiet = 0; quiet < 10;) {
+        f->in_poll = true;
+        int r = weir_region_wait(f->region, PATIENCE_S * UINT64_C(1000000000));
+        f->in_poll = false;
+        assert_true(r >= 0);
+        quiet = r > 0 ? 0 : quiet + 1;
+    }
+}
+
 static inline bool patience_is_over(const struct timespec *since)
 {
     struct timespec now;
@@ -385,13 +410,23 @@ static inline void fetch_finish(struct fixture *f, struct fetches *fetches)
     weir_region_audit(f->region);
 }
 
-static inline void fetch_one(struct fixture *f, struct weir_slot slot, int result)
+/* What was asked for and taken on: fetch_finish() waits for it, and test_free() gives it back. */
+static inline struct fetches *fetch_many(struct fixture *f, const struct weir_slot *slots,
+                                         size_t count)
 {
     struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
-    fetches->count = 1;
-    fetches->slots[0] = slot;
+    assert_true(count <= FETCH_MAX);
+    fetches->count = count;
+    memcpy(fetches->slots, slots, count * sizeof(slots[0]));
     assert_int_equal(fetch_start(f, fetches), 0);
+    return fetches;
+}
+
+static inline void fetch_one(struct fixture *f, struct weir_slot slot, int result)
+{
+    struct fetches *fetches = fetch_many(f, &slot, 1);
+
     fetch_finish(f, fetches);
     assert_int_equal(fetches->results[0], result);
     test_free(fetches);
@@ -447,6 +482,7 @@ static inline bool is_bounded(struct fixture *f)
     assert_true(magic != EXT4_SUPER_MAGIC && magic != XFS_SUPER_MAGIC);
     pass_over("this file system keeps pages in memory");
     weir_region_close(f->region);
+    nothing_left(f);
     return false;
 }
 
@@ -542,6 +578,63 @@ static inline void damage(struct fixture *f, uint64_t seed, uint64_t offset)
     assert_int_equal(fdatasync(own), 0);
     assert_int_equal(posix_fadvise(own, 0, 0, POSIX_FADV_DONTNEED), 0);
     close(own);
+}
+
+/*
+ * A cold chunk with ten items of 3000 bytes, their index as key, and the first half
+ * of one that is under construction. With such a one in it a chunk leaves the
+ * memory only when nothing else could: two pins see to that until it comes back.
+ */
+struct cold_chunk {
+    struct weir_slot slots[10];
+    struct weir_slot built;
+    struct weir_slot pinned[2];
+};
+
+#define COLD_BUILT_SEED UINT64_C(500)
+#define COLD_BUILT_HALF (16 * KIB)
+
+static inline void make_cold_chunk(struct fixture *f, struct cold_chunk *chunk)
+{
+    const void *data;
+    size_t pin_count = 0;
+
+    assert_int_equal(weir_region_alloc(f->region, 2 * COLD_BUILT_HALF,
+                                       (struct weir_label){COLD_BUILT_SEED, 1}, &chunk->built),
+                     0);
+    assert_int_equal(
+        write_pieces(f, chunk->built, COLD_BUILT_SEED, COLD_BUILT_HALF, COLD_BUILT_HALF), 0);
+    for (size_t i = 0; i < 10; i++)
+        chunk->slots[i] = put(f, i, 3000);
+    for (uint64_t i = 0; info_of(f, chunk->slots[9]).resident; i++) {
+        assert_true(i < 1000);
+        struct weir_slot slot;
+        assert_int_equal(try_put(f, 10000 + i, 64 * KIB, OWNER_FILLER, &slot), 0);
+        if (i == 40 || i == 80) {
+            assert_int_equal(weir_region_pin(f->region, slot, &data, NULL), 0);
+            chunk->pinned[pin_count++] = slot;
+        }
+    }
+    assert_int_equal(pin_count, 2);
+}
+
+/* The other half goes in: for that the chunk comes back. */
+static inline void bring_back_cold_chunk(struct fixture *f, struct cold_chunk *chunk)
+{
+    static char piece[COLD_BUILT_HALF];
+    int r = -EAGAIN;
+
+    weir_region_unpin(f->region, chunk->pinned[0]);
+    weir_region_unpin(f->region, chunk->pinned[1]);
+    harness_fill(piece, sizeof(piece), COLD_BUILT_SEED, sizeof(piece));
+    for (int tries = 0; r == -EAGAIN && tries < 1000; tries++) {
+        r = weir_region_write(f->region, chunk->built, sizeof(piece), piece, sizeof(piece));
+        if (r == -EAGAIN)
+            assert_true(wait_once(f) >= 0);
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(weir_region_commit(f->region, chunk->built), 0);
+    assert_whole(f, chunk->built);
 }
 
 /* ---- Children --------------------------------------------------------------- */

@@ -352,7 +352,7 @@ static void waiting_complete(struct weir_operation *operation, int32_t result, u
     (void)flags;
     for (int tries = 0; waiting->other->completed_count == 0; tries++) {
         assert_true(tries < 100);
-        assert_true(weir__ring_wait(waiting->ring, UINT64_C(1000000)) >= 0);
+        assert_true(weir__ring_wait(waiting->ring, UINT64_C(1000000000)) >= 0);
     }
 }
 

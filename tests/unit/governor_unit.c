@@ -28,7 +28,8 @@
 #include "machine.h"
 #include "tmpdir.h"
 
-#define GIB (UINT64_C(1) << 30)
+#define GIB         (UINT64_C(1) << 30)
+#define PATIENCE_NS UINT64_C(100000000000) /* of a busy machine */
 
 /* A governor of 1000 bytes: soft 800 (700), spill 900 (850), hard 1000 (970). */
 static struct weir_governor *governor;
@@ -1115,6 +1116,7 @@ static void test_one_call_tells_everything(void **state)
     weir_account_refund(account, 190);
     weir_account_refund(capped, 50);
     assert_int_equal(weir_account_poll(capped) + weir_account_poll(account), 2);
+    uint64_t until_ns = weir__clock_ns();
     weir_governor_figures(governor, &all, accounts, 1);
     assert_int_equal(all.account_count, 1);
     assert_int_equal(stalls(&all.governor), 3);
@@ -1126,7 +1128,7 @@ static void test_one_call_tells_everything(void **state)
         lasted_ns += all.governor.level_ns[level];
     assert_true(lasted_ns >= all.governor.level_ns[WEIR_LEVEL_HARD]);
     assert_true(all.governor.level_ns[WEIR_LEVEL_HARD] > 0);
-    assert_true(lasted_ns + 1000000000 > weir__clock_ns() - begin_ns);
+    assert_true(lasted_ns >= until_ns - begin_ns);
     weir_account_close(account);
     assert_int_equal(figures().verdict_count[WEIR_FLUSH], 1); /* also of those that are closed */
     weir_account_close(capped);
@@ -1263,7 +1265,7 @@ static void test_what_came_is_checked(void **state)
     while (honest.called_count == 0) { /* until the promise is too old */
         weir_account_poll(account);
         weir_account_poll(other);
-        assert_true(weir__clock_ns() - asked_ns < UINT64_C(5000000000));
+        assert_true(weir__clock_ns() - asked_ns < PATIENCE_NS);
     }
     assert_true(weir__clock_ns() - asked_ns >= UINT64_C(90000000));
     assert_int_equal(liar.called_count, 1);
@@ -1323,7 +1325,7 @@ static void test_need_that_comes_back_is_seen(void **state)
     assert_int_equal(charge(account, 200), WEIR_ADMIT);
     while (store.called_count == called_count) {
         weir_account_poll(account);
-        assert_true(weir__clock_ns() - begin_ns < UINT64_C(5000000000));
+        assert_true(weir__clock_ns() - begin_ns < PATIENCE_NS);
     }
     assert_int_equal(store.wanted_bytes, 100);
     weir_account_remove_reclaimer(account, &store.reclaimer);

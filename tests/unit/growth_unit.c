@@ -933,11 +933,6 @@ static void closed_with_growth_under_way(void **state)
     }
 }
 
-#define CASE(name, function)                                                                       \
- {                                                                                                 \
-  name, function, NULL, NULL, NULL                                                                 \
- }
-
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {

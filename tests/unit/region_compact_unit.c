@@ -19,7 +19,7 @@
 #include "base/random.h"
 
 #include "pattern.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <stdlib.h>
 
@@ -459,12 +459,7 @@ static void with_little_memory_too(void **state)
     finish(f);
 }
 
-#define CASE(text, function)                                                                       \
- {                                                                                                 \
-  text, function, NULL, NULL, NULL                                                                 \
- }
-
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         CASE("sizes may shift and the file stays", sizes_may_shift),
@@ -482,9 +477,7 @@ int main(void)
         CASE("with little memory too", with_little_memory_too),
     };
 
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("region_compact", tests, NULL, NULL);
 }

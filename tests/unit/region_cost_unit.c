@@ -73,8 +73,7 @@ static void start_idle(struct fixture *f, struct weir_region_config config)
 {
     start(f, config);
     put(f, 1, PUT_BYTES);
-    for (int idle = 0; idle < 10;)
-        idle = poll_once(f) == 0 ? idle + 1 : 0;
+    become_idle(f);
     settle(f);
 }
 
@@ -225,8 +224,7 @@ static void too_much_in_place_is_told_at_once(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, cold, 3, 3000);
-    for (int idle = 0; idle < 10;)
-        idle = wait_once(&f) == 0 ? idle + 1 : 0;
+    become_idle(&f);
     while ((r = weir_region_alloc_in_place(f.region, MIB, 0, (struct weir_label){1, 1},
                                            &slots[count], &data)) == 0)
         assert_true(++count < 64);
@@ -517,8 +515,7 @@ static void what_is_known_is_told_without_sleep(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 10, 3000);
-    for (int idle = 0; idle < 10;)
-        idle = poll_once(&f) == 0 ? idle + 1 : 0;
+    become_idle(&f);
     seam_reset();
     seam_arm((struct seam_rule){.call = SEAM_ring_read, .how = SEAM_HOLD});
     assert_int_equal(weir_region_fetch(f.region, slots, 1, tell, &cold), 0);

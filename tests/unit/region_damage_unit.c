@@ -13,7 +13,6 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
 {
     struct fixture f;
     struct weir_slot slots[11];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     char buffer[3001];
     size_t bytes = 4711;
 
@@ -23,11 +22,9 @@ static void a_damaged_item_is_named_and_harms_no_other(void **state)
         return;
     make_cold_items(&f, slots, 10, 3000);
     damage(&f, 4, 2999);
-    damage(&f, 7, 0 + 100);
+    damage(&f, 7, 100);
     uint64_t errors = figures(&f).read_error_count;
-    fetches->count = 10;
-    memcpy(fetches->slots, slots, 10 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 10);
     fetch_finish(&f, fetches);
     for (size_t i = 0; i < 10; i++)
         assert_int_equal(fetches->results[i], i == 4 || i == 7 ? -EBADMSG : 0);
@@ -75,7 +72,6 @@ static void a_read_finds_damage_too(void **state)
 {
     struct fixture f;
     struct weir_slot slots[4];
-    char *buffer = test_calloc(1, 100001);
     size_t bytes = 4711;
     const void *data;
 
@@ -83,6 +79,7 @@ static void a_read_finds_damage_too(void **state)
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
+    char *buffer = test_malloc(100000);
     make_cold_items(&f, slots, 3, 100000);
     damage(&f, 1, 70000);
     uint64_t errors = figures(&f).read_error_count;
@@ -124,61 +121,30 @@ static void a_read_finds_damage_too(void **state)
 static void what_is_brought_back_is_verified(void **state)
 {
     struct fixture f;
-    struct weir_slot slots[10];
-    struct weir_slot pinned[2];
-    struct weir_slot built;
-    static char piece[16 * 1024];
+    struct cold_chunk chunk;
     const void *data;
-    size_t pin_count = 0;
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
-    assert_int_equal(
-        weir_region_alloc(f.region, 2 * sizeof(piece), (struct weir_label){500, 1}, &built), 0);
-    harness_fill(piece, sizeof(piece), 500, 0);
-    assert_int_equal(weir_region_write(f.region, built, 0, piece, sizeof(piece)), 0);
-    for (size_t i = 0; i < 10; i++)
-        slots[i] = put(&f, i, 3000);
-    /* It leaves the memory only when there is nothing else that could. */
-    for (uint64_t i = 0; info_of(&f, slots[9]).resident; i++) {
-        assert_true(i < 1000);
-        struct weir_slot slot;
-        assert_int_equal(try_put(&f, 10000 + i, 64 * KIB, OWNER_FILLER, &slot), 0);
-        if (i == 40 || i == 80) {
-            assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
-            pinned[pin_count++] = slot;
-        }
-    }
-    assert_int_equal(pin_count, 2);
+    make_cold_chunk(&f, &chunk);
     damage(&f, 4, 100);
-    weir_region_unpin(f.region, pinned[0]);
-    weir_region_unpin(f.region, pinned[1]);
-
-    harness_fill(piece, sizeof(piece), 500, sizeof(piece));
-    int r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
-    for (int i = 0; i < 1000 && r == -EAGAIN; i++) {
-        assert_true(wait_once(&f) >= 0);
-        r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
-    }
-    assert_int_equal(r, 0);
-    assert_int_equal(weir_region_commit(f.region, built), 0);
-    assert_whole(&f, built);
+    bring_back_cold_chunk(&f, &chunk);
     for (size_t i = 0; i < 10; i++) {
         if (i == 4)
-            assert_int_equal(weir_region_at(f.region, slots[i], &data, NULL), -EBADMSG);
+            assert_int_equal(weir_region_at(f.region, chunk.slots[i], &data, NULL), -EBADMSG);
         else
-            assert_here(&f, slots[i], 3000);
+            assert_here(&f, chunk.slots[i], 3000);
     }
-    assert_true(info_of(&f, slots[4]).damaged);
+    assert_true(info_of(&f, chunk.slots[4]).damaged);
 
     /* What is written again is no better for it. */
-    make_cold(&f, slots[9]);
-    fetch_one(&f, slots[4], -EBADMSG);
+    make_cold(&f, chunk.slots[9]);
+    fetch_one(&f, chunk.slots[4], -EBADMSG);
     for (size_t i = 0; i < 10; i++)
         if (i != 4)
-            assert_whole(&f, slots[i]);
+            assert_whole(&f, chunk.slots[i]);
     finish(&f);
 }
 

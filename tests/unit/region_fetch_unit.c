@@ -32,10 +32,7 @@ static void a_cold_item_is_fetched(void **state)
     struct weir_region_stats after = figures(&f);
     assert_int_equal(after.fetch_count, before.fetch_count + 1);
     struct weir_slot both[2] = {slots[10], (struct weir_slot){0, 0}};
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
-    fetches->count = 2;
-    memcpy(fetches->slots, both, sizeof(both));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, both, 2);
     fetch_finish(&f, fetches);
     test_free(fetches);
     assert_int_equal(figures(&f).fetch_count, before.fetch_count + 3); /* slots, not calls */
@@ -54,7 +51,7 @@ static void each_slot_is_called_back_once(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[1001];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    static struct weir_slot wanted[FETCH_MAX];
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = 16 * MIB});
@@ -62,15 +59,14 @@ static void each_slot_is_called_back_once(void **state)
         return;
     make_cold_items(&f, slots, 1000, 2000);
     assert_int_equal(weir_region_free(f.region, slots[5]), 0);
-    fetches->count = FETCH_MAX;
     for (size_t i = 0; i < FETCH_MAX; i++)
-        fetches->slots[i] = slots[(i * 7) % 1001]; /* some twice, one freed, one in memory */
-    fetches->slots[100] = (struct weir_slot){0, 0};
-    assert_int_equal(fetch_start(&f, fetches), 0);
+        wanted[i] = slots[(i * 7) % 1001]; /* some twice, one freed, one in memory */
+    wanted[100] = (struct weir_slot){0, 0};
+    struct fetches *fetches = fetch_many(&f, wanted, FETCH_MAX);
     weir_region_audit(f.region);
     fetch_finish(&f, fetches);
     for (size_t i = 0; i < FETCH_MAX; i++) {
-        bool is_gone = i == 100 || fetches->slots[i].index == slots[5].index;
+        bool is_gone = i == 100 || wanted[i].index == slots[5].index;
         assert_int_equal(fetches->results[i], is_gone ? -ESTALE : 0);
     }
     for (int i = 0; i < 20; i++) /* and no more */
@@ -138,7 +134,6 @@ static void the_largest_fetch(void **state)
 static void an_item_too_large_to_fetch_is_never_forgotten(void **state)
 {
     struct fixture f;
-    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
     struct weir_slot large;
 
     (void)state;
@@ -151,14 +146,15 @@ static void an_item_too_large_to_fetch_is_never_forgotten(void **state)
     assert_int_equal(weir_region_alloc(f.region, bytes, (struct weir_label){3, 1}, &large), 0);
     assert_int_equal(write_pieces(&f, large, 3, bytes, stats.put_bytes_max), 0);
     assert_int_equal(weir_region_commit(f.region, large), 0);
-    fetches[0].count = 1;
-    fetches[0].slots[0] = large;
-    int r = fetch_start(&f, &fetches[0]);
+    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
+    fetches->count = 1;
+    fetches->slots[0] = large;
+    int r = fetch_start(&f, fetches);
     assert_true(r == 0 || r == -EFBIG);
     make_cold(&f, large);
     if (r == 0) {
-        fetch_finish(&f, &fetches[0]);
-        assert_true(fetches[0].results[0] == 0 || fetches[0].results[0] == -EFBIG);
+        fetch_finish(&f, fetches);
+        assert_true(fetches->results[0] == 0 || fetches->results[0] == -EFBIG);
     }
     fetch_one(&f, small, 0); /* and it is in nobody's way */
     test_free(fetches);
@@ -169,7 +165,6 @@ static void all_of_it_is_fetched_in_turns(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[2001];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
@@ -177,15 +172,13 @@ static void all_of_it_is_fetched_in_turns(void **state)
         return;
     make_cold_items(&f, slots, 2000, 16 * KIB); /* four times what may be in memory */
     for (size_t at = 0; at < 2000; at += 50) {
-        fetches->count = 50;
-        memcpy(fetches->slots, slots + at, 50 * sizeof(slots[0]));
-        assert_int_equal(fetch_start(&f, fetches), 0);
+        struct fetches *fetches = fetch_many(&f, slots + at, 50);
         fetch_finish(&f, fetches);
         for (size_t i = 0; i < 50; i++)
             assert_int_equal(fetches->results[i], 0);
         assert_bound_holds(&f);
+        test_free(fetches);
     }
-    test_free(fetches);
     finish(&f);
 }
 
@@ -193,7 +186,7 @@ static void more_than_the_memory_is_asked_for_at_once(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[1025];
-    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+    struct fetches *fetches[2];
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
@@ -201,25 +194,24 @@ static void more_than_the_memory_is_asked_for_at_once(void **state)
         return;
     make_cold_items(&f, slots, 1024, 64 * KIB); /* 64 MiB through 8 */
     for (int i = 0; i < 2; i++) {
-        fetches[i].count = FETCH_MAX;
-        memcpy(fetches[i].slots, slots, FETCH_MAX * sizeof(slots[0]));
-        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+        fetches[i] = fetch_many(&f, slots, FETCH_MAX);
         assert_true(figures(&f).resident_bytes <= RESIDENT_MIN);
     }
-    while (fetches[0].called < FETCH_MAX || fetches[1].called < FETCH_MAX) {
-        size_t called = fetches[0].called + fetches[1].called;
-        for (int tries = 0; fetches[0].called + fetches[1].called == called; tries++) {
+    while (fetches[0]->called < FETCH_MAX || fetches[1]->called < FETCH_MAX) {
+        size_t called = fetches[0]->called + fetches[1]->called;
+        for (int tries = 0; fetches[0]->called + fetches[1]->called == called; tries++) {
             assert_true(tries < 1000);
             assert_true(wait_once(&f) >= 0);
         }
         assert_bound_holds(&f);
     }
     for (size_t i = 0; i < FETCH_MAX; i++) {
-        assert_int_equal(fetches[0].results[i], 0);
-        assert_int_equal(fetches[1].results[i], 0);
+        assert_int_equal(fetches[0]->results[i], 0);
+        assert_int_equal(fetches[1]->results[i], 0);
     }
     weir_region_audit(f.region);
-    test_free(fetches);
+    for (int i = 0; i < 2; i++)
+        test_free(fetches[i]);
     finish(&f);
 }
 
@@ -228,7 +220,7 @@ static void thousands_of_scattered_items(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[2048];
-    struct fetches *fetches = test_calloc(2, sizeof(*fetches));
+    struct fetches *fetches[2];
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = 64 * MIB});
@@ -239,17 +231,14 @@ static void thousands_of_scattered_items(void **state)
         put(&f, UINT64_C(1) << 32 | i, 48 * KIB);
     }
     make_cold(&f, slots[2047]);
+    for (size_t i = 0; i < 2; i++)
+        fetches[i] = fetch_many(&f, slots + i * FETCH_MAX, FETCH_MAX);
     for (int i = 0; i < 2; i++) {
-        fetches[i].count = FETCH_MAX;
-        memcpy(fetches[i].slots, slots + (size_t)i * FETCH_MAX, FETCH_MAX * sizeof(slots[0]));
-        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
-    }
-    for (int i = 0; i < 2; i++) {
-        fetch_finish(&f, &fetches[i]);
+        fetch_finish(&f, fetches[i]);
         for (size_t j = 0; j < FETCH_MAX; j++)
-            assert_int_equal(fetches[i].results[j], 0);
+            assert_int_equal(fetches[i]->results[j], 0);
+        test_free(fetches[i]);
     }
-    test_free(fetches);
     finish(&f);
 }
 
@@ -257,16 +246,13 @@ static void a_fetched_item_freed_under_way_is_stale(void **state)
 {
     struct fixture f;
     struct weir_slot slots[101];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 100, 5000);
-    fetches->count = 101;
-    memcpy(fetches->slots, slots, sizeof(slots));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 101);
     for (size_t i = 0; i < 101; i += 2)
         assert_int_equal(weir_region_free(f.region, slots[i]), 0);
     for (uint64_t i = 0; i < 51; i++) /* their places are taken at once */
@@ -295,7 +281,6 @@ static void a_callback_may_free_what_is_under_way(void **state)
 {
     struct fixture f;
     struct weir_slot slots[65];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     size_t stale = 0;
 
     (void)state;
@@ -303,10 +288,8 @@ static void a_callback_may_free_what_is_under_way(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 64, 5000);
-    fetches->count = 64;
+    struct fetches *fetches = fetch_many(&f, slots, 64);
     fetches->then = free_another;
-    memcpy(fetches->slots, slots, 64 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
     fetch_finish(&f, fetches);
     for (size_t i = 0; i < 64; i++) {
         assert_true(fetches->results[i] == 0 || fetches->results[i] == -ESTALE);
@@ -333,17 +316,14 @@ static void a_callback_may_use_the_region(void **state)
 {
     struct fixture f;
     struct weir_slot slots[65];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 64, 5000);
-    fetches->count = 64;
+    struct fetches *fetches = fetch_many(&f, slots, 64);
     fetches->then = free_itself_and_put;
-    memcpy(fetches->slots, slots, 64 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
     fetch_finish(&f, fetches);
     assert_bound_holds(&f);
     test_free(fetches);
@@ -443,7 +423,6 @@ static void a_callback_may_do_anything_else(void **state)
     struct fixture f;
     struct weir_slot slots[33];
     static struct piece piece;
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){
@@ -455,17 +434,15 @@ static void a_callback_may_do_anything_else(void **state)
     make_cold_items(&f, slots, 32, 5000);
     for (size_t i = 0; i < 33; i++) {
         piece = (struct piece){.operation = {piece_done}, .f = &f};
-        fetches->count = 1;
+        struct fetches *fetches = fetch_many(&f, &slots[i], 1);
         fetches->then = do_everything;
         fetches->context = &piece.operation;
-        fetches->slots[0] = slots[i];
-        assert_int_equal(fetch_start(&f, fetches), 0);
         fetch_finish(&f, fetches);
         piece_finish(&f, &piece);
         assert_int_equal(piece.result, 1);
         assert_whole(&f, slots[i]);
+        test_free(fetches);
     }
-    test_free(fetches);
     finish(&f);
 }
 
@@ -555,23 +532,20 @@ static void one_item_is_fetched_by_several(void **state)
 {
     struct fixture f;
     struct weir_slot slots[11];
-    struct fetches *fetches = test_calloc(8, sizeof(*fetches));
+    struct fetches *fetches[8];
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 10, 70000);
+    for (int i = 0; i < 8; i++)
+        fetches[i] = fetch_many(&f, &slots[4], 1);
     for (int i = 0; i < 8; i++) {
-        fetches[i].count = 1;
-        fetches[i].slots[0] = slots[4];
-        assert_int_equal(fetch_start(&f, &fetches[i]), 0);
+        fetch_finish(&f, fetches[i]);
+        assert_int_equal(fetches[i]->results[0], 0);
+        test_free(fetches[i]);
     }
-    for (int i = 0; i < 8; i++) {
-        fetch_finish(&f, &fetches[i]);
-        assert_int_equal(fetches[i].results[0], 0);
-    }
-    test_free(fetches);
     finish(&f);
 }
 
@@ -627,12 +601,12 @@ static void a_piece_freed_under_way_is_stale(void **state)
 {
     struct fixture f;
     struct weir_slot slots[4];
-    char *buffer = test_malloc(100000);
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
+    char *buffer = test_malloc(100000);
     make_cold_items(&f, slots, 3, 100000);
     for (size_t k = 0; k < 4; k += 3) {
         struct piece piece = {.operation = {piece_done}, .f = &f};
@@ -653,12 +627,12 @@ static void many_pieces_are_under_way(void **state)
     struct fixture f;
     struct weir_slot slots[2];
     static struct piece pieces[4096];
-    char *buffer = test_malloc(4096 * 16);
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
+    char *buffer = test_malloc(4096 * 16);
     make_cold_items(&f, slots, 1, 65536);
     for (size_t i = 0; i < 4096; i++) {
         pieces[i] = (struct piece){.operation = {piece_done}, .f = &f};
@@ -679,12 +653,12 @@ static void read_takes_offsets(void **state)
 {
     struct fixture f;
     struct weir_slot slots[4];
-    char *buffer = test_malloc(100001);
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
+    char *buffer = test_malloc(100001);
     make_cold_items(&f, slots, 3, 100000);
     uint64_t read_bytes = figures(&f).read_bytes;
     assert_whole(&f, slots[3]);
@@ -721,16 +695,13 @@ static void reading_disturbs_no_fetch(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[101];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 100, 20000);
-    fetches->count = 100;
-    memcpy(fetches->slots, slots, 100 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 100);
     for (int i = 0; i < 100; i++)
         assert_whole(&f, slots[i]); /* blocks, but calls back nothing */
     assert_int_equal(fetches->called, 0);

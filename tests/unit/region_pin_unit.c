@@ -123,23 +123,19 @@ static void a_fetched_item_can_be_pinned(void **state)
     struct fixture f;
     struct weir_slot slots[33];
     const void *places[32];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 32, 10000);
-    fetches->count = 4;
-    memcpy(fetches->slots, slots, 4 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
-    fetch_finish(&f, fetches);
-    for (int i = 0; i < 4; i++)
-        assert_int_equal(weir_region_pin(f.region, slots[i], &places[i], NULL), 0);
-    for (int turn = 0; turn < 7; turn++) { /* other fetches do not disturb it */
-        memcpy(fetches->slots, slots + 4 + turn * 4, 4 * sizeof(slots[0]));
-        assert_int_equal(fetch_start(&f, fetches), 0);
+    for (int turn = 0; turn < 8; turn++) { /* other fetches do not disturb it */
+        struct fetches *fetches = fetch_many(&f, slots + turn * 4, 4);
         fetch_finish(&f, fetches);
+        test_free(fetches);
+        if (turn == 0)
+            for (int i = 0; i < 4; i++)
+                assert_int_equal(weir_region_pin(f.region, slots[i], &places[i], NULL), 0);
     }
     for (uint64_t i = 0; i < 200; i++)
         put(&f, 5000 + i, 64 * KIB);
@@ -156,7 +152,6 @@ static void a_fetched_item_can_be_pinned(void **state)
     weir_region_audit(f.region);
     assert_int_equal(figures(&f).pinned_bytes, 0);
     assert_whole(&f, slots[1]);
-    test_free(fetches);
     finish(&f);
 }
 
@@ -165,7 +160,6 @@ static void what_lingers_can_be_pinned(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[301];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     const void *data;
 
     (void)state;
@@ -176,89 +170,48 @@ static void what_lingers_can_be_pinned(void **state)
     fetch_one(&f, slots[7], 0);
     assert_here(&f, slots[7], 16 * KIB);
     assert_int_equal(weir_region_pin(f.region, slots[7], &data, NULL), 0);
-    fetches->count = 300;
-    memcpy(fetches->slots, slots, 300 * sizeof(slots[0]));
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(fetch_start(&f, fetches), 0);
+        struct fetches *fetches = fetch_many(&f, slots, 300);
         fetch_finish(&f, fetches);
+        test_free(fetches);
         assert_pattern(data, 16 * KIB, 7, 0);
         assert_ptr_equal(assert_here(&f, slots[7], 16 * KIB), data);
         assert_int_equal(figures(&f).pinned_bytes, 16 * KIB);
     }
     weir_region_unpin(f.region, slots[7]);
     assert_int_equal(figures(&f).pinned_bytes, 0);
-    test_free(fetches);
     finish(&f);
-}
-
-static void it_came(void *context, struct weir_slot slot, int result)
-{
-    (void)slot;
-    assert_int_equal(result, 0);
-    *(bool *)context = true;
 }
 
 /* A pinned copy is the item, also when its chunk comes back because another item there goes on. */
 static void a_pinned_copy_keeps_its_address(void **state)
 {
     struct fixture f;
-    struct weir_slot slots[10];
-    struct weir_slot pinned[2];
-    struct weir_slot built;
-    static char piece[16 * 1024];
+    struct cold_chunk chunk;
     const void *data;
-    size_t pin_count = 0;
-    bool came = false;
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
-    assert_int_equal(
-        weir_region_alloc(f.region, 2 * sizeof(piece), (struct weir_label){500, 1}, &built), 0);
-    harness_fill(piece, sizeof(piece), 500, 0);
-    assert_int_equal(weir_region_write(f.region, built, 0, piece, sizeof(piece)), 0);
-    for (size_t i = 0; i < 10; i++)
-        slots[i] = put(&f, i, 3000);
-    for (uint64_t i = 0; info_of(&f, slots[9]).resident; i++) {
-        assert_true(i < 1000);
-        struct weir_slot slot;
-        assert_int_equal(try_put(&f, 10000 + i, 64 * KIB, OWNER_FILLER, &slot), 0);
-        if (i == 40 || i == 80) {
-            assert_int_equal(weir_region_pin(f.region, slot, &data, NULL), 0);
-            pinned[pin_count++] = slot;
-        }
-    }
-    assert_int_equal(pin_count, 2);
-    assert_int_equal(weir_region_fetch(f.region, &slots[3], 1, it_came, &came), 0);
-    while (!came)
-        assert_true(wait_once(&f) >= 0);
-    assert_int_equal(weir_region_pin(f.region, slots[3], &data, NULL), 0);
+    make_cold_chunk(&f, &chunk);
+    fetch_one(&f, chunk.slots[3], 0);
+    assert_int_equal(weir_region_pin(f.region, chunk.slots[3], &data, NULL), 0);
     assert_pattern(data, 3000, 3, 0);
-    weir_region_unpin(f.region, pinned[0]);
-    weir_region_unpin(f.region, pinned[1]);
-
-    harness_fill(piece, sizeof(piece), 500, sizeof(piece));
-    int r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
-    for (int i = 0; i < 1000 && r == -EAGAIN; i++) {
-        assert_true(wait_once(&f) >= 0);
-        r = weir_region_write(f.region, built, sizeof(piece), piece, sizeof(piece));
-    }
-    assert_int_equal(r, 0);
-    assert_int_equal(weir_region_commit(f.region, built), 0);
-    assert_true(info_of(&f, slots[4]).resident); /* the chunk is back */
+    bring_back_cold_chunk(&f, &chunk);
+    assert_true(info_of(&f, chunk.slots[4]).resident); /* the chunk is back */
     for (int i = 0; i < 2; i++) {
         const void *again;
-        assert_ptr_equal(assert_here(&f, slots[3], 3000), data);
-        assert_int_equal(weir_region_pin(f.region, slots[3], &again, NULL), 0);
+        assert_ptr_equal(assert_here(&f, chunk.slots[3], 3000), data);
+        assert_int_equal(weir_region_pin(f.region, chunk.slots[3], &again, NULL), 0);
         assert_ptr_equal(again, data);
-        weir_region_unpin(f.region, slots[3]);
-        make_cold(&f, slots[4]);
+        weir_region_unpin(f.region, chunk.slots[3]);
+        make_cold(&f, chunk.slots[4]);
     }
     assert_int_equal(figures(&f).pinned_bytes, 3000);
-    weir_region_unpin(f.region, slots[3]);
+    weir_region_unpin(f.region, chunk.slots[3]);
     for (size_t i = 0; i < 10; i++)
-        assert_whole(&f, slots[i]);
+        assert_whole(&f, chunk.slots[i]);
     finish(&f);
 }
 
@@ -274,17 +227,14 @@ static void what_is_pinned_holds_its_buffer(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[257];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 256, 64 * KIB); /* twice the memory */
-    fetches->count = 256;
+    struct fetches *fetches = fetch_many(&f, slots, 256);
     fetches->then = pin_it;
-    memcpy(fetches->slots, slots, 256 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
     for (int idle = 0; idle < 50; idle++) {
         size_t called = fetches->called;
         assert_true(wait_once(&f) >= 0);
@@ -314,7 +264,6 @@ static void a_piece_comes_whatever_is_pinned(void **state)
     struct fixture f;
     static struct weir_slot slots[257];
     static char piece_bytes[64 * KIB];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     struct piece piece = {.operation = {piece_done}};
 
     (void)state;
@@ -322,10 +271,8 @@ static void a_piece_comes_whatever_is_pinned(void **state)
     if (!is_bounded(&f))
         return;
     make_cold_items(&f, slots, 256, 64 * KIB);
-    fetches->count = 255;
+    struct fetches *fetches = fetch_many(&f, slots, 255);
     fetches->then = pin_it;
-    memcpy(fetches->slots, slots, 255 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
     for (int idle = 0; idle < 50; idle++) {
         size_t called = fetches->called;
         assert_true(wait_once(&f) >= 0);

@@ -684,15 +684,13 @@ static void cold_items_keep_their_alignment(void **state)
     struct fixture f;
     struct weir_slot aligned[400];
     uint64_t offsets[400];
-    struct weir_slot *fillers = test_calloc(4000, sizeof(*fillers));
     size_t moved = 0;
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
-    if (!is_bounded(&f)) {
-        test_free(fillers);
+    if (!is_bounded(&f))
         return;
-    }
+    struct weir_slot *fillers = test_calloc(4000, sizeof(*fillers));
     for (size_t i = 0; i < 4000; i++) {
         if (i % 10 == 0)
             aligned[i / 10] = place_whole(&f, i, i % 7 * 700, (size_t)16 << i / 10 % 9);
@@ -749,11 +747,6 @@ static void a_full_region_still_has_aligned_holes(void **state)
     assert_int_equal(try_place(&f, 1, 0, 16, &placed), -EDQUOT);
     finish(&f);
 }
-
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
 
 int main(int argc, char **argv)
 {

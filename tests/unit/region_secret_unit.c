@@ -21,7 +21,7 @@
 #include "region/arena.h"
 
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <sys/wait.h>
@@ -140,27 +140,6 @@ static const void *fetch(struct fixture *f, struct weir_slot slot)
 
 /* ---- Dumps and children -------------------------------------------------------- */
 
-/* Whether the mapping that holds @address stays out of dumps and children. */
-static bool is_hidden(const void *address)
-{
-    char line[4096];
-    bool is_it = false;
-    bool is_hidden = false;
-    FILE *maps = fopen("/proc/self/smaps", "re");
-
-    assert_non_null(maps);
-    while (fgets(line, sizeof(line), maps) != NULL) {
-        unsigned long low;
-        unsigned long high;
-        if (sscanf(line, "%lx-%lx ", &low, &high) == 2)
-            is_it = (uintptr_t)address >= low && (uintptr_t)address < high;
-        else if (is_it && strncmp(line, "VmFlags:", 8) == 0)
-            is_hidden = strstr(line, " dd") != NULL && strstr(line, " dc") != NULL;
-    }
-    fclose(maps);
-    return is_hidden;
-}
-
 static void *table_address(void)
 {
     char line[4096];
@@ -205,11 +184,11 @@ static void nothing_is_in_dumps(void **state)
     struct fixture f;
     const void *places[3];
 
-    assert_false(is_hidden(state)); /* what is like any other memory is seen as such */
+    assert_false(harness_is_hidden(state)); /* what is like any other memory is seen as such */
     if (!three_places(&f, places))
         return;
     for (int i = 0; i < 3; i++)
-        assert_true(is_hidden(places[i]));
+        assert_true(harness_is_hidden(places[i]));
     finish(&f);
 }
 
@@ -315,7 +294,7 @@ static bool put_filler(struct fixture *f, size_t bytes, struct weir_slot *ret_sl
         r = weir_region_put(f->region, filler, bytes, (struct weir_label){0, 2}, ret_slot);
         if (r != -EAGAIN)
             break;
-        assert_true(weir_region_wait(f->region, 1000000) >= 0);
+        assert_true(weir_region_wait(f->region, 100000000) >= 0);
     }
     assert_true(r == 0 || r == -EDQUOT);
     return r == 0;
@@ -432,7 +411,7 @@ static void buffers_do_not_overlap(void **state)
         data = weir__arena_alloc(&arena, buffers[i].bytes);
         assert_non_null(data);
         assert_int_equal((uintptr_t)data % 4096, 0);
-        assert_true(step % 1000 != 0 || is_hidden(data));
+        assert_true(step % 1000 != 0 || harness_is_hidden(data));
         memset(data, buffers[i].mark, buffers[i].bytes);
         buffers[i].data = data;
         own_peak = arena.own_count > own_peak ? arena.own_count : own_peak;
@@ -463,7 +442,7 @@ static void a_buffer_finds_its_place_whatever_is_pinned(void **state)
     unsigned char *large = weir__arena_alloc(&arena, 8192);
     assert_non_null(large);
     assert_int_equal(arena.own_count, 1);
-    assert_true(is_hidden(large));
+    assert_true(harness_is_hidden(large));
     memset(large, 2, 8192);
     assert_int_equal(mincore(pages[0], 16 * 4096, present), 0);
     for (size_t i = 0; i < 16; i++)
@@ -480,11 +459,6 @@ static void a_buffer_finds_its_place_whatever_is_pinned(void **state)
     weir__arena_close(&arena);
 }
 
-#define CASE(sentence, function)                                                                   \
- {                                                                                                 \
-  sentence, function, NULL, NULL, NULL                                                             \
- }
-
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest cases[] = {
@@ -500,12 +474,8 @@ int main(int argc, char **argv)
              a_buffer_finds_its_place_whatever_is_pinned),
     };
 
-    if (argc > 1)
-        cmocka_set_test_filter(argv[1]);
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP there is no disk to write to\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
 #ifdef __SANITIZE_THREAD__
     /* One thread is nothing to this sanitizer, and it maps its own memory where we look. */
     printf("1..0 # SKIP one thread\n");

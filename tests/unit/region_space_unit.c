@@ -113,40 +113,64 @@ static size_t fill_up(struct fixture *f, size_t item_bytes, struct weir_slot *sl
     return count;
 }
 
+#define SPACE_SLOTS 32768u
+
+/* A small region full of items, most of them cold; how many, 0 where nothing goes cold. */
+static size_t start_full(struct fixture *f, struct weir_slot slots[SPACE_SLOTS])
+{
+    start(f, (struct weir_region_config){
+                 .bytes_initial = 4 * MIB,
+                 .bytes_max = 32 * MIB,
+                 .resident_bytes_max = RESIDENT_MIN,
+             });
+    if (!is_bounded(f))
+        return 0;
+    size_t count = fill_up(f, 4000, slots, SPACE_SLOTS, 0);
+    assert_true(count * 4000 >= 26 * MIB);
+    assert_bound_holds(f);
+    return count;
+}
+
+static void free_one(struct fixture *f, struct weir_slot *slot)
+{
+    assert_int_equal(weir_region_free(f->region, *slot), 0);
+    *slot = (struct weir_slot){0, 0};
+}
+
+/* Half of @slots was freed: half of that, at the very least, comes to use again. */
+static size_t fill_again(struct fixture *f, const struct weir_slot *slots, size_t count)
+{
+    static struct weir_slot others[SPACE_SLOTS];
+
+    weir_region_audit(f->region);
+    size_t more = fill_up(f, 4000, others, SPACE_SLOTS, 100000);
+    assert_true(more >= count / 4);
+    for (size_t i = 0; i < more; i++)
+        assert_whole(f, others[i]);
+    for (size_t i = 0; i < count; i++)
+        if (!weir_slot_is_none(slots[i]))
+            assert_whole(f, slots[i]);
+    assert_bound_holds(f);
+    return more;
+}
+
 static void cold_space_comes_to_use_again(void **state)
 {
     struct fixture f;
-    static struct weir_slot slots[32768];
-    static struct weir_slot others[32768];
+    static struct weir_slot slots[SPACE_SLOTS];
 
     (void)state;
-    start(&f, (struct weir_region_config){
-                  .bytes_initial = 4 * MIB,
-                  .bytes_max = 32 * MIB,
-                  .resident_bytes_max = RESIDENT_MIN,
-              });
-    if (!is_bounded(&f))
+    size_t count = start_full(&f, slots);
+    if (count == 0)
         return;
-    size_t count = fill_up(&f, 4000, slots, 32768, 0);
-    assert_true(count * 4000 >= 26 * MIB);
-    assert_bound_holds(&f);
-
-    /* Half of it in neat runs. */
-    for (size_t i = 0; i < count / 2; i++)
-        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
-    weir_region_audit(f.region);
-    size_t more = fill_up(&f, 4000, others, 32768, 100000);
-    assert_true(more >= count / 4);
-    for (size_t i = 0; i < more; i++)
-        assert_whole(&f, others[i]);
-    for (size_t i = count / 2; i < count; i++)
-        assert_whole(&f, slots[i]);
-    assert_bound_holds(&f);
+    for (size_t i = 0; i < count / 2; i++) /* neat runs */
+        free_one(&f, &slots[i]);
+    fill_again(&f, slots, count);
 
     /* All of it. */
     weir_region_free_owner(f.region, OWNER_DEFAULT, NULL);
     assert_int_equal(figures(&f).slot_count, 0);
-    size_t again = fill_up(&f, 4000, slots, 32768, 200000);
+    size_t again = fill_up(&f, 4000, slots, SPACE_SLOTS, 200000);
     assert_true(again >= count / 10 * 9);
     for (size_t i = 0; i < again; i++)
         assert_whole(&f, slots[i]);
@@ -157,28 +181,16 @@ static void cold_space_comes_to_use_again(void **state)
 static void small_cold_holes_come_to_use_again(void **state)
 {
     struct fixture f;
-    static struct weir_slot slots[32768];
-    static struct weir_slot others[32768];
+    static struct weir_slot slots[SPACE_SLOTS];
 
     (void)state;
-    start(&f, (struct weir_region_config){
-                  .bytes_initial = 4 * MIB,
-                  .bytes_max = 32 * MIB,
-                  .resident_bytes_max = RESIDENT_MIN,
-              });
-    if (!is_bounded(&f))
+    size_t count = start_full(&f, slots);
+    if (count == 0)
         return;
-    size_t count = fill_up(&f, 4000, slots, 32768, 0);
     for (size_t i = 0; i < count; i += 2)
-        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
-    size_t more = fill_up(&f, 4000, others, 32768, 100000);
+        free_one(&f, &slots[i]);
+    size_t more = fill_again(&f, slots, count);
     print_message("# of %zu single cold holes %zu were filled\n", (count + 1) / 2, more);
-    assert_true(more >= count / 4); /* half of the holes at the very least */
-    for (size_t i = 1; i < count; i += 2)
-        assert_whole(&f, slots[i]);
-    for (size_t i = 0; i < more; i++)
-        assert_whole(&f, others[i]);
-    assert_bound_holds(&f);
     finish(&f);
 }
 

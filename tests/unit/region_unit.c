@@ -316,26 +316,23 @@ static void an_unfinished_item_cannot_be_read(void **state)
     const void *data = &f;
     size_t bytes = 4711;
     char buffer[8] = "before";
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     struct weir_operation operation = {operation_never_completed};
 
     (void)state;
     start(&f, (struct weir_region_config){0});
     assert_int_equal(weir_region_alloc(f.region, 6, (struct weir_label){1, 3}, &slot), 0);
     assert_int_equal(weir_region_write(f.region, slot, 0, "secret", 6), 0);
-    assert_true(weir_region_at(f.region, slot, &data, &bytes) < 0);
-    assert_true(weir_region_pin(f.region, slot, &data, &bytes) < 0);
-    assert_true(weir_region_read(f.region, slot, 0, buffer, 6, &bytes) < 0);
-    assert_true(weir_region_fetch_into(f.region, slot, 0, buffer, 6, &operation) < 0);
+    assert_int_equal(weir_region_at(f.region, slot, &data, &bytes), -ESTALE);
+    assert_int_equal(weir_region_pin(f.region, slot, &data, &bytes), -ESTALE);
+    assert_int_equal(weir_region_read(f.region, slot, 0, buffer, 6, &bytes), -ESTALE);
+    assert_int_equal(weir_region_fetch_into(f.region, slot, 0, buffer, 6, &operation), -ESTALE);
     assert_ptr_equal(data, &f);
     assert_int_equal(bytes, 4711);
     assert_string_equal(buffer, "before");
     assert_false(info_of(&f, slot).resident);
-    fetches->count = 1;
-    fetches->slots[0] = slot;
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, &slot, 1);
     fetch_finish(&f, fetches);
-    assert_true(fetches->results[0] < 0);
+    assert_int_equal(fetches->results[0], -ESTALE);
     assert_int_equal(weir_region_commit(f.region, slot), 0);
     assert_int_equal(weir_region_at(f.region, slot, &data, &bytes), 0);
     assert_memory_equal(data, "secret", 6);
@@ -619,8 +616,7 @@ static void wait_does_not_sleep_for_nothing(void **state)
 
     (void)state;
     start(&f, (struct weir_region_config){0});
-    for (int i = 0; i < 10; i++) /* whatever open() left to do */
-        assert_true(weir_region_wait(f.region, 1000000) >= 0);
+    become_idle(&f);
     clock_gettime(CLOCK_MONOTONIC, &before);
     assert_int_equal(weir_region_wait(f.region, UINT64_C(20000000000)), 0);
     clock_gettime(CLOCK_MONOTONIC, &after);
@@ -632,7 +628,6 @@ static void the_longest_wait_is_no_error(void **state)
 {
     struct fixture f;
     struct weir_slot slots[11];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
 
     (void)state;
     start(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN});
@@ -641,9 +636,7 @@ static void the_longest_wait_is_no_error(void **state)
     make_cold_items(&f, slots, 10, 3000);
     for (int i = 0; i < 10; i++)
         assert_true(weir_region_wait(f.region, 0) >= 0); /* none at all, too */
-    fetches->count = 10;
-    memcpy(fetches->slots, slots, 10 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 10);
     f.in_poll = true;
     for (int i = 0; i < 1000 && fetches->called < 10; i++)
         assert_true(weir_region_wait(f.region, UINT64_MAX) >= 0);
@@ -662,7 +655,6 @@ static void signals_do_no_harm(void **state)
 {
     struct fixture f;
     static struct weir_slot slots[512];
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
     struct sigaction before;
     struct sigaction action = {.sa_handler = on_signal}; /* no SA_RESTART */
     struct itimerval often = {{0, 300}, {0, 300}};
@@ -675,13 +667,13 @@ static void signals_do_no_harm(void **state)
                   .bytes_initial = 2 * MIB,
                   .resident_bytes_max = RESIDENT_MIN,
               });
-    if (!is_bounded(&f))
+    if (!is_bounded(&f)) {
+        assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
         return;
+    }
     for (uint64_t i = 0; i < 512; i++)
         slots[i] = put(&f, i, 64 * KIB);
-    fetches->count = 400;
-    memcpy(fetches->slots, slots, 400 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 400);
     fetch_finish(&f, fetches);
     for (int i = 0; i < 400; i++)
         assert_int_equal(fetches->results[i], 0);
@@ -700,8 +692,7 @@ static void poll_of_an_idle_region_is_zero(void **state)
 
     (void)state;
     start(&f, (struct weir_region_config){0});
-    for (int i = 0; i < 10; i++)
-        assert_true(poll_once(&f) >= 0);
+    become_idle(&f);
     for (int i = 0; i < 100; i++)
         assert_int_equal(poll_once(&f), 0);
     finish(&f);
@@ -712,16 +703,9 @@ static void on_a_shared_ring_nothing_waits(void **state)
     struct fixture f;
     static struct weir_slot slots[1024];
     uint64_t refused = 0;
-    int fd_count = harness_fd_count();
 
     (void)state;
-    begin(&f);
-    assert_int_equal(weir__ring_open(256, true, &f.ring), 0);
-    f.fd_count = harness_fd_count();
-    f.map_count = harness_map_count(f.directory);
-    assert_int_equal(open_as(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}),
-                     0);
-    f.data_fd = harness_data_fd(f.directory, f.marks);
+    start_on_ring(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}, 256);
     if (!is_bounded(&f))
         return;
     for (uint64_t i = 0; i < 1024; i++) {
@@ -748,10 +732,7 @@ static void on_a_shared_ring_nothing_waits(void **state)
     assert_true(refused > 0); /* nobody reaped in between: it had to say so */
     assert_bound_holds(&f);
 
-    struct fetches *fetches = test_calloc(1, sizeof(*fetches));
-    fetches->count = 32;
-    memcpy(fetches->slots, slots, 32 * sizeof(slots[0]));
-    assert_int_equal(fetch_start(&f, fetches), 0);
+    struct fetches *fetches = fetch_many(&f, slots, 32);
     fetch_finish(&f, fetches);
     for (int i = 0; i < 32; i++)
         assert_int_equal(fetches->results[i], 0);
@@ -760,10 +741,7 @@ static void on_a_shared_ring_nothing_waits(void **state)
     /* And closed with reads under way, whose buffers the ring must not touch again. */
     assert_int_equal(weir_region_fetch(f.region, slots + 100, 16, never_called, NULL), 0);
     weir_region_close(f.region);
-    assert_int_equal(weir__ring_in_flight(f.ring), 0);
     nothing_left(&f);
-    weir__ring_close(f.ring);
-    assert_int_equal(harness_fd_count(), fd_count);
 }
 
 static void an_unfinished_item_on_a_shared_ring(void **state)
@@ -774,13 +752,7 @@ static void an_unfinished_item_on_a_shared_ring(void **state)
     static char bytes[64 * 1024];
 
     (void)state;
-    begin(&f);
-    assert_int_equal(weir__ring_open(256, true, &f.ring), 0);
-    f.fd_count = harness_fd_count();
-    f.map_count = harness_map_count(f.directory);
-    assert_int_equal(open_as(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}),
-                     0);
-    f.data_fd = harness_data_fd(f.directory, f.marks);
+    start_on_ring(&f, (struct weir_region_config){.resident_bytes_max = RESIDENT_MIN}, 256);
     if (!is_bounded(&f))
         return;
     assert_int_equal(weir_region_alloc(f.region, 32 * MIB, (struct weir_label){6, 1}, &slot), 0);
@@ -801,7 +773,6 @@ static void an_unfinished_item_on_a_shared_ring(void **state)
     assert_whole(&f, slot);
     assert_bound_holds(&f);
     finish(&f);
-    weir__ring_close(f.ring);
 }
 
 static void the_tables_have_a_descriptor(void **state)

@@ -287,6 +287,8 @@ static void test_invalid(void **state)
     struct fixture *fixture = *state;
     struct weir_reorder_config config = {.account = &fixture->account};
     struct weir_reorder *reorder = NULL;
+    uint64_t charged_bytes = fixture->account.charged_bytes;
+    uint32_t reclaimer_count = fixture->account.reclaimer_count;
 
     config.reserved[3] = 1;
     assert_int_equal(weir_reorder_create(&config, &reorder), -EINVAL);
@@ -295,6 +297,8 @@ static void test_invalid(void **state)
     fixture->account.spill_at = fixture->account.charged_bytes + 65535;
     assert_int_equal(weir_reorder_create(&config, &reorder), -EDQUOT);
     assert_null(reorder);
+    assert_int_equal(fixture->account.charged_bytes, charged_bytes);
+    assert_int_equal(fixture->account.reclaimer_count, reclaimer_count);
     weir_reorder_destroy(NULL);
 }
 

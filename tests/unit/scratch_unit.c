@@ -13,10 +13,9 @@
 #include "base/bits.h"
 
 #include "answer.h"
-#include "forbid.h"
 #include "pattern.h"
 #include "process.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -30,8 +29,6 @@
 #define KIB     UINT64_C(1024)
 #define MIB     (KIB << 10)
 #define LONG_NS UINT64_C(20000000000) /* longer than any test may take */
-
-static bool synchronous; /* run where io_uring is forbidden */
 
 /* ---- Helpers -------------------------------------------------------------- */
 
@@ -295,7 +292,7 @@ static void large_file_rolls_and_leaves_nothing(void **state)
     assert_int_equal(stats.memory_bytes, 0);
     assert_int_equal(stats.disk_bytes, MIB + 16384);
     assert_int_equal(stats.rolled_count, 1);
-    assert_int_equal(stats.synchronous, synchronous);
+    assert_int_equal(stats.synchronous, harness_is_synchronous);
     assert_int_equal(harness_name_count(path), 0); /* unnamed */
 
     struct weir_scratch_reader *reader = reader_of(file);
@@ -767,10 +764,7 @@ int main(int argc, char **argv)
         {"a killed process leaves nothing", killed_process_leaves_nothing, NULL, NULL, NULL},
     };
 
-    synchronous = argc > 1 && strcmp(argv[1], "--synchronous") == 0;
-    if (synchronous && harness_forbid_io_uring() < 0) {
-        printf("1..0 # SKIP no seccomp\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("scratch", tests, NULL, NULL);
 }

@@ -17,7 +17,7 @@
 #include "base/sys.h"
 
 #include "pattern.h"
-#include "tmpdir.h"
+#include "program.h"
 
 #include <xxhash.h>
 
@@ -1055,7 +1055,7 @@ static void test_other_process(void **state)
     }
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         {"tables are found by their name", test_scan, NULL, NULL, NULL},
@@ -1080,9 +1080,7 @@ int main(void)
         {"another process is looked into", test_other_process, NULL, NULL, NULL},
     };
 
-    if (harness_tmpdir() == NULL) {
-        printf("1..0 # SKIP no directory on a disk\n");
+    if (!harness_begin(argc, argv))
         return 0;
-    }
     return cmocka_run_group_tests_name("view", tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
  */
 #include "picture.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,7 +32,7 @@ static const struct picture_style {
     {WEIR_CHUNK_DIRTY, 'D', 209, 52},   {WEIR_CHUNK_WRITING, 'W', 221, 58},
     {WEIR_CHUNK_FILLING, 'F', 177, 53}, {WEIR_CHUNK_CLEAN, 'C', 114, 22},
     {WEIR_CHUNK_COLD, 'O', 75, 17},     {WEIR_CHUNK_FRESH, '.', 242, 233},
-    {WEIR_CHUNK_HOLE, ' ', 242, 16},
+    {WEIR_CHUNK_HOLE, '_', 242, 16},
 };
 #define PICTURE_STYLES (sizeof(picture_styles) / sizeof(picture_styles[0]))
 
@@ -109,10 +110,8 @@ static void picture_cell(const struct terminal *terminal, const struct picture_c
         printf("\u00b7");
     else if (terminal->unicode)
         printf("%s", picture_blocks[grade]);
-    else if (style->letter == '.' || grade >= PICTURE_GRADES / 2)
-        putchar(style->letter);
     else
-        putchar(style->letter + ('a' - 'A'));
+        putchar(grade >= PICTURE_GRADES / 2 ? style->letter : tolower(style->letter));
 }
 
 static void picture_memory(const struct weir_view_summary *summary, const struct terminal *terminal,
