@@ -28,8 +28,10 @@
  * One signal is left. What is resident lies in the page cache, where the kernel may
  * take clean pages back when others press for memory, and reads them again when
  * they are touched, by the owner or by a call here. If the disk fails in that
- * moment it is SIGBUS, at the address that was touched. A full disk, a failed
- * write and a cold item never are a signal.
+ * moment it is SIGBUS, at the address that was touched. A failed write and a cold
+ * item never are a signal, nor is a full disk, but of btrfs: it wants free space for
+ * a store even where it has reserved the blocks. Where others leave it none a put
+ * waits long in the kernel, or is SIGBUS: what fills up besides should not lie there.
  *
  * The file grows ahead of need and gives back what is free unasked, both from
  * poll; in memory are also the pages that are made ahead of the next put.
@@ -138,7 +140,9 @@ struct weir_region_config {
  * Return: 0, -EINVAL, -ENOSPC, -EDQUOT (RLIMIT_FSIZE or the disk cap is too
  *         small), -ENOMEM, -EOPNOTSUPP (tmpfs without memory_backed, or a file
  *         system that cannot reserve blocks or copies them when they are written:
- *         btrfs does not, it is told), or what open(2) or io_uring_setup(2) say.
+ *         btrfs does not, it is told while they are empty; files of a named region
+ *         that were copied there are refused, unless chattr(1) "+C" came first), or
+ *         what open(2) or io_uring_setup(2) say.
  *         Named also: -ENAMETOOLONG, -EBUSY (it has an owner), -ELOOP (one of the
  *         files is a symbolic link), -EEXIST (a data file without tables that is
  *         not ours), -ENOENT (the data file is gone), -EPROTONOSUPPORT (another
@@ -189,11 +193,12 @@ WEIR_API WEIR_MUST_CHECK int weir_region_sync(struct weir_region *region);
 /*
  * struct weir_region_report - what opening a named region found
  *
- * Lost items are stale from then on. After a kill there are none, unless a write had
- * failed and a chunk was being stored anew at that moment. After a power loss they may
- * all be such as were put since the last sync(), which nobody promised: the report does
- * not tell them from confirmed ones. What could not be read, and has a checksum, is
- * kept: it is compared when it is read. Bytes are lengths of items.
+ * Lost items are stale from then on, also those of which the disk knows nothing and this
+ * report cannot tell. After a kill there are none, unless a write had failed and a chunk
+ * was being stored anew at that moment. After a power loss they may all be such as were
+ * put since the last sync(), which nobody promised: the report does not tell them from
+ * confirmed ones. What could not be read, and has a checksum, is kept: it is compared
+ * when it is read. Bytes are lengths of items.
  */
 struct weir_region_report {
     bool existed;                   /* false: it was made, and all below but sync_count is 0 */

@@ -184,21 +184,31 @@ int weir__sys_fstatfs(int fd, uint64_t *ret_free_bytes, bool *ret_memory_backed)
     return 0;
 }
 
-/* btrfs copies unless it is told so before the first byte; of ext4 and others NOCOW is no flag. */
+/* Whether it is told; @ret_flags: all that it is told. */
+static bool sys_is_in_place(int fd, int *ret_flags)
+{
+    *ret_flags = 0;
+    return ioctl(fd, FS_IOC_GETFLAGS, ret_flags) == 0 && (*ret_flags & FS_NOCOW_FL) != 0;
+}
+
+/*
+ * btrfs copies unless it is told so before the first byte, and does not say that it was
+ * too late; of ext4 and others NOCOW is no flag.
+ */
 int weir__sys_write_in_place(int fd)
 {
     struct statfs info;
-    int flags = 0;
+    int flags;
 
     if (fstatfs(fd, &info) < 0)
         return -errno;
     if (info.f_type == SYS_ZFS_MAGIC || info.f_type == SYS_BCACHEFS_MAGIC)
         return -EOPNOTSUPP;
-    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0) {
-        flags |= FS_NOCOW_FL;
-        if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0)
-            return 0;
-    }
+    if (sys_is_in_place(fd, &flags))
+        return 0;
+    flags |= FS_NOCOW_FL;
+    if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0 && sys_is_in_place(fd, &flags))
+        return 0;
     return info.f_type == BTRFS_SUPER_MAGIC ? -EOPNOTSUPP : 0;
 }
 

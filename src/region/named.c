@@ -269,7 +269,7 @@ static int named_find(struct weir_region *region)
     if (r == 0 && !is_gone)
         r = named_read_header(region->table_fd, &named->found);
     if (r == 0 && !is_gone && named->found.born == 1)
-        return 0;
+        return weir__sys_write_in_place(region->table_fd);
     if (r == 0 && !is_gone)
         r = named_bury(named, &named->found);
     named->found = (struct weir__header){0};

@@ -54,7 +54,8 @@ static void recover_vacate(struct weir_region *region, uint32_t index)
     uint64_t tag = weir__word_load(&entry->tag);
     uint32_t generation = weir__tag_generation(tag);
 
-    if (tag == 0) /* never used */
+    /* Never used; or, after a power loss, used by nobody knows which items. */
+    if (tag == 0 || region->named.report.after_power_loss)
         generation = region->slots.generation;
     generation += generation % 2; /* a handle to it is stale */
     weir__word_store(&entry->tag, weir__entry_tag(generation, 0, EXTENT_VACANT, 0));
@@ -409,16 +410,20 @@ static int recover_read(struct weir_region *region)
  * have died in sync(), and what that gave up for free in memory is used by us next,
  * while the disk does not yet know. If it cannot, the kernel calls those pages clean,
  * keeps or drops them as it likes, and tells nobody again: whoever opens next looks
- * at the disk, as after a power loss.
+ * at the disk, as after a power loss. A mark says so to him, which may be in memory
+ * only, and be dropped with the rest: it is on the disk first.
  */
 static int recover_flush(struct weir_region *region)
 {
-    int r = weir__sys_fdatasync(region->store.data_fd);
+    int r = region->named.found.boot == 0 ? weir__table_doubt(region) : 0;
 
+    if (r < 0)
+        return r;
+    r = weir__sys_fdatasync(region->store.data_fd);
     if (r == 0)
         r = weir__sys_fdatasync(region->table_fd);
     if (r < 0)
-        weir__table_doubt(region);
+        (void)!weir__table_doubt(region);
     return r;
 }
 

@@ -480,8 +480,8 @@ bool weir__table_is_ours(const struct weir__header *header);
 /* What could not be written is as new as if just stored. */
 void weir__table_renew(struct weir_region *region);
 
-/* Named, and a flush failed before it was ours: the next open is as after a power loss. */
-void weir__table_doubt(struct weir_region *region);
+/* Named, and a flush failed before it was ours: the next open is as after a power loss. 0: the disk says so. */
+int weir__table_doubt(struct weir_region *region);
 
 /* From here on views may look. */
 int weir__table_publish(struct weir_region *region, const char *directory);

@@ -23,7 +23,8 @@
  *   S1  the generation of a live slot, or of one freed since a sync, is odd, that
  *       of any other entry even
  *   S2  an entry is recent or has a bit exactly when it is vacant, and never both
- *   S3  an entry whose generation is spent is never handed out again
+ *   S3  an entry whose generation is spent is never handed out again; after a power loss
+ *       all that are vacant begin anew, at another generation
  *   S4  a bit above is set exactly when its word below is not 0
  */
 #include "region/slot.h"

@@ -415,7 +415,8 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
         .count_max = (uint32_t)plan->entry_count,
         .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
     };
-    if (region->named.report.existed)
+    /* After a power loss nobody knows which handles there were: none of them comes again. */
+    if (region->named.report.existed && !region->named.report.after_power_loss)
         region->slots.generation = region->named.found.generation;
     weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
@@ -543,13 +544,13 @@ static int table_replace_header(struct weir_region *region, struct weir__header 
 }
 
 /* Nobody knows what of the region is on the disk: as if it were of another boot. */
-void weir__table_doubt(struct weir_region *region)
+int weir__table_doubt(struct weir_region *region)
 {
     struct weir__header fixed = region->named.found;
 
     fixed.boot = 0;
-    if (table_replace_header(region, &fixed) == 0)
-        (void)weir__sys_fdatasync(region->table_fd);
+    int r = table_replace_header(region, &fixed);
+    return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
 }
 
 /* From here on views may look: the magic of a new header is stored last. */
@@ -564,6 +565,7 @@ int weir__table_publish(struct weir_region *region, const char *directory)
         return r;
     fixed.bytes_max = region->bytes_max;
     fixed.resident_bytes_max = region->resident_bytes_max;
+    fixed.generation = region->slots.generation;
     fixed.data_device = data.st_dev;
     fixed.data_inode = data.st_ino;
     fixed.pid = getpid();

@@ -27,6 +27,7 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -512,6 +513,113 @@ static void what_cannot_be_written_is_not_believed(void **state)
         assert_int_equal(try_open(&f), 0); /* this once */
         weir_region_report(f.region, &report);
         assert_false(report.after_power_loss);
+        close_all(&f);
+        assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+    }
+}
+
+/* What happened to the tables since an open began whose mark is in memory only. */
+struct mark_watch {
+    struct stat tables;
+    bool is_written;
+    bool is_flushed;
+    bool is_dropped; /* before it was on the disk, and with it */
+    bool has_begun_to_drop;
+    struct fixture *f;
+    struct weir__header disk;
+};
+
+static bool is_tables(const struct mark_watch *watch, int fd)
+{
+    struct stat info;
+
+    return fstat(fd, &info) == 0 && info.st_ino == watch->tables.st_ino &&
+           info.st_dev == watch->tables.st_dev;
+}
+
+static bool sees_mark(const struct seam_use *use, void *context)
+{
+    struct mark_watch *watch = context;
+
+    if (!is_tables(watch, use->fd))
+        return false;
+    if (use->call == SEAM_sys_pwrite_all)
+        watch->is_written = true;
+    if (use->call == SEAM_sys_fdatasync)
+        watch->is_flushed = watch->is_written;
+    if (use->call == SEAM_sys_fadvise)
+        watch->has_begun_to_drop = true;
+    if (use->call == SEAM_sys_fadvise && !watch->is_flushed && !watch->is_dropped) {
+        harness_named_write(watch->f->directory, NAME ".weir", 0, &watch->disk,
+                            sizeof(watch->disk));
+        watch->is_dropped = true;
+    }
+    return false;
+}
+
+static bool is_behind_drop(const struct seam_use *use, void *context)
+{
+    const struct mark_watch *watch = context;
+
+    (void)use;
+    return watch->has_begun_to_drop;
+}
+
+static void watch_mark(struct mark_watch *watch)
+{
+    const enum seam_call calls[] = {SEAM_sys_pwrite_all, SEAM_sys_fdatasync, SEAM_sys_fadvise};
+
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
+        seam_arm((struct seam_rule){.call = calls[i], .matches = sees_mark, .context = watch});
+}
+
+/* The disk took nothing of an open that failed, not even its mark, and then works again. */
+static void refuse_mark(struct fixture *f, struct mark_watch *watch)
+{
+    struct weir__header header;
+    int fd = harness_named_open(f->directory, NAME ".weir");
+
+    *watch = (struct mark_watch){.f = f};
+    assert_int_equal(fstat(fd, &watch->tables), 0);
+    close(fd);
+    harness_named_header(f->directory, NAME, &watch->disk);
+    header = watch->disk;
+    header.sync_count++; /* he was killed in his second sync */
+    harness_named_set_header(f->directory, NAME, &header);
+    seam_reset();
+    seam_fail_on(SEAM_sys_fdatasync, 1);
+    assert_int_equal(try_open(f), -EIO);
+    seam_reset();
+}
+
+static void a_mark_that_is_not_on_the_disk_is_kept(void **state)
+{
+    struct fixture f;
+    struct mark_watch watch;
+    struct weir__header header;
+    struct weir_region_report report;
+
+    (void)state;
+    for (int fails = 0; fails <= 1; fails++) {
+        begin(&f);
+        assert_int_equal(try_open(&f), 0);
+        put_all(&f);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        close_all(&f);
+        refuse_mark(&f, &watch);
+        watch_mark(&watch);
+        if (fails)
+            seam_arm((struct seam_rule){
+                .call = SEAM_ANY_HEAP, .matches = is_behind_drop, .context = &watch});
+        assert_int_equal(try_open(&f), fails ? -ENOMEM : 0);
+        seam_reset();
+        if (fails)
+            assert_int_equal(try_open(&f), 0);
+        weir_region_report(f.region, &report);
+        assert_true(report.after_power_loss);
+        harness_named_header(f.directory, NAME, &header);
+        assert_int_equal(report.sync_count, header.sync_count);
+        check_all(&f, 0);
         close_all(&f);
         assert_int_equal(weir_region_remove(f.directory, NAME), 0);
     }
@@ -1034,6 +1142,7 @@ int main(int argc, char **argv)
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
                   what_cannot_be_written_is_not_believed),
+        SEAM_TEST("a mark that is not on the disk is kept", a_mark_that_is_not_on_the_disk_is_kept),
         SEAM_TEST("a head that cannot be read is no damage",
                   a_head_that_cannot_be_read_is_no_damage),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),

@@ -264,6 +264,55 @@ static void on_btrfs(void **state)
     live_on("btrfs", 200 * MIB, (const char *const[]){"mkfs.btrfs", "-q", "-f", NULL});
 }
 
+/* One file of region "a" is one of "b" as well; @in_place: that file is told before its first byte. */
+static void copy_file(const char *path, const char *suffix, bool in_place)
+{
+    char from[PATH_MAX + 64];
+    char to[PATH_MAX + 64];
+    int flags = 0;
+
+    snprintf(from, sizeof(from), "%s/a%s", path, suffix);
+    snprintf(to, sizeof(to), "%s/b%s", path, suffix);
+    (void)unlink(to);
+    int fd = open(to, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(ioctl(fd, FS_IOC_GETFLAGS, &flags), 0);
+    flags |= in_place ? FS_NOCOW_FL : 0;
+    assert_int_equal(ioctl(fd, FS_IOC_SETFLAGS, &flags), 0);
+    close(fd);
+    const char *const copy[] = {"cp", "--sparse=always", "--reflink=never", from, to, NULL};
+    assert_int_equal(harness_run(copy), 0);
+}
+
+/* btrfs hears of it only while a file is empty, and does not say that it was too late. */
+static void a_copy_on_btrfs(void **state)
+{
+    const char *const format[] = {"mkfs.btrfs", "-q", "-f", NULL};
+    struct disk disk;
+    const char *reason = mount_disk(&disk, "btrfs", 200 * MIB, format);
+    struct weir_region_config config = {.directory = disk.path, .name = "a", .bytes_max = 8 * MIB};
+    struct weir_region *region;
+    struct weir_slot slot;
+
+    (void)state;
+    if (reason != NULL) {
+        print_message("# passed over: %s\n", reason);
+        return;
+    }
+    assert_int_equal(weir_region_open(&config, &region), 0);
+    assert_int_equal(weir_region_put(region, "a", 1, (struct weir_label){1, 1}, &slot), 0);
+    assert_int_equal(weir_region_sync(region), 0);
+    weir_region_close(region);
+    config.name = "b";
+    for (unsigned told = 0; told < 4; told++) {
+        copy_file(disk.path, ".weir", (told & 1) != 0);
+        copy_file(disk.path, ".weir-data", (told & 2) != 0);
+        assert_int_equal(weir_region_open(&config, &region), told == 3 ? 0 : -EOPNOTSUPP);
+    }
+    weir_region_close(region);
+    unmount_disk(&disk);
+}
+
 static void on_overlayfs(void **state)
 {
     struct disk disk;
@@ -319,6 +368,7 @@ int main(int argc, char **argv)
         {"a region on ext4, with a journal", on_ext4, NULL, NULL, NULL},
         {"a region on xfs", on_xfs, NULL, NULL, NULL},
         {"a region on btrfs", on_btrfs, NULL, NULL, NULL},
+        {"a copy of a region on btrfs", a_copy_on_btrfs, NULL, NULL, NULL},
         {"a region on overlayfs", on_overlayfs, NULL, NULL, NULL},
         {"a region on tmpfs, on request only", on_tmpfs, NULL, NULL, NULL},
     };

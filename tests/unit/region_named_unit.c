@@ -815,6 +815,51 @@ static void what_was_under_construction_is_gone(void **state)
 
 /* ---- Power loss ------------------------------------------------------------ */
 
+/* Of what was put since the last sync the disk may know nothing, not even its entry. */
+static void a_handle_that_nobody_knows_of_comes_never_again(void **state)
+{
+    struct fixture f;
+    struct weir__header header;
+    struct weir__entry entries[128];
+    struct weir_slot late[40];
+    struct weir_slot_info info;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    for (uint64_t i = 0; i < 10; i++) /* these have been in use before */
+        late[i] = put(&f, i, 16);
+    for (uint64_t i = 0; i < 10; i++)
+        assert_int_equal(weir_region_free(f.region, late[i]), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    harness_named_header(f.directory, NAME, &header);
+    harness_named_read(f.directory, NAME ".weir", header.entry_offset, entries, sizeof(entries));
+    for (uint64_t i = 0; i < 40; i++)
+        late[i] = put(&f, 100 + i, 16);
+    close_named(&f);
+    harness_named_write(f.directory, NAME ".weir", header.entry_offset, entries, sizeof(entries));
+    harness_named_set_header(f.directory, NAME, &header);
+    harness_named_lose_power(f.directory, NAME);
+
+    open_named(&f);
+    assert_int_equal(f.report.kept_slot_count, 1);
+    assert_int_equal(f.report.lost_slot_count, 0);
+    for (uint64_t i = 0; i < 60; i++)
+        (void)put(&f, 200 + i, 16);
+    for (uint64_t i = 0; i < 40; i++)
+        assert_int_equal(weir_region_slot(f.region, late[i], &info), -ESTALE);
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
+    close_named(&f);
+    open_named(&f); /* and so it goes on */
+    for (uint64_t i = 0; i < 60; i++)
+        (void)put(&f, 300 + i, 16);
+    for (uint64_t i = 0; i < 40; i++)
+        assert_int_equal(weir_region_slot(f.region, late[i], &info), -ESTALE);
+    close_named(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 static void a_power_loss(void **state)
 {
     struct fixture f;
@@ -1422,6 +1467,8 @@ int main(int argc, char **argv)
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
+        CASE("what a power loss took never has its handle taken",
+             a_handle_that_nobody_knows_of_comes_never_again),
         CASE("entries behind a gap are forgotten", entries_behind_a_gap_are_forgotten),
         CASE("bytes of a successor are not believed", bytes_of_a_successor_are_not_believed),
         CASE("what sync confirmed keeps its space until the next",
