@@ -139,6 +139,7 @@ static int growth_accept(struct weir_region *region, uint64_t end)
     for (uint64_t chunk = weir__chunk_of(store->file_bytes); chunk < weir__chunk_of(end); chunk++)
         weir__chunk_turn(&region->chunks, chunk, CHUNK_FRESH);
     store->file_bytes = end;
+    weir__table_spare(region, end);
     growth_publish(region);
     return 0;
 }
@@ -167,7 +168,7 @@ static int growth_extend(struct weir_region *region, uint64_t end)
 
     if (r < 0)
         return r;
-    r = weir__table_ready(region, region->spare_min);
+    r = weir__table_ready(region, weir__region_spare(end));
     if (r < 0) {
         growth_settle(region);
         return r;
@@ -550,7 +551,7 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
         growth->hole_bytes -= LAYOUT_CHUNK_BYTES;
         growth_begin(region, GROWTH_REFILL, from, from + LAYOUT_CHUNK_BYTES);
     } else {
-        if (growth_ask(region, end) < 0 || weir__table_ready(region, region->spare_min) < 0)
+        if (growth_ask(region, end) < 0 || weir__table_ready(region, weir__region_spare(end)) < 0)
             return;
         growth_begin(region, GROWTH_EXTEND, file_bytes, end);
     }
@@ -810,6 +811,7 @@ static int growth_adopt(struct weir_region *region, uint64_t end)
     for (uint64_t chunk = 0; chunk < weir__chunk_of(end); chunk++)
         weir__chunk_turn(&region->chunks, chunk, CHUNK_COLD);
     store->file_bytes = end;
+    weir__table_spare(region, end);
     growth_publish(region);
     return 0;
 }

@@ -462,8 +462,11 @@ static inline uint64_t weir__region_live(const struct weir_region *region)
 int weir__table_open(struct weir_region *region);
 void weir__table_close(struct weir_region *region);
 
-/* Rows for the chunks of a file of @file_bytes, before it is as long, and more entries to spare. */
+/* Rows for the chunks of a file of @file_bytes, before it is as long. */
 int weir__table_cover(struct weir_region *region, uint64_t file_bytes);
+
+/* It is as long: so many entries are to spare from now on. */
+void weir__table_spare(struct weir_region *region, uint64_t file_bytes);
 
 /* Whether entries can be taken for a split; grows the tables if it must. */
 int weir__table_ready(struct weir_region *region, uint64_t spare);

@@ -212,13 +212,14 @@ static int table_extend_chunks(struct weir_region *region, uint64_t count)
 int weir__table_cover(struct weir_region *region, uint64_t file_bytes)
 {
     uint64_t count = weir__chunk_of(file_bytes);
-    int r = count > region->chunks.ready_count ? table_extend_chunks(region, count) : 0;
 
-    if (r < 0)
-        return r;
+    return count > region->chunks.ready_count ? table_extend_chunks(region, count) : 0;
+}
+
+void weir__table_spare(struct weir_region *region, uint64_t file_bytes)
+{
     region->spare_min = weir__max(region->spare_min, weir__region_spare(file_bytes));
     table_look_again(region);
-    return 0;
 }
 
 /* ---- Ahead -------------------------------------------------------------- */
