@@ -18,7 +18,8 @@
  * At most resident_bytes_max of the file are in memory, and fetched items are
  * part of it: a region is one charge, made by its owner at open. It changes only
  * by weir_region_set_resident(), for owners whose memory gets short and ample
- * again. Its tables come on top and are told to config.books.
+ * again. Its tables come on top and are told to config.books: they grow to what the
+ * most items at once need, some 40 bytes for each, and stay until close.
  *
  * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
  * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
@@ -54,7 +55,8 @@
  *          -EDQUOT   the region is at bytes_max, out of slots, or at the disk cap
  *          -ENOSPC   the file system is full, or at the floor of free space
  *          -ENOMEM   the kernel refused the memory
- *          -ESTALE   the slot was freed earlier
+ *          -ESTALE   the slot was freed earlier, is not of this region, or is not
+ *                    under construction (commit, write) or is still (items out)
  *          -EAGAIN   not now: the call says what to wait for
  *          -EFBIG    larger than this way in or out takes; another does
  *          -EBADMSG  the bytes on disk are not those that were put
@@ -81,8 +83,9 @@ struct weir_region;
  * @bytes_max:           the largest file; 0: 1 GiB; 2 MiB .. 1 TiB, rounded down to
  *                       2 MiB. Of a region that is there already: 0: as it is; more
  *                       lets it grow; less is -EINVAL. There is a slot for each 16
- *                       bytes, at most 2^32 - 1; a named region keeps as many as it
- *                       was made with
+ *                       bytes, at most 2^32 - 1, fewer where RLIMIT_AS or RLIMIT_FSIZE
+ *                       leave no room for so many; a named region keeps as many as
+ *                       it was made with
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
  * @resident_bytes_min:  how far weir_region_set_resident() may lower that: 8 MiB ..
@@ -533,7 +536,7 @@ struct weir_region_stats {
     bool direct;            /* fetches pass by the page cache (O_DIRECT) */
     bool degraded;          /* a write failed; not written since, nor put elsewhere */
     bool synchronous;       /* no io_uring: plain system calls */
-    bool movable;           /* no address space reserved: growth may move the mapping */
+    bool movable;           /* no address space reserved: growth may move the mapping, pins forbid it */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
     uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
     uint64_t moving_bytes; /* named: held beside confirmed items that are moved, until sync() */

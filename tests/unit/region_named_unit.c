@@ -405,6 +405,29 @@ static void a_small_file_limit_is_an_error(void **state)
     close_named(&f);
 }
 
+/* The tables of a new one are a file as well, and longer than this. */
+static void a_small_file_limit_is_no_lack_of_memory(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {8 * MIB, 8 * MIB};
+        struct weir_region_config config = config_of(&f);
+        struct weir_region *region = NULL;
+        if (setrlimit(RLIMIT_FSIZE, &limit) < 0)
+            _exit(2);
+        config.bytes_max = 4 * MIB;
+        _exit(weir_region_open(&config, &region) == -EDQUOT && region == NULL ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(harness_name_count(f.directory), 0);
+}
+
 /* A close is no sync: what was confirmed before it stays where it is after it, too. */
 static void what_was_confirmed_stays_so_across_a_close(void **state)
 {
@@ -1424,6 +1447,8 @@ int main(int argc, char **argv)
              what_was_confirmed_stays_so_across_a_close),
         CASE("a small RLIMIT_FSIZE is -EDQUOT for what is there, too",
              a_small_file_limit_is_an_error),
+        CASE("a small RLIMIT_FSIZE is -EDQUOT for what is not there",
+             a_small_file_limit_is_no_lack_of_memory),
         CASE("a full disk or cap keeps nobody out", a_full_disk_keeps_nobody_out),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),
