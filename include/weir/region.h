@@ -361,7 +361,7 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
  *           read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
- * weir_region_fetch() itself. May call the region, poll and close excepted.
+ * weir_region_fetch() itself. May call the region, except poll, wait and close.
  */
 typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
 
@@ -536,7 +536,7 @@ struct weir_region_stats {
     bool direct;            /* fetches pass by the page cache (O_DIRECT) */
     bool degraded;          /* a write failed; not written since, nor put elsewhere */
     bool synchronous;       /* no io_uring: plain system calls */
-    bool movable;           /* no address space reserved: growth may move the mapping, pins forbid it */
+    bool movable;           /* no address space: growth moves the mapping, or waits for pins */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
     uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
     uint64_t moving_bytes; /* named: held beside confirmed items that are moved, until sync() */
