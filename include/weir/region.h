@@ -46,6 +46,9 @@
  * weir_region_open() of that name: after a kill -9 with every committed slot, after
  * a power loss with what weir_region_sync() confirmed. Handles stay what they were.
  *
+ * A forked child has nothing of a region: it may only exec or exit. While one that
+ * has done neither outlives an owner that was killed, a named region has an owner.
+ *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
  * Errors   0 on success, negative errno on failure. A call that fails has

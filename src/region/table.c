@@ -528,6 +528,8 @@ void weir__table_close(struct weir_region *region)
     if (region->extents.heads != NULL)
         weir__sys_munmap(region->extents.heads, EXTENT_HEAD_BYTES);
     weir__sys_munmap(region->header, region->table_bytes);
+    if (weir__region_is_named(region)) /* to close it is not enough while a child has it, too */
+        weir__sys_unlock(region->table_fd);
     weir__sys_close(region->table_fd);
 }
 

@@ -208,6 +208,31 @@ static void a_second_owner_is_refused(void **state)
     close_named(&f);
 }
 
+/* It has inherited the descriptors, but not the region. */
+static void a_forked_child_is_no_owner(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 100);
+    pid_t child = fork();
+    if (child == 0)
+        for (;;)
+            pause();
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(check(&f, slot, 1, 100), 0);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    struct weir_region_config config = config_of(&f);
+    struct weir_region *second = NULL;
+    config.books = (struct weir_books){0};
+    assert_int_equal(weir_region_open(&config, &second), -EBUSY); /* its end took nothing away */
+    close_named(&f);
+}
+
 static void a_name_is_short_and_has_no_slash(void **state)
 {
     struct fixture f;
@@ -1437,6 +1462,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         CASE("two files that are ours alone, and gone after remove", two_files_that_are_ours_alone),
         CASE("a second owner is refused", a_second_owner_is_refused),
+        CASE("a forked child is no owner", a_forked_child_is_no_owner),
         CASE("a name is short and has no slash", a_name_is_short_and_has_no_slash),
         CASE("no symbolic link is followed", no_symbolic_link_is_followed),
         CASE("a data file that is not ours is left alone", a_foreign_data_file_is_left_alone),
