@@ -27,6 +27,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -218,9 +219,11 @@ static void a_forked_child_is_no_owner(void **state)
     open_named(&f);
     struct weir_slot slot = put(&f, 1, 100);
     pid_t child = fork();
-    if (child == 0)
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         for (;;)
             pause();
+    }
     close_named(&f);
     open_named(&f);
     assert_int_equal(check(&f, slot, 1, 100), 0);
