@@ -18,7 +18,8 @@
  * At most resident_bytes_max of the file are in memory, and fetched items are
  * part of it: a region is one charge, made by its owner at open. It changes only
  * by weir_region_set_resident(), for owners whose memory gets short and ample
- * again. Its tables come on top and are told to config.books.
+ * again. Its tables come on top and are told to config.books: they grow to what the
+ * most items at once need, some 40 bytes for each, and stay until close.
  *
  * Items enter by copy (put), in place (alloc_in_place, commit) or in pieces
  * (alloc, write, commit) and leave by address (at, pin), by copy (read, may
@@ -46,6 +47,9 @@
  * An anonymous region ends with its owner. A named one is found again by the next
  * weir_region_open() of that name: after a kill -9 with every committed slot, after
  * a power loss with what weir_region_sync() confirmed. Handles stay what they were.
+ *
+ * A forked child has nothing of a region: it may only exec or exit. While one that
+ * has done neither outlives an owner that was killed, a named region has an owner.
  *
  * Units    bytes
  * Thread   the thread that opened the region, and no other
@@ -84,8 +88,9 @@ struct weir_region;
  * @bytes_max:           the largest file; 0: 1 GiB; 2 MiB .. 1 TiB, rounded down to
  *                       2 MiB. Of a region that is there already: 0: as it is; more
  *                       lets it grow; less is -EINVAL. There is a slot for each 16
- *                       bytes, at most 2^32 - 1; a named region keeps as many as it
- *                       was made with
+ *                       bytes, at most 2^32 - 1, fewer where RLIMIT_AS or RLIMIT_FSIZE
+ *                       leave no room for so many; a named region keeps as many as
+ *                       it was made with
  * @resident_bytes_max:  what of it may be in memory, fetched items included;
  *                       0: 64 MiB; at least 8 MiB; UINT64_MAX: all of it
  * @resident_bytes_min:  how far weir_region_set_resident() may lower that: 8 MiB ..
@@ -367,7 +372,7 @@ WEIR_API void weir_region_unpin(struct weir_region *region, struct weir_slot slo
  *           what the read said: -EIO, ...
  *
  * Called once per slot, in any order, from weir_region_poll() and never from
- * weir_region_fetch() itself. May call the region, poll and close excepted.
+ * weir_region_fetch() itself. May call the region, except poll, wait and close.
  */
 typedef void weir_fetch_fn(void *context, struct weir_slot slot, int result);
 
@@ -543,7 +548,7 @@ struct weir_region_stats {
     bool direct;            /* fetches pass by the page cache (O_DIRECT) */
     bool degraded;          /* a write failed; not written since, nor put elsewhere */
     bool synchronous;       /* no io_uring: plain system calls */
-    bool movable;           /* no address space reserved: growth may move the mapping */
+    bool movable;           /* no address space: growth moves the mapping, or waits for pins */
     uint64_t resident_wish_bytes; /* where resident_bytes_max is, or is on its way to */
     uint64_t staged_bytes; /* of put_bytes, written by themselves into holes of cold chunks */
     uint64_t moving_bytes; /* named: held beside confirmed items that are moved, until sync() */

@@ -91,6 +91,12 @@ int weir__sys_lock(int fd)
     return 0;
 }
 
+void weir__sys_unlock(int fd)
+{
+    if (fd >= 0)
+        flock(fd, LOCK_UN);
+}
+
 /* Where O_TMPFILE is not known: a name of our own that nobody else can have, gone at once. */
 static int sys_open_unlinked(const char *directory, int *ret_fd)
 {

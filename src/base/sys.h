@@ -32,8 +32,12 @@ int weir__sys_unlink_at(int directory_fd, const char *name);
 /* Another name for the file, never in the place of one that is there: -EEXIST. */
 int weir__sys_rename_at(int directory_fd, const char *name, const char *name_new);
 
-/* The file is ours until its last descriptor is closed; -EBUSY: it is somebody's already. */
+/*
+ * The file is ours until its last descriptor is closed, also of those that children
+ * inherited, or until it is unlocked; -EBUSY: it is somebody's already.
+ */
 int weir__sys_lock(int fd);
+void weir__sys_unlock(int fd);
 
 int weir__sys_memfd(const char *name, int *ret_fd);
 

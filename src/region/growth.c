@@ -829,7 +829,7 @@ static int growth_extend_first(struct weir_region *region, uint64_t bytes_initia
     if (initial == store->file_bytes)
         return 0;
     int r = growth_extend(region, initial);
-    if (r == -ENOSPC || r == -EDQUOT)
+    if (r == -ENOSPC || r == -EDQUOT || r == -ENOMEM)
         r = growth_extend(region, least);
     bool is_full = r == -ENOSPC || r == -EDQUOT;
     return is_full && store->file_bytes > 0 ? 0 : r;

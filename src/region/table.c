@@ -36,6 +36,7 @@
 #endif
 
 #define TABLE_WINDOW_BYTES LAYOUT_CHUNK_BYTES
+#define TABLE_BESIDE_BYTES (UINT64_C(4) << 20) /* heads, ring and a chunk, to be mapped next */
 /* So many must be in use before a window of them may wait to be used. */
 #define TABLE_WINDOW_USED (5 * TABLE_WINDOW_BYTES / sizeof(struct weir__entry))
 /* So many are left when the next window is begun: a put at full speed takes 80 ns. */
@@ -330,8 +331,9 @@ int weir__table_ready(struct weir_region *region, uint64_t spare)
     return weir__slots_spare(slots) >= spare ? 0 : -EDQUOT;
 }
 
+/* @beside_bytes of address space are left for others. */
 static int table_map_plan(struct weir_region *region, const struct table_plan *plan,
-                          void **ret_tables)
+                          uint64_t beside_bytes, void **ret_tables)
 {
     int r = weir__sys_ftruncate(region->table_fd, plan->bytes);
 
@@ -339,7 +341,7 @@ static int table_map_plan(struct weir_region *region, const struct table_plan *p
         return r;
 
     /* Where a large page of the file is one of the mapping, too. */
-    uint64_t reserved_bytes = plan->bytes + TABLE_WINDOW_BYTES;
+    uint64_t reserved_bytes = plan->bytes + TABLE_WINDOW_BYTES + beside_bytes;
     void *reserved;
     r = weir__sys_mmap(NULL, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                        -1, 0, &reserved);
@@ -355,25 +357,29 @@ static int table_map_plan(struct weir_region *region, const struct table_plan *p
     }
     if (gap > 0)
         weir__sys_munmap(reserved, gap);
-    if (gap < TABLE_WINDOW_BYTES)
-        weir__sys_munmap(base + plan->bytes, TABLE_WINDOW_BYTES - gap);
+    if (reserved_bytes > gap + plan->bytes)
+        weir__sys_munmap(base + plan->bytes, reserved_bytes - gap - plan->bytes);
     return 0;
 }
 
-/* The whole plan is mapped and sparse; where that is refused, for fewer entries. */
+/*
+ * The whole plan is mapped and sparse; where that is refused, for fewer entries. No
+ * more than half of the address space there is: what comes next needs some as well.
+ */
 static int table_map(struct weir_region *region, struct table_plan *ret_plan, void **ret_tables)
 {
     uint64_t chunk_bytes = weir__region_is_named(region) ? LAYOUT_BYTES_LIMIT : region->bytes_max;
+    uint64_t spare = weir__region_spare(region->bytes_max);
     /* An extent takes a granule at least. */
-    uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + 1, SLOT_COUNT_LIMIT);
-    uint64_t least = weir__region_spare(region->bytes_max) + TABLE_ENTRY_STEP;
-    int r = -ENOMEM;
+    uint64_t entry_count = weir__min(region->bytes_max / LAYOUT_GRANULE + spare, SLOT_COUNT_LIMIT);
+    uint64_t least = spare + TABLE_ENTRY_STEP;
+    int r = -EDQUOT;
 
     for (; entry_count >= least && r < 0; entry_count /= 2) {
         *ret_plan = table_plan(chunk_bytes / LAYOUT_CHUNK_BYTES, entry_count);
         if (ret_plan->bytes > weir__sys_file_bytes_max())
             continue;
-        r = table_map_plan(region, ret_plan, ret_tables);
+        r = table_map_plan(region, ret_plan, ret_plan->bytes + TABLE_BESIDE_BYTES, ret_tables);
     }
     return r;
 }
@@ -387,7 +393,7 @@ static int table_map_found(struct weir_region *region, struct table_plan *ret_pl
     *ret_plan = table_plan(found->chunk_count_max, found->entry_count_max);
     if (ret_plan->bytes > weir__sys_file_bytes_max())
         return -EDQUOT;
-    return table_map_plan(region, ret_plan, ret_tables);
+    return table_map_plan(region, ret_plan, 0, ret_tables);
 }
 
 /* That of a named region is open already. */
@@ -524,6 +530,8 @@ void weir__table_close(struct weir_region *region)
     if (region->extents.heads != NULL)
         weir__sys_munmap(region->extents.heads, EXTENT_HEAD_BYTES);
     weir__sys_munmap(region->header, region->table_bytes);
+    if (weir__region_is_named(region)) /* to close it is not enough while a child has it, too */
+        weir__sys_unlock(region->table_fd);
     weir__sys_close(region->table_fd);
 }
 

@@ -27,6 +27,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -205,6 +206,33 @@ static void a_second_owner_is_refused(void **state)
     close_named(&f);
     open_named(&f);
     assert_int_equal(f.report.kept_slot_count, 1);
+    close_named(&f);
+}
+
+/* It has inherited the descriptors, but not the region. */
+static void a_forked_child_is_no_owner(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot slot = put(&f, 1, 100);
+    pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            pause();
+    }
+    close_named(&f);
+    open_named(&f);
+    assert_int_equal(check(&f, slot, 1, 100), 0);
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    struct weir_region_config config = config_of(&f);
+    struct weir_region *second = NULL;
+    config.books = (struct weir_books){0};
+    assert_int_equal(weir_region_open(&config, &second), -EBUSY); /* its end took nothing away */
     close_named(&f);
 }
 
@@ -403,6 +431,29 @@ static void a_small_file_limit_is_an_error(void **state)
     for (uint64_t i = 0; i < 40; i++)
         assert_int_equal(check(&f, slots[i], i, MIB - 16), 0);
     close_named(&f);
+}
+
+/* The tables of a new one are a file as well, and longer than this. */
+static void a_small_file_limit_is_no_lack_of_memory(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    pid_t child = fork();
+    if (child == 0) {
+        struct rlimit limit = {8 * MIB, 8 * MIB};
+        struct weir_region_config config = config_of(&f);
+        struct weir_region *region = NULL;
+        if (setrlimit(RLIMIT_FSIZE, &limit) < 0)
+            _exit(2);
+        config.bytes_max = 4 * MIB;
+        _exit(weir_region_open(&config, &region) == -EDQUOT && region == NULL ? 0 : 1);
+    }
+    int status = -1;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(harness_name_count(f.directory), 0);
 }
 
 /* A close is no sync: what was confirmed before it stays where it is after it, too. */
@@ -1447,6 +1498,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         CASE("two files that are ours alone, and gone after remove", two_files_that_are_ours_alone),
         CASE("a second owner is refused", a_second_owner_is_refused),
+        CASE("a forked child is no owner", a_forked_child_is_no_owner),
         CASE("a name is short and has no slash", a_name_is_short_and_has_no_slash),
         CASE("no symbolic link is followed", no_symbolic_link_is_followed),
         CASE("a data file that is not ours is left alone", a_foreign_data_file_is_left_alone),
@@ -1457,6 +1509,8 @@ int main(int argc, char **argv)
              what_was_confirmed_stays_so_across_a_close),
         CASE("a small RLIMIT_FSIZE is -EDQUOT for what is there, too",
              a_small_file_limit_is_an_error),
+        CASE("a small RLIMIT_FSIZE is -EDQUOT for what is not there",
+             a_small_file_limit_is_no_lack_of_memory),
         CASE("a full disk or cap keeps nobody out", a_full_disk_keeps_nobody_out),
         CASE("leftovers are swept, and nothing else", leftovers_are_swept),
         CASE("a region that was never born is made anew", what_was_never_born_is_made_anew),

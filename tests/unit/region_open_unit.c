@@ -463,6 +463,35 @@ static int move_without_address_space(const char *directory)
     return 0;
 }
 
+/* The tables leave room for all the rest, however little address space there is. */
+static int open_with_any_address_space(const char *directory)
+{
+    struct weir_region_config config = {.directory = directory, .resident_bytes_max = 8 * MIB};
+    struct weir_region *region = NULL;
+    struct rlimit limit;
+    static char item[65536];
+    struct weir_slot slot;
+
+    CHILD_CHECK(getrlimit(RLIMIT_AS, &limit) == 0);
+    uint64_t used_bytes = harness_address_bytes();
+    for (uint64_t bytes = 32 * MIB; bytes < 6 * GIB; bytes += bytes / 8) {
+        limit.rlim_cur = used_bytes + bytes;
+        CHILD_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+        CHILD_CHECK(weir_region_open(&config, &region) == 0);
+        for (uint64_t i = 0; i < 32; i++)
+            CHILD_CHECK(
+                weir_region_put(region, item, sizeof(item), (struct weir_label){i, 0}, &slot) == 0);
+        weir_region_close(region);
+    }
+    return 0;
+}
+
+static void any_address_space_will_do(void **state)
+{
+    (void)state;
+    assert_child_passes(open_with_any_address_space);
+}
+
 /* A pin keeps the address, also where growth would move it. */
 static int pin_without_address_space(const char *directory)
 {
@@ -755,6 +784,7 @@ int main(int argc, char **argv)
              the_largest_file_allowed_is_a_limit),
         CASE("without address space to reserve the mapping may move",
              without_address_space_the_mapping_moves),
+        CASE("any address space will do that holds a region", any_address_space_will_do),
         CASE("a pin holds its address, also where the mapping may move",
              a_pin_holds_without_address_space),
         CASE("so does what is filled in place", a_place_holds_without_address_space),

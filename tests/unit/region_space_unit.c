@@ -45,6 +45,28 @@ static void growth_keeps_every_byte_and_the_address(void **state)
     finish(&f);
 }
 
+static void there_is_a_slot_for_each_granule(void **state)
+{
+    const uint64_t slot_count = 2 * MIB / 16;
+    struct weir_slot slot;
+    struct fixture f;
+    uint64_t count = 0;
+    int r = 0;
+
+    (void)state;
+    start(&f, (struct weir_region_config){.bytes_max = 2 * MIB});
+    while (count <= slot_count && r == 0) {
+        r = weir_region_put(f.region, "sixteen bytes...", 16, (struct weir_label){count, 1}, &slot);
+        count += r == 0;
+    }
+    assert_int_equal(r, -EDQUOT);
+    assert_int_equal(count, slot_count);
+    weir_region_audit(f.region);
+    weir_region_free_owner(f.region, 1, &count);
+    assert_int_equal(count, slot_count);
+    finish(&f);
+}
+
 static void at_bytes_max_and_on_again_after_frees(void **state)
 {
     struct fixture f;
@@ -393,6 +415,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest cases[] = {
         CASE("free space is counted where it is cold", free_space_is_counted_where_it_is_cold),
         CASE("growth keeps every byte and the address", growth_keeps_every_byte_and_the_address),
+        CASE("there is a slot for each 16 bytes", there_is_a_slot_for_each_granule),
         CASE("at bytes_max puts are -EDQUOT, and go on after frees",
              at_bytes_max_and_on_again_after_frees),
         CASE("cold space that was freed comes to use again", cold_space_comes_to_use_again),
