@@ -134,17 +134,20 @@ static size_t size_of(uint64_t seed)
     return seed * 797 % 90000;
 }
 
-static void put_all(struct fixture *f)
+static void put_one(struct fixture *f, uint64_t i)
 {
     char *data = malloc(90000);
 
-    for (uint64_t i = 0; i < ITEM_COUNT; i++) {
-        harness_fill(data, size_of(i), i, 0);
-        assert_int_equal(
-            weir_region_put(f->region, data, size_of(i), (struct weir_label){i, 1}, &f->slots[i]),
-            0);
-    }
+    harness_fill(data, size_of(i), i, 0);
+    assert_int_equal(
+        weir_region_put(f->region, data, size_of(i), (struct weir_label){i, 1}, &f->slots[i]), 0);
     free(data);
+}
+
+static void put_all(struct fixture *f)
+{
+    for (uint64_t i = 0; i < ITEM_COUNT; i++)
+        put_one(f, i);
 }
 
 static void begin_with_items(struct fixture *f)
@@ -813,6 +816,43 @@ static void between_confirmed_items_all_is_stored_anew(void **state)
     end(&f);
 }
 
+static bool is_zeroing(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return (use->mode & FALLOC_FL_ZERO_RANGE) != 0;
+}
+
+/* A full disk: some blocks are fresh and empty, the others as they were. What was put is there. */
+static void what_is_stored_anew_in_part_is_whole(void **state)
+{
+    (void)state;
+    for (int is_confirmed = 0; is_confirmed < 2; is_confirmed++) {
+        struct fixture f;
+        begin_with_items(&f);
+        for (uint64_t i = 1; i < ITEM_COUNT; i += 2)
+            assert_int_equal(weir_region_free(f.region, f.slots[i]), 0);
+        if (is_confirmed)
+            assert_int_equal(weir_region_sync(f.region), 0);
+        for (uint64_t i = 1; i < ITEM_COUNT; i += 2)
+            put_one(&f, i);
+        seam_reset();
+        seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                    .times = SEAM_FOR_GOOD,
+                                    .how = SEAM_CUT,
+                                    .matches = is_zeroing});
+        seam_fail(SEAM_sys_fdatasync, 1);
+        assert_int_equal(weir_region_sync(f.region), -EIO);
+        assert_in_range(seam_fired(), 2, UINT64_MAX);
+        seam_reset();
+        weir_region_audit(f.region);
+        check_all(&f, 0);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        open_after_power_loss(&f);
+        check_all(&f, 0);
+        end(&f);
+    }
+}
+
 /* The last flush failed: whichever count is on disk, what is freed since is there again. */
 static void either_count_restores(void **state)
 {
@@ -1138,6 +1178,7 @@ int main(int argc, char **argv)
                   zeroes_are_not_believed),
         SEAM_TEST("between confirmed items all is stored anew",
                   between_confirmed_items_all_is_stored_anew),
+        SEAM_TEST("what is stored anew in part is whole", what_is_stored_anew_in_part_is_whole),
         SEAM_TEST("whichever count is on the disk, what is freed since is there",
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
