@@ -447,6 +447,8 @@ int weir__recover_load(struct weir_region *region)
     if (r == 0 && region->named.report.after_power_loss)
         r = recover_drop_pages(region);
     if (r == 0)
+        r = weir__table_read_head(region);
+    if (r == 0)
         r = recover_entry_limit(region, &limit);
     if (r == 0)
         r = recover_entry_count(region, limit, &count);

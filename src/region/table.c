@@ -68,14 +68,37 @@ static struct table_plan table_plan(uint64_t chunk_count, uint64_t entry_count)
     return plan;
 }
 
+/* A page that cannot be read is an error here, and a signal where it is touched. */
+static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
+    int r;
+
+    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
+    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
+    if (r == -EINVAL) /* before Linux 5.14 */
+        return 0;
+    return r == -EFAULT ? -EIO : r;
+}
+
+static int table_reserve(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    int r = weir__sys_fallocate(region->table_fd, 0, offset, bytes);
+
+    /* Of a memfd it is memory that there is no more of. */
+    return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+}
+
+/* What another owner left there is read now. */
 static int table_extend(struct weir_region *region, uint64_t offset, uint64_t bytes_from,
                         uint64_t bytes_to)
 {
     if (bytes_to <= bytes_from)
         return 0;
-    int r = weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
-    /* Of a memfd it is memory that there is no more of. */
-    return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+    int r = table_reserve(region, offset + bytes_from, bytes_to - bytes_from);
+    if (r < 0 || !region->named.report.existed)
+        return r;
+    return table_populate(region, offset + bytes_from, bytes_to - bytes_from);
 }
 
 /*
@@ -175,19 +198,6 @@ static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t t
 
 /* ---- Chunks ------------------------------------------------------------- */
 
-/* A page that cannot be read is an error here, and a signal where it is touched. */
-static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
-{
-    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
-    int r;
-
-    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
-    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
-    if (r == -EINVAL) /* before Linux 5.14 */
-        return 0;
-    return r == -EFAULT ? -EIO : r;
-}
-
 /* Rows for at least @count chunks; of what another owner left there nothing is believed. */
 static int table_extend_chunks(struct weir_region *region, uint64_t count)
 {
@@ -198,8 +208,6 @@ static int table_extend_chunks(struct weir_region *region, uint64_t count)
     uint64_t to = weir__round_up(count * row, page);
     int r = table_extend(region, LAYOUT_HEADER_BYTES, from, to);
 
-    if (r == 0 && region->named.report.existed && to > from)
-        r = table_populate(region, LAYOUT_HEADER_BYTES + from, to - from);
     if (r < 0)
         return r;
     uint64_t ready = weir__min(to / row, region->bytes_max / LAYOUT_CHUNK_BYTES);
@@ -405,7 +413,7 @@ static int table_open_file(struct weir_region *region)
 /* The page of the header has its memory from the start. */
 static int table_open_header(struct weir_region *region)
 {
-    int r = table_extend(region, 0, 0, LAYOUT_HEADER_BYTES);
+    int r = table_reserve(region, 0, LAYOUT_HEADER_BYTES);
 
     if (r == 0)
         weir__heap_account(&region->heap, LAYOUT_HEADER_BYTES);
@@ -484,24 +492,19 @@ int weir__table_open(struct weir_region *region)
     return existed ? 0 : table_begin(region, &plan);
 }
 
+int weir__table_read_head(struct weir_region *region)
+{
+    return table_populate(region, 0, LAYOUT_HEADER_BYTES);
+}
+
 int weir__table_reopen(struct weir_region *region, uint64_t entry_count)
 {
-    const struct weir__header *header = region->header;
     uint64_t to = weir__round_up(entry_count + 1, TABLE_ENTRY_STEP);
-    int r;
+    int r = table_extend_to(region, 0, weir__min(to, (uint64_t)region->slots.count_max + 1));
 
-    to = weir__min(to, (uint64_t)region->slots.count_max + 1);
-    r = table_extend_to(region, 0, to);
     if (r == 0)
-        r = table_populate(region, 0, LAYOUT_HEADER_BYTES);
-    if (r == 0)
-        r = table_populate(region, header->entry_offset, to * sizeof(struct weir__entry));
-    if (r == 0)
-        r = table_populate(region, header->sum_offset, to * sizeof(uint64_t));
-    if (r < 0)
-        return r;
-    region->slots.used_count = (uint32_t)entry_count;
-    return 0;
+        region->slots.used_count = (uint32_t)entry_count;
+    return r;
 }
 
 static void table_renew(struct weir_region *region, uint64_t offset, uint64_t bytes)

@@ -926,6 +926,34 @@ static void a_head_that_cannot_be_read_is_no_damage(void **state)
     end(&f);
 }
 
+/* The tables are dropped, and the disk has none of them any more: to touch them is a signal. */
+static bool cuts_what_is_dropped(const struct seam_use *use, void *context)
+{
+    struct mark_watch *watch = context;
+
+    if (is_tables(watch, use->fd))
+        assert_int_equal(ftruncate(use->fd, 0), 0);
+    return false;
+}
+
+static void a_head_that_was_dropped_is_no_signal(void **state)
+{
+    struct fixture f;
+    struct mark_watch watch;
+
+    (void)state;
+    begin_with_items(&f);
+    close_all(&f);
+    refuse_mark(&f, &watch);
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fadvise, .matches = cuts_what_is_dropped, .context = &watch});
+    assert_int_equal(try_open(&f), -EIO);
+    seam_reset();
+    assert_nothing_held(&f);
+    harness_named_set_header(f.directory, NAME, &watch.disk);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 /* A disk that does not answer says nothing of what is there: that is kept, and compared later. */
 static void what_cannot_be_read_is_kept(void **state)
 {
@@ -1186,6 +1214,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a mark that is not on the disk is kept", a_mark_that_is_not_on_the_disk_is_kept),
         SEAM_TEST("a head that cannot be read is no damage",
                   a_head_that_cannot_be_read_is_no_damage),
+        SEAM_TEST("nor is one a signal that was dropped", a_head_that_was_dropped_is_no_signal),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("names that cannot be flushed are taken back", names_that_cannot_be_flushed),
