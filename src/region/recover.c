@@ -411,11 +411,12 @@ static int recover_read(struct weir_region *region)
  * while the disk does not yet know. If it cannot, the kernel calls those pages clean,
  * keeps or drops them as it likes, and tells nobody again: whoever opens next looks
  * at the disk, as after a power loss. A mark says so to him, which may be in memory
- * only, and be dropped with the rest: it is on the disk first.
+ * only, and be dropped with the rest: it is on the disk first. And with it, after a
+ * power loss, the generation that handles begin with now.
  */
 static int recover_flush(struct weir_region *region)
 {
-    int r = region->named.found.boot == 0 ? weir__table_doubt(region) : 0;
+    int r = region->named.report.after_power_loss ? weir__table_doubt(region) : 0;
 
     if (r < 0)
         return r;

@@ -40,7 +40,8 @@
 /* So many must be in use before a window of them may wait to be used. */
 #define TABLE_WINDOW_USED (5 * TABLE_WINDOW_BYTES / sizeof(struct weir__entry))
 /* So many are left when the next window is begun: a put at full speed takes 80 ns. */
-#define TABLE_WINDOW_AHEAD (TABLE_WINDOW_BYTES / sizeof(struct weir__entry) / 2)
+#define TABLE_WINDOW_AHEAD    (TABLE_WINDOW_BYTES / sizeof(struct weir__entry) / 2)
+#define TABLE_GENERATION_STEP (SLOT_AGE_MAX / 8) /* at least, after a power loss */
 
 struct table_plan {
     uint64_t chunk_count;
@@ -420,6 +421,18 @@ static int table_open_header(struct weir_region *region)
     return r;
 }
 
+/*
+ * After a power loss nobody knows which handles there were, and none of them comes again:
+ * it begins further on, and what is kept is of a generation before (S3).
+ */
+static uint32_t table_found_generation(const struct weir_region *region)
+{
+    uint32_t step = TABLE_GENERATION_STEP + (uint32_t)weir__sys_entropy() % TABLE_GENERATION_STEP;
+    uint32_t generation = region->named.found.generation;
+
+    return region->named.report.after_power_loss ? generation + step / 2 * 2 : generation;
+}
+
 static void table_point(struct weir_region *region, const struct table_plan *plan, void *heads)
 {
     char *base = (char *)region->header;
@@ -430,9 +443,8 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
         .count_max = (uint32_t)plan->entry_count,
         .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
     };
-    /* After a power loss nobody knows which handles there were: none of them comes again. */
-    if (region->named.report.existed && !region->named.report.after_power_loss)
-        region->slots.generation = region->named.found.generation;
+    if (region->named.report.existed)
+        region->slots.generation = table_found_generation(region);
     weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
     weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
@@ -561,6 +573,7 @@ int weir__table_doubt(struct weir_region *region)
     struct weir__header fixed = region->named.found;
 
     fixed.boot = 0;
+    fixed.generation = region->slots.generation;
     int r = table_replace_header(region, &fixed);
     return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
 }

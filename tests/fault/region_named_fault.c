@@ -926,6 +926,40 @@ static void a_head_that_cannot_be_read_is_no_damage(void **state)
     end(&f);
 }
 
+static bool sees_generation(const struct seam_use *use, void *context)
+{
+    struct mark_watch *watch = context;
+
+    if (is_tables(watch, use->fd))
+        assert_int_equal(pread(use->fd, &watch->disk, sizeof(watch->disk), 0), sizeof(watch->disk));
+    return false;
+}
+
+/* Where the power goes again at once, the next owner goes on behind what we gave out. */
+static void the_first_generation_is_on_the_disk(void **state)
+{
+    struct fixture f;
+    struct mark_watch watch = {.f = &f};
+    struct weir__header header;
+    struct weir__header header_before;
+
+    (void)state;
+    begin_with_items(&f);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    harness_named_header(f.directory, NAME, &header_before);
+    assert_int_equal(fstat(weir_region_fd(f.region), &watch.tables), 0);
+    seam_reset();
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fdatasync, .matches = sees_generation, .context = &watch});
+    open_after_power_loss(&f);
+    seam_reset();
+    harness_named_header(f.directory, NAME, &header);
+    assert_int_not_equal(header.generation, header_before.generation);
+    assert_int_equal(header.generation, watch.disk.generation);
+    check_all(&f, 0);
+    end(&f);
+}
+
 /* The tables are dropped, and the disk has none of them any more: to touch them is a signal. */
 static bool cuts_what_is_dropped(const struct seam_use *use, void *context)
 {
@@ -1214,6 +1248,7 @@ int main(int argc, char **argv)
         SEAM_TEST("a mark that is not on the disk is kept", a_mark_that_is_not_on_the_disk_is_kept),
         SEAM_TEST("a head that cannot be read is no damage",
                   a_head_that_cannot_be_read_is_no_damage),
+        SEAM_TEST("the first generation is on the disk", the_first_generation_is_on_the_disk),
         SEAM_TEST("nor is one a signal that was dropped", a_head_that_was_dropped_is_no_signal),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
