@@ -144,6 +144,12 @@ static inline uint32_t weir__slots_next_generation(const struct weir__slots *slo
     return (WEIR_UNLIKELY(is_older) ? slots->generation : generation) + 1;
 }
 
+/* Whether there is no next generation (S3). */
+static inline bool weir__slots_is_spent(const struct weir__slots *slots, uint32_t index)
+{
+    return weir__entry_generation(&slots->entries[index]) - slots->generation == SLOT_AGE_MAX;
+}
+
 /* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
 static inline uint32_t weir__slots_take(struct weir__slots *slots)
 {
@@ -177,7 +183,7 @@ static inline void weir__slots_give(struct weir__slots *slots, uint32_t index)
     weir__word_store(&entry->place, 0);
     weir__word_store(&entry->span, 0);
     weir__word_store(&entry->key, 0);
-    if (generation - slots->generation == SLOT_AGE_MAX) /* S3 */
+    if (weir__slots_is_spent(slots, index))
         return;
     if (WEIR_UNLIKELY(slots->recent_count == SLOT_RECENT_COUNT))
         weir__slots_spill(slots);

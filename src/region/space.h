@@ -139,6 +139,9 @@ static inline bool weir__space_follows_root(const struct weir_region *region, ui
     return previous != 0 && previous == region->extents.tree.root;
 }
 
+/* All of the extent @index, which is in no index and whose entry is spent, under another entry. */
+uint32_t weir__space_change_entry(struct weir_region *region, uint32_t index);
+
 /*
  * It does, and what @index holds, [from, end) of one chunk that may be stored to, is
  * free and makes the root longer. False: there is more to be joined, nothing has
