@@ -581,6 +581,7 @@ static bool pager_is_over(const struct weir_region *region)
 
 static void pager_revived(struct weir_region *region, uint64_t chunk)
 {
+    region->pager.revival.count++;
     weir__clean_forget(region, chunk);
     weir__chunk_turn(&region->chunks, chunk, CHUNK_DIRTY);
     weir__space_wake(region, chunk);

@@ -48,6 +48,7 @@
 #define REGION_REAP_FAILURES    1000                   /* one after the other, at close */
 #define REGION_PATIENCE_NS      UINT64_C(100000000000) /* of one call; a disk may be that slow */
 #define REGION_IDLE_COUNT       50
+#define REGION_REVIVAL_COUNT    32 /* that one call waits for */
 
 /* What somebody asks for. */
 struct region_need {
@@ -455,6 +456,7 @@ int weir__region_take(struct weir_region *region, uint64_t space, uint64_t align
 /* How long one call has waited for room. */
 struct region_patience {
     uint64_t until_ns; /* 0: not yet */
+    uint64_t revival_count;
     uint32_t idle_count;
 };
 
@@ -462,16 +464,20 @@ struct region_patience {
  * After -EAGAIN, for a region with its own ring: get on with what stands in the
  * way; false: it has been tried long enough. Where nothing is under way the next
  * try may find what was just done without the ring, or nothing can be done: so
- * such tries are counted.
+ * such tries are counted. And chunks that were brought back: where pins leave little
+ * memory one may be written for the sake of another, and brought back, for ever.
  */
 static bool region_wait_room(struct weir_region *region, struct region_patience *patience)
 {
     if (!region->owns_ring || patience->idle_count > REGION_IDLE_COUNT)
         return false;
     uint64_t now_ns = weir__clock_ns();
-    if (patience->until_ns == 0)
+    if (patience->until_ns == 0) {
         patience->until_ns = now_ns + REGION_PATIENCE_NS;
-    if (now_ns > patience->until_ns)
+        patience->revival_count = region->pager.revival.count;
+    }
+    if (now_ns > patience->until_ns ||
+        region->pager.revival.count - patience->revival_count > REGION_REVIVAL_COUNT)
         return false;
 
     weir__clean_advance(region, false, CLEAN_WAIT_BYTES);
@@ -485,7 +491,7 @@ static bool region_wait_room(struct weir_region *region, struct region_patience 
 static int region_take_or_wait(struct weir_region *region, const struct region_need *need,
                                uint32_t *ret_index)
 {
-    struct region_patience patience = {0, 0};
+    struct region_patience patience = {0};
     int r = region_take(region, need, ret_index);
 
     while (WEIR_UNLIKELY(r == -EAGAIN) && region_wait_room(region, &patience))
@@ -646,7 +652,7 @@ static int region_write_part(struct weir_region *region, struct weir_slot slot, 
                              const char *data, uint64_t bytes)
 {
     uint64_t fresh;
-    struct region_patience patience = {0, 0};
+    struct region_patience patience = {0};
     int r = region_admit_part(region, at, bytes);
 
     while (r == -EAGAIN && region_wait_room(region, &patience))

@@ -95,6 +95,7 @@ struct weir__revival {
     uint64_t chunk;
     bool is_under_way; /* until all of it is verified */
     bool is_verifying; /* the ring is done with it */
+    uint64_t count;    /* of chunks brought back so far */
 };
 
 struct weir__store {

@@ -1339,6 +1339,52 @@ static void every_border_is_cut(void **state)
     close_named(&f);
 }
 
+/*
+ * Of three chunks in memory two are pinned, and the only room reaches from a chunk that has
+ * no memory into one on disk: each makes room for the other. The put is not to try for ever.
+ */
+static void a_put_gives_up_where_pins_leave_too_little(void **state)
+{
+    enum { ITEM_BYTES = 64 << 10, PER_CHUNK = 32, CHUNKS = 12, ITEMS = CHUNKS * PER_CHUNK };
+    struct fixture f;
+    static struct weir_slot slots[ITEMS];
+    struct weir_region_stats before;
+    struct weir_region_stats after;
+    struct weir_slot built;
+    struct weir_slot slot;
+    const void *data;
+    static char bytes[5 * ITEM_BYTES];
+
+    (void)state;
+    begin(&f);
+    struct weir_region_config config = config_of(&f);
+    config.bytes_initial = config.bytes_max = CHUNKS * 2 * MIB;
+    assert_int_equal(open_with(&f, config), 0);
+    for (uint64_t i = 0; i < ITEMS; i++) {
+        slots[i] = put(&f, i, ITEM_BYTES);
+        if (i == (CHUNKS - 2) * PER_CHUNK || i == (CHUNKS - 1) * PER_CHUNK)
+            assert_int_equal(weir_region_pin(f.region, slots[i], &data, NULL), 0);
+    }
+
+    /* Chunk 4: space for one that is built, and 256 KiB; chunk 5: 320 KiB, and they adjoin. */
+    for (uint64_t i = 4 * PER_CHUNK; i < 5 * PER_CHUNK + 5; i++)
+        assert_int_equal(weir_region_free(f.region, slots[i]), 0);
+    assert_int_equal(
+        weir_region_alloc(f.region, 2 * MIB - 4 * ITEM_BYTES, (struct weir_label){0, 7}, &built),
+        0);
+    weir_region_stats(f.region, &before);
+    int r = weir_region_put(f.region, bytes, sizeof(bytes) - 16, (struct weir_label){0, 7}, &slot);
+    weir_region_stats(f.region, &after);
+    assert_int_equal(r, -EAGAIN);
+    assert_in_range(after.written_bytes - before.written_bytes, 0, 100 * 2 * MIB);
+
+    weir_region_unpin(f.region, slots[(CHUNKS - 2) * PER_CHUNK]);
+    weir_region_unpin(f.region, slots[(CHUNKS - 1) * PER_CHUNK]);
+    assert_int_equal(
+        weir_region_put(f.region, bytes, sizeof(bytes) - 16, (struct weir_label){0, 7}, &slot), 0);
+    close_named(&f);
+}
+
 /* ---- Damage ---------------------------------------------------------------- */
 
 static int reopen_with(struct fixture *f, const struct weir__header *header)
@@ -1589,6 +1635,8 @@ int main(int argc, char **argv)
         CASE("what was filled in place keeps its alignment", alignment_is_kept),
         CASE("a region without a slot left is found again, and sync frees them",
              the_last_slot_is_taken),
+        CASE("a put gives up where pins leave too little",
+             a_put_gives_up_where_pins_leave_too_little),
         CASE("what comes free finds the entries that it needs", every_border_is_cut),
         CASE("wiping leaves what lives", wiping_leaves_what_lives),
         CASE("an anonymous region has nothing to sync or to report",
