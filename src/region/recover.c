@@ -459,10 +459,9 @@ int weir__recover_load(struct weir_region *region)
         r = weir__table_reopen(region, count);
     if (r < 0)
         return r;
-    *weir__region_figures(region) = (struct weir__figures){
-        .entry_count = count,
-        .renewing = region->named.found.figures.renewing, /* if we die, the next looks again */
-    };
+    /* Not what is being renewed: if we die, the next looks again. */
+    memset(weir__region_figures(region), 0, offsetof(struct weir__figures, renewing));
+    weir__word_store(&weir__region_figures(region)->entry_count, count);
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         r = recover_look_at(region, index, (uint64_t)data.st_size);
         if (r < 0)
