@@ -22,7 +22,7 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it; renewing: 0?
+ *                     to leave a place and come back to it; renewing: no chunk of it?
  *
  * An entry is one extent, live or free:
  *
