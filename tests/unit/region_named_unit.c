@@ -768,6 +768,50 @@ static void what_lies_far_behind_is_found_again(void **state)
     assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
 
+static bool take_any(void *context, uint64_t bytes)
+{
+    *(uint64_t *)context += bytes;
+    return true;
+}
+
+static void give_any(void *context, uint64_t bytes)
+{
+    *(uint64_t *)context -= bytes;
+}
+
+/* With no slot left the file is not made longer, and nobody is asked whether it may be for long. */
+static void who_has_no_slots_takes_nothing_of_the_cap(void **state)
+{
+    struct fixture f;
+    struct weir_slot slot;
+    struct weir_region_stats stats;
+    struct weir_region_config config;
+    uint64_t taken = 0;
+    int r = 0;
+
+    (void)state;
+    begin(&f);
+    config =
+        (struct weir_region_config){.directory = f.directory, .name = NAME, .bytes_max = 2 * MIB};
+    assert_int_equal(weir_region_open(&config, &f.region), 0);
+    for (uint64_t i = 0; r == 0; i++)
+        r = weir_region_put(f.region, "sixteen bytes...", 16, (struct weir_label){i, 1}, &slot);
+    assert_int_equal(r, -EDQUOT);
+    weir_region_close(f.region);
+    config.bytes_max = 16 * MIB;
+    config.disk_cap = (struct weir_disk_cap){take_any, give_any, &taken};
+    assert_int_equal(weir_region_open(&config, &f.region), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_true(weir_region_poll(f.region) >= 0);
+        weir_region_stats(f.region, &stats);
+        assert_int_equal(stats.file_bytes, 2 * MIB);
+        assert_int_equal(taken, stats.file_bytes);
+    }
+    weir_region_close(f.region);
+    assert_int_equal(taken, 0);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 static void limits_may_change(void **state)
 {
     struct fixture f;
@@ -1619,6 +1663,8 @@ int main(int argc, char **argv)
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
         CASE("what lies far behind is found again", what_lies_far_behind_is_found_again),
+        CASE("who has no slots takes nothing of the cap",
+             who_has_no_slots_takes_nothing_of_the_cap),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
