@@ -22,7 +22,7 @@
  *      owner, move    payload at the new place; move_count; fence; place
  *      reader         move_count; tag, place; payload; fence; tag, place again:
  *                     equal? move_count: at most one more, as it takes two moves
- *                     to leave a place and come back to it; renewing: 0?
+ *                     to leave a place and come back to it; renewing: no chunk of it?
  *
  * An entry is one extent, live or free:
  *
@@ -101,7 +101,7 @@ struct weir__header {
     int32_t data_fd;
     char directory[256];
     uint64_t boot;       /* XXH3 of the kernel's boot id when it was opened; 0: not known */
-    uint32_t generation; /* even: what a new entry begins with */
+    uint32_t generation; /* even: what a new entry begins with, further on after a power loss */
     uint32_t named;      /* 1: the files have names */
     uint64_t fixed_sum;  /* XXH3 of all above, magic left out */
     struct weir__figures figures;

@@ -551,8 +551,12 @@ static void growth_extend_ahead(struct weir_region *region, uint64_t now_ns)
         growth->hole_bytes -= LAYOUT_CHUNK_BYTES;
         growth_begin(region, GROWTH_REFILL, from, from + LAYOUT_CHUNK_BYTES);
     } else {
-        if (growth_ask(region, end) < 0 || weir__table_ready(region, weir__region_spare(end)) < 0)
+        if (growth_ask(region, end) < 0)
             return;
+        if (weir__table_ready(region, weir__region_spare(end)) < 0) {
+            growth_settle(region);
+            return;
+        }
         growth_begin(region, GROWTH_EXTEND, file_bytes, end);
     }
     growth->retry_ns = 0;

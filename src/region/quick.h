@@ -61,7 +61,9 @@ static inline uint32_t weir__quick_carve(struct weir_region *region, uint32_t ho
     WEIR_ASSERT(weir__space_state(region, hole) == EXTENT_FREE);
     if (bytes == space) {
         weir__extents_remove(&region->extents, hole);
-        return hole;
+        return WEIR_LIKELY(!weir__slots_is_spent(&region->slots, hole))
+                   ? hole
+                   : weir__space_change_entry(region, hole);
     }
     uint32_t index = weir__slots_take(&region->slots);
     if (bytes - space > EXTENT_BIN_BYTES_MAX) {

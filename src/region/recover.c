@@ -411,11 +411,12 @@ static int recover_read(struct weir_region *region)
  * while the disk does not yet know. If it cannot, the kernel calls those pages clean,
  * keeps or drops them as it likes, and tells nobody again: whoever opens next looks
  * at the disk, as after a power loss. A mark says so to him, which may be in memory
- * only, and be dropped with the rest: it is on the disk first.
+ * only, and be dropped with the rest: it is on the disk first. And with it, after a
+ * power loss, the generation that handles begin with now.
  */
 static int recover_flush(struct weir_region *region)
 {
-    int r = region->named.found.boot == 0 ? weir__table_doubt(region) : 0;
+    int r = region->named.report.after_power_loss ? weir__table_doubt(region) : 0;
 
     if (r < 0)
         return r;
@@ -447,6 +448,8 @@ int weir__recover_load(struct weir_region *region)
     if (r == 0 && region->named.report.after_power_loss)
         r = recover_drop_pages(region);
     if (r == 0)
+        r = weir__table_read_head(region);
+    if (r == 0)
         r = recover_entry_limit(region, &limit);
     if (r == 0)
         r = recover_entry_count(region, limit, &count);
@@ -456,10 +459,9 @@ int weir__recover_load(struct weir_region *region)
         r = weir__table_reopen(region, count);
     if (r < 0)
         return r;
-    *weir__region_figures(region) = (struct weir__figures){
-        .entry_count = count,
-        .renewing = region->named.found.figures.renewing, /* if we die, the next looks again */
-    };
+    /* Not what is being renewed: if we die, the next looks again. */
+    memset(weir__region_figures(region), 0, offsetof(struct weir__figures, renewing));
+    weir__word_store(&weir__region_figures(region)->entry_count, count);
     for (uint32_t index = 1; index <= region->slots.used_count; index++) {
         r = recover_look_at(region, index, (uint64_t)data.st_size);
         if (r < 0)

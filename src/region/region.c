@@ -573,7 +573,7 @@ int weir_region_alloc(struct weir_region *region, size_t bytes, struct weir_labe
     int r = region_take_or_wait(region, &need, &index);
     if (r < 0)
         return r;
-    uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
+    uint32_t generation = weir__slots_next_generation(&region->slots, index);
     r = weir__build_begin(region, (struct weir_slot){index, generation}, bytes);
     if (r < 0) {
         weir__space_release(region, index);

@@ -475,7 +475,10 @@ int weir__table_ready(struct weir_region *region, uint64_t spare);
 /* Have memory for the next entries made, through the ring; where that fails it is made at need. */
 void weir__table_ahead(struct weir_region *region);
 
-/* The tables of a region that was there: blocks and memory for entries 1 .. @entry_count. */
+/* The tables of a region that was there: their head is in memory; -EIO: it cannot be read. */
+int weir__table_read_head(struct weir_region *region);
+
+/* Blocks and memory for its entries 1 .. @entry_count. */
 int weir__table_reopen(struct weir_region *region, uint64_t entry_count);
 
 /* Whether a header's tables lie where we would lay them. */

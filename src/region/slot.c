@@ -23,8 +23,9 @@
  *   S1  the generation of a live slot, or of one freed since a sync, is odd, that
  *       of any other entry even
  *   S2  an entry is recent or has a bit exactly when it is vacant, and never both
- *   S3  an entry whose generation is spent is never handed out again; after a power loss
- *       all that are vacant begin anew, at another generation
+ *   S3  generations go on from the first, SLOT_AGE_MAX far: then the entry is spent and never
+ *       handed out again. After a power loss the first is another, further on, and with it
+ *       begins whatever comes next in an entry
  *   S4  a bit above is set exactly when its word below is not 0
  */
 #include "region/slot.h"

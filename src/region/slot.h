@@ -21,6 +21,7 @@
 #define SLOT_RECENT_COUNT 64
 #define SLOT_LEVEL_COUNT  6
 #define SLOT_COUNT_LIMIT  ((UINT64_C(1) << 32) - 1)
+#define SLOT_AGE_MAX      (UINT32_C(1) << 31) /* so far a generation goes on */
 
 struct weir__slots {
     struct weir__entry *entries;        /* fixed; entry 0 is never used */
@@ -130,6 +131,25 @@ static inline void weir__entry_set_next(struct weir__entry *entry, uint32_t next
     weir__half_store(&entry->span, 1, next);
 }
 
+/*
+ * That of the next item in entry @index, which holds none. Where it has one from before a
+ * power loss nobody knows which came behind that: it begins anew, as what is vacant did.
+ */
+static inline uint32_t weir__slots_next_generation(const struct weir__slots *slots, uint32_t index)
+{
+    uint32_t generation = weir__entry_generation(&slots->entries[index]);
+    bool is_older = generation - slots->generation > SLOT_AGE_MAX;
+
+    WEIR_ASSERT(generation % 2 == 0); /* S1 */
+    return (WEIR_UNLIKELY(is_older) ? slots->generation : generation) + 1;
+}
+
+/* Whether there is no next generation (S3). */
+static inline bool weir__slots_is_spent(const struct weir__slots *slots, uint32_t index)
+{
+    return weir__entry_generation(&slots->entries[index]) - slots->generation == SLOT_AGE_MAX;
+}
+
 /* An entry of state EXTENT_VACANT with an even generation; there must be a spare one. */
 static inline uint32_t weir__slots_take(struct weir__slots *slots)
 {
@@ -163,7 +183,7 @@ static inline void weir__slots_give(struct weir__slots *slots, uint32_t index)
     weir__word_store(&entry->place, 0);
     weir__word_store(&entry->span, 0);
     weir__word_store(&entry->key, 0);
-    if (generation == slots->generation - 2) /* S3: the next round would repeat old handles */
+    if (weir__slots_is_spent(slots, index))
         return;
     if (WEIR_UNLIKELY(slots->recent_count == SLOT_RECENT_COUNT))
         weir__slots_spill(slots);

@@ -74,6 +74,20 @@ static inline uint32_t space_join(struct weir_region *region, uint32_t front, ui
     return back;
 }
 
+WEIR_COLD uint32_t weir__space_change_entry(struct weir_region *region, uint32_t index)
+{
+    uint64_t offset = weir__space_offset(region, index);
+    uint64_t end = weir__space_end(region, index);
+    uint32_t fresh = weir__slots_take(&region->slots);
+
+    weir__space_set(region, fresh, offset, end - offset, weir__space_state(region, index));
+    weir__space_link(region, weir__space_previous(region, index), fresh);
+    weir__space_link(region, fresh, weir__space_next(region, index));
+    weir__space_claim(region, fresh, offset, end);
+    weir__slots_give(&region->slots, index);
+    return fresh;
+}
+
 /* ---- Free extents ------------------------------------------------------- */
 
 static void space_list_as(struct weir_region *region, uint32_t index, enum weir__extent_state state)
@@ -369,6 +383,8 @@ static uint32_t space_take(struct weir_region *region, uint32_t index, uint64_t 
         space_list(region, index);
         index = front;
     }
+    if (WEIR_UNLIKELY(weir__slots_is_spent(&region->slots, index)))
+        index = weir__space_change_entry(region, index);
     weir__space_set(region, index, offset, space, EXTENT_BUILT);
     weir__chunks_add_live(&region->chunks, offset, space);
     return index;

@@ -84,9 +84,7 @@ static inline uint64_t weir__space_describe(struct weir_region *region, uint32_t
 {
     struct weir__entry *entry = weir__region_entry(region, index);
     struct weir__figures *figures = weir__region_figures(region);
-    uint32_t generation = weir__entry_generation(entry) + 1;
-
-    WEIR_ASSERT(generation % 2 == 1); /* S1 */
+    uint32_t generation = weir__slots_next_generation(&region->slots, index);
 
     weir__word_store(&region->slots.sums[index], 0);
     weir__word_store(&entry->place, weir__entry_place(offset, bytes));
@@ -140,6 +138,9 @@ static inline bool weir__space_follows_root(const struct weir_region *region, ui
 
     return previous != 0 && previous == region->extents.tree.root;
 }
+
+/* All of the extent @index, which is in no index and whose entry is spent, under another entry. */
+uint32_t weir__space_change_entry(struct weir_region *region, uint32_t index);
 
 /*
  * It does, and what @index holds, [from, end) of one chunk that may be stored to, is

@@ -265,7 +265,7 @@ bool weir__stage_put(struct weir_region *region, const void *data, uint64_t byte
         return false;
 
     uint32_t index = weir__space_take_resting(region, hole, offset, weir__extent_space(bytes));
-    uint32_t generation = weir__entry_generation(weir__region_entry(region, index)) + 1;
+    uint32_t generation = weir__slots_next_generation(&region->slots, index);
     struct weir_slot slot = {index, generation};
     char *buffer = weir__fetches_keep(region, slot, offset, bytes);
     if (buffer == NULL) {

@@ -140,14 +140,35 @@ void weir__store_fill(struct weir_region *region, struct weir_operation *operati
                        (uint32_t)LAYOUT_CHUNK_BYTES, MADV_POPULATE_WRITE);
 }
 
-/* Whole pages between @from and @to are fresh ones, with the bytes of @copy, which is of their chunk. */
+/*
+ * Whole pages between @from and @to are fresh ones, with the bytes of @copy, which is of their
+ * chunk. Where that is refused some may be fresh and empty, or have been written once more, in vain.
+ */
 static void store_renew_pages(struct weir_region *region, const char *copy, uint64_t from,
                               uint64_t to)
 {
     from = weir__round_up(from, STORE_PAGE_BYTES);
     to = weir__round_down(to, STORE_PAGE_BYTES);
-    if (from < to && store_zero(region, from, to) == 0)
-        memcpy(region->store.base + from, copy + from % LAYOUT_CHUNK_BYTES, to - from);
+    if (from >= to)
+        return;
+    (void)!store_zero(region, from, to);
+    memcpy(region->store.base + from, copy + from % LAYOUT_CHUNK_BYTES, to - from);
+}
+
+/* All but what a sync confirmed: that must not leave the disk for a moment. */
+static void store_renew_chunk(struct weir_region *region, uint64_t chunk, const char *copy)
+{
+    uint64_t from = chunk * LAYOUT_CHUNK_BYTES;
+    uint64_t end = from + LAYOUT_CHUNK_BYTES;
+    uint32_t index = weir__sync_next_kept(region, region->chunks.table[chunk].first, end);
+
+    while (index != 0) {
+        const struct weir__entry *entry = weir__region_entry(region, index);
+        store_renew_pages(region, copy, from, weir__entry_offset(entry));
+        from = weir__entry_offset(entry) + weir__entry_space(entry);
+        index = weir__sync_next_kept(region, weir__entry_next(entry), end);
+    }
+    store_renew_pages(region, copy, from, end);
 }
 
 /*
@@ -155,36 +176,28 @@ static void store_renew_pages(struct weir_region *region, const char *copy, uint
  * enough: after a failed write into blocks that were reserved but never written,
  * ext4 writes the same pages to the right place and never marks the blocks as
  * written, so that zeroes come back once the pages are dropped. Fresh pages over
- * blocks that are unwritten again know nothing of the failure. But what a sync
- * confirmed must not leave the disk for a moment; its blocks were written then.
+ * blocks that are unwritten again know nothing of the failure. Of what a sync
+ * confirmed the blocks were written then: there it is enough. It comes last, for
+ * XFS and btrfs write before they zero, and what fails then is clean again.
  */
 void weir__store_renew(struct weir_region *region, uint64_t chunk)
 {
     struct weir__arena *arena = &region->fetches.arena;
     char *address = weir__store_address(region, chunk);
-    uint64_t from = chunk * LAYOUT_CHUNK_BYTES;
-    uint64_t end = from + LAYOUT_CHUNK_BYTES;
 
     /* For the copy, that memory stays within its limit; cleaning stands still now. */
     (void)weir__clean_yield(region);
     char *copy = weir__arena_alloc(arena, LAYOUT_CHUNK_BYTES);
 
+    if (copy != NULL) {
+        memcpy(copy, address, LAYOUT_CHUNK_BYTES);
+        store_renew_chunk(region, chunk, copy);
+        weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
+    }
     for (uint64_t at = 0; at < LAYOUT_CHUNK_BYTES; at += STORE_PAGE_BYTES) {
         volatile char *byte = address + at;
         *byte = *byte;
     }
-    if (copy == NULL)
-        return;
-    memcpy(copy, address, LAYOUT_CHUNK_BYTES);
-    for (uint32_t index = weir__sync_next_kept(region, region->chunks.table[chunk].first, end);
-         index != 0;) {
-        const struct weir__entry *entry = weir__region_entry(region, index);
-        store_renew_pages(region, copy, from, weir__entry_offset(entry));
-        from = weir__entry_offset(entry) + weir__entry_space(entry);
-        index = weir__sync_next_kept(region, weir__entry_next(entry), end);
-    }
-    store_renew_pages(region, copy, from, end);
-    weir__arena_free(arena, copy, LAYOUT_CHUNK_BYTES);
 }
 
 /* ---- Lifecycle ---------------------------------------------------------- */

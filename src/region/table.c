@@ -40,7 +40,8 @@
 /* So many must be in use before a window of them may wait to be used. */
 #define TABLE_WINDOW_USED (5 * TABLE_WINDOW_BYTES / sizeof(struct weir__entry))
 /* So many are left when the next window is begun: a put at full speed takes 80 ns. */
-#define TABLE_WINDOW_AHEAD (TABLE_WINDOW_BYTES / sizeof(struct weir__entry) / 2)
+#define TABLE_WINDOW_AHEAD    (TABLE_WINDOW_BYTES / sizeof(struct weir__entry) / 2)
+#define TABLE_GENERATION_STEP (SLOT_AGE_MAX / 8) /* at least, after a power loss */
 
 struct table_plan {
     uint64_t chunk_count;
@@ -68,14 +69,37 @@ static struct table_plan table_plan(uint64_t chunk_count, uint64_t entry_count)
     return plan;
 }
 
+/* A page that cannot be read is an error here, and a signal where it is touched. */
+static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
+    int r;
+
+    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
+    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
+    if (r == -EINVAL) /* before Linux 5.14 */
+        return 0;
+    return r == -EFAULT ? -EIO : r;
+}
+
+static int table_reserve(struct weir_region *region, uint64_t offset, uint64_t bytes)
+{
+    int r = weir__sys_fallocate(region->table_fd, 0, offset, bytes);
+
+    /* Of a memfd it is memory that there is no more of. */
+    return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+}
+
+/* What another owner left there is read now. */
 static int table_extend(struct weir_region *region, uint64_t offset, uint64_t bytes_from,
                         uint64_t bytes_to)
 {
     if (bytes_to <= bytes_from)
         return 0;
-    int r = weir__sys_fallocate(region->table_fd, 0, offset + bytes_from, bytes_to - bytes_from);
-    /* Of a memfd it is memory that there is no more of. */
-    return r == -ENOSPC && !weir__region_is_named(region) ? -ENOMEM : r;
+    int r = table_reserve(region, offset + bytes_from, bytes_to - bytes_from);
+    if (r < 0 || !region->named.report.existed)
+        return r;
+    return table_populate(region, offset + bytes_from, bytes_to - bytes_from);
 }
 
 /*
@@ -175,19 +199,6 @@ static int table_extend_to(struct weir_region *region, uint64_t from, uint64_t t
 
 /* ---- Chunks ------------------------------------------------------------- */
 
-/* A page that cannot be read is an error here, and a signal where it is touched. */
-static int table_populate(struct weir_region *region, uint64_t offset, uint64_t bytes)
-{
-    uint64_t end = weir__round_up(offset + bytes, LAYOUT_HEADER_BYTES);
-    int r;
-
-    offset = weir__round_down(offset, LAYOUT_HEADER_BYTES);
-    r = weir__sys_madvise((char *)region->header + offset, end - offset, MADV_POPULATE_READ);
-    if (r == -EINVAL) /* before Linux 5.14 */
-        return 0;
-    return r == -EFAULT ? -EIO : r;
-}
-
 /* Rows for at least @count chunks; of what another owner left there nothing is believed. */
 static int table_extend_chunks(struct weir_region *region, uint64_t count)
 {
@@ -198,8 +209,6 @@ static int table_extend_chunks(struct weir_region *region, uint64_t count)
     uint64_t to = weir__round_up(count * row, page);
     int r = table_extend(region, LAYOUT_HEADER_BYTES, from, to);
 
-    if (r == 0 && region->named.report.existed && to > from)
-        r = table_populate(region, LAYOUT_HEADER_BYTES + from, to - from);
     if (r < 0)
         return r;
     uint64_t ready = weir__min(to / row, region->bytes_max / LAYOUT_CHUNK_BYTES);
@@ -405,11 +414,23 @@ static int table_open_file(struct weir_region *region)
 /* The page of the header has its memory from the start. */
 static int table_open_header(struct weir_region *region)
 {
-    int r = table_extend(region, 0, 0, LAYOUT_HEADER_BYTES);
+    int r = table_reserve(region, 0, LAYOUT_HEADER_BYTES);
 
     if (r == 0)
         weir__heap_account(&region->heap, LAYOUT_HEADER_BYTES);
     return r;
+}
+
+/*
+ * After a power loss nobody knows which handles there were, and none of them comes again:
+ * it begins further on, and what is kept is of a generation before (S3).
+ */
+static uint32_t table_found_generation(const struct weir_region *region)
+{
+    uint32_t step = TABLE_GENERATION_STEP + (uint32_t)weir__sys_entropy() % TABLE_GENERATION_STEP;
+    uint32_t generation = region->named.found.generation;
+
+    return region->named.report.after_power_loss ? generation + step / 2 * 2 : generation;
 }
 
 static void table_point(struct weir_region *region, const struct table_plan *plan, void *heads)
@@ -422,9 +443,8 @@ static void table_point(struct weir_region *region, const struct table_plan *pla
         .count_max = (uint32_t)plan->entry_count,
         .generation = (uint32_t)weir__sys_entropy() & ~UINT32_C(1),
     };
-    /* After a power loss nobody knows which handles there were: none of them comes again. */
-    if (region->named.report.existed && !region->named.report.after_power_loss)
-        region->slots.generation = region->named.found.generation;
+    if (region->named.report.existed)
+        region->slots.generation = table_found_generation(region);
     weir__slots_lay(&region->slots, (uint64_t *)(void *)(base + plan->vacant_offset));
     region->chunks.table = (struct weir__chunk *)(void *)(base + LAYOUT_HEADER_BYTES);
     weir__extents_init(&region->extents, region->slots.entries, heads, region->bytes_max);
@@ -484,24 +504,19 @@ int weir__table_open(struct weir_region *region)
     return existed ? 0 : table_begin(region, &plan);
 }
 
+int weir__table_read_head(struct weir_region *region)
+{
+    return table_populate(region, 0, LAYOUT_HEADER_BYTES);
+}
+
 int weir__table_reopen(struct weir_region *region, uint64_t entry_count)
 {
-    const struct weir__header *header = region->header;
     uint64_t to = weir__round_up(entry_count + 1, TABLE_ENTRY_STEP);
-    int r;
+    int r = table_extend_to(region, 0, weir__min(to, (uint64_t)region->slots.count_max + 1));
 
-    to = weir__min(to, (uint64_t)region->slots.count_max + 1);
-    r = table_extend_to(region, 0, to);
     if (r == 0)
-        r = table_populate(region, 0, LAYOUT_HEADER_BYTES);
-    if (r == 0)
-        r = table_populate(region, header->entry_offset, to * sizeof(struct weir__entry));
-    if (r == 0)
-        r = table_populate(region, header->sum_offset, to * sizeof(uint64_t));
-    if (r < 0)
-        return r;
-    region->slots.used_count = (uint32_t)entry_count;
-    return 0;
+        region->slots.used_count = (uint32_t)entry_count;
+    return r;
 }
 
 static void table_renew(struct weir_region *region, uint64_t offset, uint64_t bytes)
@@ -558,6 +573,7 @@ int weir__table_doubt(struct weir_region *region)
     struct weir__header fixed = region->named.found;
 
     fixed.boot = 0;
+    fixed.generation = region->slots.generation;
     int r = table_replace_header(region, &fixed);
     return r == 0 ? weir__sys_fdatasync(region->table_fd) : r;
 }

@@ -712,6 +712,16 @@ static uint64_t view_move_count(const struct weir_view *view)
     return count;
 }
 
+/* Whether bytes of its are being put back, or were when the owner died: others are whole. */
+static bool view_is_renewed(const struct weir_view *view, const struct weir_view_extent *extent)
+{
+    uint64_t renewing = view_word(view, offsetof(struct weir__header, figures.renewing));
+    uint64_t first = extent->offset / LAYOUT_CHUNK_BYTES;
+    uint64_t last = (extent->offset + extent->extent_bytes - 1) / LAYOUT_CHUNK_BYTES;
+
+    return renewing > first && renewing <= last + 1;
+}
+
 /* One try; -EAGAIN with *@ret_moved: it was somewhere else afterwards. */
 static int view_read_once(const struct weir_view *view, struct weir_slot slot, uint64_t offset,
                           uint64_t bytes_max, view_take_fn *take, void *context,
@@ -746,9 +756,8 @@ static int view_read_once(const struct weir_view *view, struct weir_slot slot, u
     bool whole = view_entry_load(view, slot.index, &after);
     if (weir__tag_generation(after.tag) != slot.generation)
         return -ESTALE;
-    bool renews = view_word(view, offsetof(struct weir__header, figures.renewing)) != 0;
-    *ret_moved = !whole || after.place != before.place || after.tag != before.tag || renews ||
-                 view_move_count(view) - move_count > 1;
+    *ret_moved = !whole || after.place != before.place || after.tag != before.tag ||
+                 view_is_renewed(view, &extent) || view_move_count(view) - move_count > 1;
     return *ret_moved ? -EAGAIN : r;
 }
 

@@ -134,17 +134,20 @@ static size_t size_of(uint64_t seed)
     return seed * 797 % 90000;
 }
 
-static void put_all(struct fixture *f)
+static void put_one(struct fixture *f, uint64_t i)
 {
     char *data = malloc(90000);
 
-    for (uint64_t i = 0; i < ITEM_COUNT; i++) {
-        harness_fill(data, size_of(i), i, 0);
-        assert_int_equal(
-            weir_region_put(f->region, data, size_of(i), (struct weir_label){i, 1}, &f->slots[i]),
-            0);
-    }
+    harness_fill(data, size_of(i), i, 0);
+    assert_int_equal(
+        weir_region_put(f->region, data, size_of(i), (struct weir_label){i, 1}, &f->slots[i]), 0);
     free(data);
+}
+
+static void put_all(struct fixture *f)
+{
+    for (uint64_t i = 0; i < ITEM_COUNT; i++)
+        put_one(f, i);
 }
 
 static void begin_with_items(struct fixture *f)
@@ -813,6 +816,43 @@ static void between_confirmed_items_all_is_stored_anew(void **state)
     end(&f);
 }
 
+static bool is_zeroing(const struct seam_use *use, void *context)
+{
+    (void)context;
+    return (use->mode & FALLOC_FL_ZERO_RANGE) != 0;
+}
+
+/* A full disk: some blocks are fresh and empty, the others as they were. What was put is there. */
+static void what_is_stored_anew_in_part_is_whole(void **state)
+{
+    (void)state;
+    for (int is_confirmed = 0; is_confirmed < 2; is_confirmed++) {
+        struct fixture f;
+        begin_with_items(&f);
+        for (uint64_t i = 1; i < ITEM_COUNT; i += 2)
+            assert_int_equal(weir_region_free(f.region, f.slots[i]), 0);
+        if (is_confirmed)
+            assert_int_equal(weir_region_sync(f.region), 0);
+        for (uint64_t i = 1; i < ITEM_COUNT; i += 2)
+            put_one(&f, i);
+        seam_reset();
+        seam_arm((struct seam_rule){.call = SEAM_sys_fallocate,
+                                    .times = SEAM_FOR_GOOD,
+                                    .how = SEAM_CUT,
+                                    .matches = is_zeroing});
+        seam_fail(SEAM_sys_fdatasync, 1);
+        assert_int_equal(weir_region_sync(f.region), -EIO);
+        assert_in_range(seam_fired(), 2, UINT64_MAX);
+        seam_reset();
+        weir_region_audit(f.region);
+        check_all(&f, 0);
+        assert_int_equal(weir_region_sync(f.region), 0);
+        open_after_power_loss(&f);
+        check_all(&f, 0);
+        end(&f);
+    }
+}
+
 /* The last flush failed: whichever count is on disk, what is freed since is there again. */
 static void either_count_restores(void **state)
 {
@@ -884,6 +924,68 @@ static void a_head_that_cannot_be_read_is_no_damage(void **state)
     assert_int_equal(try_open(&f), 0);
     check_all(&f, 0);
     end(&f);
+}
+
+static bool sees_generation(const struct seam_use *use, void *context)
+{
+    struct mark_watch *watch = context;
+
+    if (is_tables(watch, use->fd))
+        assert_int_equal(pread(use->fd, &watch->disk, sizeof(watch->disk), 0), sizeof(watch->disk));
+    return false;
+}
+
+/* Where the power goes again at once, the next owner goes on behind what we gave out. */
+static void the_first_generation_is_on_the_disk(void **state)
+{
+    struct fixture f;
+    struct mark_watch watch = {.f = &f};
+    struct weir__header header;
+    struct weir__header header_before;
+
+    (void)state;
+    begin_with_items(&f);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    harness_named_header(f.directory, NAME, &header_before);
+    assert_int_equal(fstat(weir_region_fd(f.region), &watch.tables), 0);
+    seam_reset();
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fdatasync, .matches = sees_generation, .context = &watch});
+    open_after_power_loss(&f);
+    seam_reset();
+    harness_named_header(f.directory, NAME, &header);
+    assert_int_not_equal(header.generation, header_before.generation);
+    assert_int_equal(header.generation, watch.disk.generation);
+    check_all(&f, 0);
+    end(&f);
+}
+
+/* The tables are dropped, and the disk has none of them any more: to touch them is a signal. */
+static bool cuts_what_is_dropped(const struct seam_use *use, void *context)
+{
+    struct mark_watch *watch = context;
+
+    if (is_tables(watch, use->fd))
+        assert_int_equal(ftruncate(use->fd, 0), 0);
+    return false;
+}
+
+static void a_head_that_was_dropped_is_no_signal(void **state)
+{
+    struct fixture f;
+    struct mark_watch watch;
+
+    (void)state;
+    begin_with_items(&f);
+    close_all(&f);
+    refuse_mark(&f, &watch);
+    seam_arm((struct seam_rule){
+        .call = SEAM_sys_fadvise, .matches = cuts_what_is_dropped, .context = &watch});
+    assert_int_equal(try_open(&f), -EIO);
+    seam_reset();
+    assert_nothing_held(&f);
+    harness_named_set_header(f.directory, NAME, &watch.disk);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
 
 /* A disk that does not answer says nothing of what is there: that is kept, and compared later. */
@@ -1138,6 +1240,7 @@ int main(int argc, char **argv)
                   zeroes_are_not_believed),
         SEAM_TEST("between confirmed items all is stored anew",
                   between_confirmed_items_all_is_stored_anew),
+        SEAM_TEST("what is stored anew in part is whole", what_is_stored_anew_in_part_is_whole),
         SEAM_TEST("whichever count is on the disk, what is freed since is there",
                   either_count_restores),
         SEAM_TEST("what cannot be written keeps it closed, and is not believed",
@@ -1145,6 +1248,8 @@ int main(int argc, char **argv)
         SEAM_TEST("a mark that is not on the disk is kept", a_mark_that_is_not_on_the_disk_is_kept),
         SEAM_TEST("a head that cannot be read is no damage",
                   a_head_that_cannot_be_read_is_no_damage),
+        SEAM_TEST("the first generation is on the disk", the_first_generation_is_on_the_disk),
+        SEAM_TEST("nor is one a signal that was dropped", a_head_that_was_dropped_is_no_signal),
         SEAM_TEST("what cannot be read is kept", what_cannot_be_read_is_kept),
         SEAM_TEST("the names are on the disk when open returns", names_are_on_the_disk),
         SEAM_TEST("names that cannot be flushed are taken back", names_that_cannot_be_flushed),

@@ -768,6 +768,50 @@ static void what_lies_far_behind_is_found_again(void **state)
     assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
 
+static bool take_any(void *context, uint64_t bytes)
+{
+    *(uint64_t *)context += bytes;
+    return true;
+}
+
+static void give_any(void *context, uint64_t bytes)
+{
+    *(uint64_t *)context -= bytes;
+}
+
+/* With no slot left the file is not made longer, and nobody is asked whether it may be for long. */
+static void who_has_no_slots_takes_nothing_of_the_cap(void **state)
+{
+    struct fixture f;
+    struct weir_slot slot;
+    struct weir_region_stats stats;
+    struct weir_region_config config;
+    uint64_t taken = 0;
+    int r = 0;
+
+    (void)state;
+    begin(&f);
+    config =
+        (struct weir_region_config){.directory = f.directory, .name = NAME, .bytes_max = 2 * MIB};
+    assert_int_equal(weir_region_open(&config, &f.region), 0);
+    for (uint64_t i = 0; r == 0; i++)
+        r = weir_region_put(f.region, "sixteen bytes...", 16, (struct weir_label){i, 1}, &slot);
+    assert_int_equal(r, -EDQUOT);
+    weir_region_close(f.region);
+    config.bytes_max = 16 * MIB;
+    config.disk_cap = (struct weir_disk_cap){take_any, give_any, &taken};
+    assert_int_equal(weir_region_open(&config, &f.region), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_true(weir_region_poll(f.region) >= 0);
+        weir_region_stats(f.region, &stats);
+        assert_int_equal(stats.file_bytes, 2 * MIB);
+        assert_int_equal(taken, stats.file_bytes);
+    }
+    weir_region_close(f.region);
+    assert_int_equal(taken, 0);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
 static void limits_may_change(void **state)
 {
     struct fixture f;
@@ -907,6 +951,62 @@ static void a_handle_that_nobody_knows_of_comes_never_again(void **state)
         (void)put(&f, 300 + i, 16);
     for (uint64_t i = 0; i < 40; i++)
         assert_int_equal(weir_region_slot(f.region, late[i], &info), -ESTALE);
+    close_named(&f);
+    assert_int_equal(weir_region_remove(f.directory, NAME), 0);
+}
+
+/* What was put twice since the last sync in one entry: the disk knows of the first only. */
+static void a_handle_behind_one_that_is_kept_comes_never_again(void **state)
+{
+    struct fixture f;
+    struct weir__header header;
+    struct weir__entry entries[128];
+    uint64_t sums[128];
+    struct weir_slot first;
+    struct weir_slot_info info;
+    char data[6000];
+
+    (void)state;
+    begin(&f);
+    open_named(&f);
+    struct weir_slot kept = put(&f, 1, 5000);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    harness_fill(data, sizeof(data), 2, 0);
+    assert_int_equal(weir_region_alloc(f.region, sizeof(data), (struct weir_label){2, 7}, &first),
+                     0);
+    assert_int_equal(weir_region_write(f.region, first, 0, data, sizeof(data)), 0);
+    assert_int_equal(weir_region_commit(f.region, first), 0); /* it has a checksum */
+    int fd = harness_named_open(f.directory, NAME ".weir-data");
+    int64_t at = harness_find(fd, data, sizeof(data));
+    close(fd);
+    harness_named_header(f.directory, NAME, &header);
+    harness_named_read(f.directory, NAME ".weir", header.entry_offset, entries, sizeof(entries));
+    harness_named_read(f.directory, NAME ".weir", header.sum_offset, sums, sizeof(sums));
+    assert_int_equal(weir_region_free(f.region, first), 0);
+    struct weir_slot late = put(&f, 3, 6000);
+    assert_int_equal(late.index, first.index);
+    close_named(&f);
+    harness_named_write(f.directory, NAME ".weir", header.entry_offset, entries, sizeof(entries));
+    harness_named_write(f.directory, NAME ".weir", header.sum_offset, sums, sizeof(sums));
+    harness_named_write(f.directory, NAME ".weir-data", (uint64_t)at, data, sizeof(data));
+    harness_named_set_header(f.directory, NAME, &header);
+    harness_named_lose_power(f.directory, NAME);
+
+    for (int i = 0; i < 2; i++) {
+        open_named(&f);
+        assert_int_equal(f.report.kept_slot_count, 2);
+        assert_int_equal(check(&f, first, 2, sizeof(data)), 0);
+        assert_int_equal(weir_region_slot(f.region, late, &info), -ESTALE);
+        if (i == 0) /* and so it goes on */
+            close_named(&f);
+    }
+    assert_int_equal(weir_region_free(f.region, first), 0);
+    assert_int_equal(weir_region_sync(f.region), 0);
+    for (uint64_t i = 0; i < 60; i++) {
+        (void)put(&f, 200 + i, 6000);
+        assert_int_equal(weir_region_slot(f.region, late, &info), -ESTALE);
+    }
+    assert_int_equal(check(&f, kept, 1, 5000), 0);
     close_named(&f);
     assert_int_equal(weir_region_remove(f.directory, NAME), 0);
 }
@@ -1563,12 +1663,16 @@ int main(int argc, char **argv)
         CASE("tables grow after it was found again", tables_grow_after_it_was_found_again),
         CASE("a region is found again as it was, and goes on", a_region_is_found_again),
         CASE("what lies far behind is found again", what_lies_far_behind_is_found_again),
+        CASE("who has no slots takes nothing of the cap",
+             who_has_no_slots_takes_nothing_of_the_cap),
         CASE("bytes_max may grow, the memory may change", limits_may_change),
         CASE("a small region that was full takes items again", a_small_region_goes_on),
         CASE("what was under construction is gone", what_was_under_construction_is_gone),
         CASE("after a power loss what sync confirmed is there", a_power_loss),
         CASE("what a power loss took never has its handle taken",
              a_handle_that_nobody_knows_of_comes_never_again),
+        CASE("nor has what came after one that it left",
+             a_handle_behind_one_that_is_kept_comes_never_again),
         CASE("entries behind a gap are forgotten", entries_behind_a_gap_are_forgotten),
         CASE("bytes of a successor are not believed", bytes_of_a_successor_are_not_believed),
         CASE("what sync confirmed keeps its space until the next",

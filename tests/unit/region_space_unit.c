@@ -9,6 +9,8 @@
  */
 #include "region_fixture.h"
 
+#include "region/slot.h"
+
 static void growth_keeps_every_byte_and_the_address(void **state)
 {
     struct fixture f;
@@ -43,6 +45,43 @@ static void growth_keeps_every_byte_and_the_address(void **state)
     for (int i = 0; i < 2048; i++)
         assert_here(&f, slots[i], 60000); /* UINT64_MAX: all of it is in memory */
     finish(&f);
+}
+
+/* As if a hole had been filled and freed 2^30 times. */
+static void a_hole_with_a_spent_entry_gets_another(void **state)
+{
+    const size_t bytes = 160;
+
+    (void)state;
+    for (int is_alloc = 0; is_alloc < 2; is_alloc++) {
+        struct fixture f;
+        struct weir_slot next;
+        struct stat info;
+        start(&f, (struct weir_region_config){.bytes_max = 2 * MIB});
+        struct weir_slot slots[3] = {put(&f, 1, bytes), put(&f, 2, bytes), put(&f, 3, bytes)};
+        assert_int_equal(weir_region_free(f.region, slots[1]), 0);
+        assert_int_equal(fstat(weir_region_fd(f.region), &info), 0);
+        size_t table_bytes = (size_t)info.st_size;
+        struct weir__header *header = mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                           weir_region_fd(f.region), 0);
+        assert_ptr_not_equal(header, MAP_FAILED);
+        struct weir__entry *entries = (void *)((char *)header + header->entry_offset);
+        uint64_t *tag = &entries[slots[1].index].tag;
+        *tag = *tag >> 32 << 32 | (header->generation + SLOT_AGE_MAX);
+        assert_int_equal(munmap(header, table_bytes), 0);
+        if (is_alloc)
+            assert_int_equal(weir_region_alloc(f.region, bytes, (struct weir_label){4, 1}, &next),
+                             0);
+        else
+            next = put(&f, 4, bytes);
+        assert_int_not_equal(next.index, slots[1].index);
+        weir_region_audit(f.region);
+        struct weir_region_stats stats = figures(&f);
+        assert_int_equal(stats.free_bytes, 0); /* it filled the hole */
+        assert_here(&f, slots[0], bytes);
+        assert_here(&f, slots[2], bytes);
+        finish(&f);
+    }
 }
 
 static void there_is_a_slot_for_each_granule(void **state)
@@ -415,6 +454,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest cases[] = {
         CASE("free space is counted where it is cold", free_space_is_counted_where_it_is_cold),
         CASE("growth keeps every byte and the address", growth_keeps_every_byte_and_the_address),
+        CASE("a hole with a spent entry gets another", a_hole_with_a_spent_entry_gets_another),
         CASE("there is a slot for each 16 bytes", there_is_a_slot_for_each_granule),
         CASE("at bytes_max puts are -EDQUOT, and go on after frees",
              at_bytes_max_and_on_again_after_frees),

@@ -171,10 +171,33 @@ static void a_spent_generation_is_retired(void **state)
     (void)state;
     start(&table);
     uint32_t index = take(&table);
-    table.slots.entries[index].tag = weir__entry_tag(GENERATION - 2, 0, EXTENT_FREE, 16);
+    table.slots.entries[index].tag = weir__entry_tag(GENERATION + SLOT_AGE_MAX, 0, EXTENT_FREE, 16);
     give(&table, index);
     assert_int_equal(take(&table), index + 1);
     assert_int_equal(weir__slots_spare(&table.slots), COUNT_MAX - 2);
+    finish(&table);
+}
+
+/* What is older than the first generation is of before a power loss. */
+static void an_older_generation_is_not_gone_on_with(void **state)
+{
+    static const uint32_t generations[][2] = {
+        {GENERATION, GENERATION + 1},
+        {GENERATION + 2, GENERATION + 3},
+        {GENERATION + SLOT_AGE_MAX, GENERATION + SLOT_AGE_MAX + 1},
+        {GENERATION + SLOT_AGE_MAX + 2, GENERATION + 1},
+        {GENERATION - 2, GENERATION + 1},
+    };
+    struct table table;
+
+    (void)state;
+    start(&table);
+    for (size_t i = 0; i < sizeof(generations) / sizeof(generations[0]); i++) {
+        uint32_t index = take(&table);
+        struct weir__entry *entry = &table.slots.entries[index];
+        entry->tag = weir__entry_tag(generations[i][0], 0, EXTENT_FREE, 16);
+        assert_int_equal(weir__slots_next_generation(&table.slots, index), generations[i][1]);
+    }
     finish(&table);
 }
 
@@ -216,6 +239,8 @@ int main(void)
          NULL, NULL, NULL},
         {"a few far apart are found", a_few_far_apart_are_found, NULL, NULL, NULL},
         {"a spent generation is retired", a_spent_generation_is_retired, NULL, NULL, NULL},
+        {"an older generation is not gone on with", an_older_generation_is_not_gone_on_with, NULL,
+         NULL, NULL},
         {"random steps equal the model", random_steps_equal_the_model, NULL, NULL, NULL},
     };
 

@@ -458,11 +458,13 @@ static void test_extents(void **state)
     assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EBADMSG);
     assert_int_equal(weir_view_verify(view, damaged), -EBADMSG);
 
-    /* While bytes are put back in place, nobody is told what is there. */
+    /* While bytes of its chunk are put back in place, nobody is told what is there. */
     made.entries[7].tag = weir__entry_tag(3, 5, EXTENT_LIVE, 16);
     assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), 0);
     weir__word_store(&made.header->figures.renewing, 1);
     assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), -EAGAIN);
+    weir__word_store(&made.header->figures.renewing, 2); /* of another: its owner died there */
+    assert_int_equal(weir_view_read(view, damaged, 0, &byte, 1, &count), 0);
     weir__word_store(&made.header->figures.renewing, 0);
 
     /* Past the last chunk; a live item with an even generation; no such state. */
